@@ -1,0 +1,74 @@
+"""OFA, the Chinese image-to-text model, for today's Hugging Face Hub.
+
+Importing this package costs nothing: torch and transformers are loaded when a public name is first used. That moment
+also registers OFA with the Auto classes, so `AutoModel.from_pretrained(folder)` finds the classes of this package.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from ofa_hf.configuration_ofa import OFAConfig
+    from ofa_hf.image_processing_ofa import OFAImageProcessor
+    from ofa_hf.modeling_ofa import OFAForConditionalGeneration, OFAModel, OFAPreTrainedModel
+    from ofa_hf.modeling_ofa import OFAForConditionalGeneration as OFAModelForCaption
+    from ofa_hf.pipeline_ofa import OFAImageToTextPipeline
+    from ofa_hf.processing_ofa import OFAProcessor
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "OFAConfig",
+    "OFAForConditionalGeneration",
+    "OFAImageProcessor",
+    "OFAImageToTextPipeline",
+    "OFAModel",
+    "OFAModelForCaption",
+    "OFAPreTrainedModel",
+    "OFAProcessor",
+]
+
+_HOMES = {
+    "OFAConfig": "configuration_ofa",
+    "OFAForConditionalGeneration": "modeling_ofa",
+    "OFAImageProcessor": "image_processing_ofa",
+    "OFAImageToTextPipeline": "pipeline_ofa",
+    "OFAModel": "modeling_ofa",
+    "OFAPreTrainedModel": "modeling_ofa",
+    "OFAProcessor": "processing_ofa",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    classes = {public: getattr(import_module(f"{__name__}.{home}"), public) for public, home in _HOMES.items()}
+    classes["OFAModelForCaption"] = classes["OFAForConditionalGeneration"]  # the name of the 2023 article
+    _register(classes)
+    globals().update(classes)
+    return classes[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _register(classes: dict[str, type]) -> None:
+    """Make the Auto classes find OFA."""
+    import transformers
+
+    config, captioner = classes["OFAConfig"], classes["OFAForConditionalGeneration"]
+    transformers.AutoConfig.register("ofa", config, exist_ok=True)
+    transformers.AutoModel.register(config, classes["OFAModel"], exist_ok=True)
+    for auto in ("AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModelForVision2Seq"):
+        if hasattr(transformers, auto):  # the last one left with transformers 5
+            getattr(transformers, auto).register(config, captioner, exist_ok=True)
+    image_processor = classes["OFAImageProcessor"]
+    if int(transformers.__version__.split(".")[0]) >= 5:  # otherwise it asks for a torchvision variant at every load
+        known = {"image_processor_classes": {"pil": image_processor, "torchvision": image_processor}}
+    else:
+        known = {"slow_image_processor_class": image_processor}
+    transformers.AutoImageProcessor.register(config, **known, exist_ok=True)
+    transformers.AutoProcessor.register(config, classes["OFAProcessor"], exist_ok=True)

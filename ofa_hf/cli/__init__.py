@@ -1,0 +1,79 @@
+"""The command `ofa-hf`: one small module a subcommand, no logic.
+
+A module `ofa_hf/cli/<command>.py` has `HELP` (one line), `add_arguments(parser)` and `run(args) -> int`, the exit
+status. Its heavy imports sit in `run`, so that `--help` answers at once. Results go to stdout, all else to stderr.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+
+from ofa_hf import __version__
+from ofa_hf.errors import UserError
+
+
+COMMANDS = ("caption", "convert", "finetune", "evaluate", "demo")  # in the order of the help text
+
+SUCCESS, FAILURE = 0, 1
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+READER_LEFT = 141  # … and for a pipe that nobody reads any more, as in `ofa-hf caption photos/ | head -1`
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    Args:
+        argv: arguments after the program's name; the process's own when None.
+
+    Returns:
+        0 success, 1 failure (one line on stderr says what and what to do), 130 interrupted, 141 stdout was closed.
+
+    Raises:
+        SystemExit: 0 after `--help` and `--version`, 2 after a usage error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a caption or file name the terminal cannot show must not end a long run
+            stream.reconfigure(errors="backslashreplace")
+    args = build_parser().parse_args(argv)
+    try:
+        status = args.run(args)
+        sys.stdout.flush()
+    except UserError as error:
+        return _fail(args.command, str(error))
+    except KeyboardInterrupt:
+        print(f"ofa-hf {args.command}: interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at exit
+        return READER_LEFT
+    except OSError as error:  # a full disk, a folder that may not be written: the user's to mend, no fault of the code
+        return _fail(args.command, str(error))
+    return SUCCESS if status is None else status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, one subparser for each command whose module exists."""
+    parser = argparse.ArgumentParser(
+        prog="ofa-hf", description="OFA, the Chinese image-to-text model: convert, caption, finetune, score."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in available_commands():
+        module = importlib.import_module(f"{__name__}.{name}")
+        subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def available_commands() -> list[str]:
+    """Names of the commands this installation has, in the order of the help text."""
+    return [name for name in COMMANDS if importlib.util.find_spec(f"{__name__}.{name}")]
+
+
+def _fail(command: str, message: str) -> int:
+    print(f"ofa-hf {command}: {' '.join(message.split())}", file=sys.stderr)
+    return FAILURE
