@@ -1,0 +1,152 @@
+import base64
+import functools
+import http.server
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers.pipelines.pt_utils import KeyDataset
+
+from ofa_hf import (
+    OFAConfig,
+    OFAForConditionalGeneration,
+    OFAImageProcessor,
+    OFAImageToTextPipeline,
+    OFAProcessor,
+)
+from ofa_hf.conversion.vocabulary import build_tokenizer
+from ofa_hf.image_processing_ofa import PictureError
+
+
+PIECES = ["[PAD]", "[UNK]", "<", ">", "?", "，", *"图片描述了什么内容一只猫红色的裙子蓝"]
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    path.write_text("".join(f"{piece}\n" for piece in PIECES), encoding="utf-8")
+    tokenizer = build_tokenizer(path)
+    torch.manual_seed(3)
+    config = OFAConfig(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        resnet_type="resnet18",
+    )
+    model = OFAForConditionalGeneration(config).eval()
+    with torch.no_grad():  # initial weights are too small to tell one picture from another
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(12 if "embed_tokens" in name or "proj" in name else 1)
+    settings = model.generation_config
+    settings.num_beams, settings.max_length, settings.no_repeat_ngram_size = 3, 8, 3
+    return OFAImageToTextPipeline(model=model, processor=OFAProcessor(OFAImageProcessor(size=64), tokenizer))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder, random = tmp_path_factory.mktemp("shop"), np.random.default_rng(0)
+    for index, size in enumerate([(40, 60), (90, 30), (64, 64), (20, 20), (33, 77)]):
+        coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.NEAREST).save(folder / f"{index}.png")
+    return [str(folder / f"{index}.png") for index in range(5)]
+
+
+def test_every_kind_of_input_gives_the_same_captions(captioner, files):
+    one = captioner(files[0])
+    assert list(one[0]) == ["generated_text"]
+    data = open(files[0], "rb").read()  # noqa: SIM115
+    for source in (Image.open(files[0]), data, io.BytesIO(data), base64.b64encode(data).decode(), {"image": files[0]}):
+        assert captioner(source) == one
+    assert captioner(images=files[0]) == one
+    each = [captioner(file) for file in files]
+    assert captioner(files, batch_size=2) == captioner(tuple(files)) == each
+    assert list(captioner((file for file in files), batch_size=3)) == each
+    assert list(captioner(iter(files))) == each
+    rows = Dataset.from_dict({"image": files}).cast_column("image", ImageFeature())
+    assert list(captioner(rows, batch_size=2)) == list(captioner(KeyDataset(rows, "image"), batch_size=2)) == each
+    undecoded = rows.cast_column("image", ImageFeature(decode=False))
+    assert list(captioner(undecoded)) == each
+    assert captioner([]) == []
+
+
+def test_addresses_are_fetched_and_failures_name_them(captioner, files):
+    folder = files[0].rpartition("/")[0]
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert captioner(f"{address}/1.png", timeout=5) == captioner(files[1])
+        with pytest.raises(PictureError, match=r"nothing\.png gives no picture"):
+            captioner(f"{address}/nothing.png")
+        with pytest.raises(PictureError, match=f"{address}/ gives no picture"):
+            captioner(f"{address}/")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_several_captions_of_several_pictures_stay_with_their_picture(captioner, files):
+    alone = [captioner(file, num_return_sequences=3) for file in files]
+    assert len({str(rows) for rows in alone}) > 1  # the pictures do differ
+    together = captioner(files, num_return_sequences=3, batch_size=4)
+    for one, other in zip(alone, together, strict=True):
+        assert [row["generated_text"] for row in one] == [row["generated_text"] for row in other]
+        assert [row["score"] for row in one] == pytest.approx([row["score"] for row in other], abs=1e-4)
+        assert len(one) == 3
+
+
+def test_prompts_of_different_length_share_a_batch(captioner, files):
+    rows = [{"image": files[0], "text": "猫"}, {"image": files[1], "text": "图片描述了什么颜色的裙子?"}, files[2]]
+    assert captioner(rows, batch_size=3) == [captioner(row) for row in rows]
+    assert captioner(files[0], prompt="猫") == captioner(rows[0])
+    with pytest.raises(ValueError, match="must be one text"):
+        captioner({"image": files[0], "text": ["猫", "裙子"]})
+
+
+def test_scores_are_the_mean_log_probability_of_the_tokens(captioner, files):
+    inputs = captioner.processor(load(files[0]))
+    with torch.no_grad():
+        sequence = captioner.model.generate(**inputs)
+        logits = captioner.model(**inputs, decoder_input_ids=sequence[:, :-1]).logits.log_softmax(-1)
+    tokens = sequence[0, 1:]
+    length = (tokens == 2).nonzero()[0, 0] + 1 if (tokens == 2).any() else len(tokens)
+    expected = logits[0].gather(1, tokens[:, None])[:length].mean()
+    assert captioner(files[0], return_scores=True)[0]["score"] == pytest.approx(expected.item(), abs=1e-5)
+    assert "score" not in captioner(files[0], num_return_sequences=2, return_scores=False)[0]
+
+
+def load(file):
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
+def test_every_keyword_of_generate_gets_through(captioner, files):
+    short = captioner(files[0], max_new_tokens=2)[0]["generated_text"]
+    assert captioner(files[0])[0]["generated_text"] != short
+    assert captioner(files[0], generate_kwargs={"max_new_tokens": 2})[0]["generated_text"] == short
+    greedy = captioner(files[0], num_beams=1, do_sample=False)
+    assert greedy == captioner(files[0], generate_kwargs={"num_beams": 1})
+    set_once = OFAImageToTextPipeline(model=captioner.model, processor=captioner.processor, num_beams=1)
+    assert set_once(files[0]) == greedy
+
+
+def test_a_broken_picture_in_a_list_is_named(captioner, files, tmp_path):
+    (tmp_path / "broken.jpg").write_text("no picture")
+    with pytest.raises(PictureError, match=r"broken\.jpg is not a picture"):
+        captioner([files[0], str(tmp_path / "broken.jpg")], batch_size=2)
+
+
+def test_text_alone_is_answered_too(captioner):
+    assert captioner({"text": "一只猫"})[0].keys() == {"generated_text"}
