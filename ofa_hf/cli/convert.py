@@ -1,0 +1,59 @@
+"""`ofa-hf convert`: an official or legacy checkpoint becomes a Hub-ready folder."""
+
+import argparse
+
+
+HELP = "convert an official .pt, a legacy folder or a published checkpoint into a Hub-ready folder, proven exact"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="official .pt file, legacy folder (pytorch_model.bin), published name (caption_cn_base) or Hub id",
+    )
+    parser.add_argument("out", metavar="OUT", help="folder to write")
+    parser.add_argument(
+        "--vocab", metavar="VOCAB_TXT", help="Chinese BERT vocab.txt (default: the source's tokenizer, else the Hub's)"
+    )
+    parser.add_argument("--prompt", help="question that goes with a picture (default: the checkpoint's)")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the pictures the model sees")
+    parser.add_argument("--num-beams", type=positive, metavar="N", help="beams of generate")
+    parser.add_argument("--max-length", type=positive, metavar="TOKENS", help="longest text, start and end included")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as read)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion at OUT")
+    parser.add_argument("--no-verify", action="store_true", help="skip the proof in a fresh process")
+    parser.add_argument("--json", action="store_true", help="print the whole account as one JSON object")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+    import sys
+
+    from ofa_hf.conversion.convert import convert
+
+    generation = {"num_beams": args.num_beams, "max_length": args.max_length}
+    account = convert(
+        args.checkpoint,
+        args.out,
+        args.vocab,
+        dtype=args.dtype,
+        prompt=args.prompt,
+        image_size=args.image_size,
+        generation={name: value for name, value in generation.items() if value is not None},
+        overwrite=args.overwrite,
+        verify=not args.no_verify,
+        progress=lambda step: print(step, file=sys.stderr),
+    )
+    print(json.dumps(account.values, ensure_ascii=False) if args.json else "\n".join(account.lines()))
+    return 0

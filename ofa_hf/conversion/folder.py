@@ -1,0 +1,175 @@
+"""Write the files of a Hub-ready folder, the weights tensor by tensor so that a large model never sits in memory."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import GenerationConfig
+
+import ofa_hf
+from ofa_hf.configuration_ofa import OFAConfig
+from ofa_hf.errors import UserError
+
+
+MAX_SHARD_BYTES = 5 * 10**9
+HUB_FILE_PREFIXES = ("configuration_", "modeling_", "image_processing_", "processing_", "pipeline_")
+TOKEN_IDS = {"decoder_start_token_id": 0, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+
+
+class WeightsToSave:
+    """Weights of a source as they are to be written: name → tensor in the chosen dtype.
+
+    Args:
+        tensors: names → tensors with `shape` and `load()`.
+        counters: BatchNorm step counters to be written as 0.
+        dtype: of the floating-point weights; integers stay as they are.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], counters: Iterable[str], dtype: torch.dtype):
+        self.tensors, self.counters, self.dtype = tensors, frozenset(counters), dtype
+        self.names = sorted(self.counters.union(tensors))
+
+    def load(self, name: str) -> torch.Tensor:
+        """One tensor, contiguous.
+
+        Raises:
+            UserError: a number of the source does not fit into the dtype.
+        """
+        if name in self.counters:
+            return torch.zeros((), dtype=torch.int64)
+        tensor = self.tensors[name].load()
+        if not tensor.is_floating_point() or tensor.dtype == self.dtype:
+            return tensor.contiguous()
+        converted = tensor.to(self.dtype)
+        if not torch.equal(torch.isfinite(converted), torch.isfinite(tensor)):
+            raise UserError(f"The weight {name} holds numbers too large for {self.dtype}. Use float32 or bfloat16.")
+        return converted.contiguous()
+
+    def layout(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """dtype and shape as written, without reading numbers."""
+        if name in self.counters:
+            return torch.int64, ()
+        tensor = self.tensors[name]
+        return self.dtype if tensor.dtype.is_floating_point else tensor.dtype, tuple(tensor.shape)
+
+    def size(self, name: str) -> int:
+        dtype, shape = self.layout(name)
+        return dtype.itemsize * torch.Size(shape).numel()
+
+    @property
+    def total_size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(map(self.size, self.names))
+
+
+def write_weights(folder: Path, weights: WeightsToSave, max_shard: int = MAX_SHARD_BYTES) -> list[str]:
+    """Write `model.safetensors`, or shards with an index above `max_shard` bytes; returns the file names."""
+    shards = split_into_shards(weights, max_shard)
+    if len(shards) == 1:
+        write_safetensors(folder / WEIGHTS_NAME, weights, shards[0])
+        return [WEIGHTS_NAME]
+    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for file, names in zip(files, shards):
+        write_safetensors(folder / file, weights, names)
+    weight_map = {name: file for file, names in zip(files, shards) for name in names}
+    write_json(folder / INDEX_NAME, {"metadata": {"total_size": weights.total_size}, "weight_map": weight_map})
+    return files
+
+
+def split_into_shards(weights: WeightsToSave, max_shard: int) -> list[list[str]]:
+    """Names in groups of at most `max_shard` bytes; a larger tensor is a group of its own."""
+    shards, room = [], 0
+    for name in weights.names:
+        if not shards or weights.size(name) > room:
+            shards.append([])
+            room = max_shard
+        shards[-1].append(name)
+        room -= weights.size(name)
+    return shards
+
+
+def write_safetensors(path: Path, weights: WeightsToSave, names: list[str]) -> None:
+    """Write the named tensors one after the other.
+
+    Source: the safetensors format: length of the header, header as JSON, numbers in little-endian order.
+    """
+    header, position = {"__metadata__": {"format": "pt"}}, 0
+    for name in names:
+        dtype, shape = weights.layout(name)
+        end = position + weights.size(name)
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # numbers begin at a multiple of 8 bytes
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            flat = weights.load(name).flatten()
+            file.write(memoryview(flat.view(torch.uint8).numpy()))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def compare_weights(folder: Path, files: list[str], weights: WeightsToSave) -> int:
+    """Compare what was written with the source, tensor by tensor; returns the number of equal tensors.
+
+    Raises:
+        UserError: a tensor differs or is absent: the disk is at fault.
+    """
+    seen = set()
+    for file in files:
+        with safe_open(folder / file, framework="pt") as written:
+            for name in written.keys():
+                seen.add(name)
+                if not same_bits(written.get_tensor(name), weights.load(name)):
+                    raise UserError(f"{file} was not written as it should be: {name} differs. Check the disk.")
+    if seen != set(weights.names):
+        raise UserError(f"{', '.join(files)}: not all weights were written. Check the disk.")
+    return len(seen)
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors are equal to the last bit, NaN included."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    return torch.equal(first.flatten().view(torch.uint8), second.flatten().view(torch.uint8))
+
+
+def write_config(folder: Path, config: OFAConfig, dtype: torch.dtype) -> None:
+    config.architectures = ["OFAForConditionalGeneration"]
+    config.dtype = dtype
+    config.save_pretrained(folder)
+
+
+def write_generation_config(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write `generation_config.json`, also what is a default of this version of transformers: another's may differ.
+
+    Raises:
+        UserError: settings that contradict each other.
+    """
+    try:
+        GenerationConfig(**{**TOKEN_IDS, **settings}).save_pretrained(folder)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"The generation settings {dict(settings)} do not fit together: {error}") from error
+    path = folder / "generation_config.json"
+    write_json(path, dict(sorted({**json.loads(path.read_text(encoding="utf-8")), **TOKEN_IDS, **settings}.items())))
+
+
+def copy_hub_files(folder: Path) -> list[str]:
+    """Copy the code files that `config.json` names; returns their names."""
+    home = Path(ofa_hf.__file__).parent
+    files = [file for file in sorted(home.glob("*.py")) if file.name.startswith(HUB_FILE_PREFIXES)]
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    return [file.name for file in files]
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

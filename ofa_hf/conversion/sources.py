@@ -1,0 +1,177 @@
+"""From what the user names (file, folder, catalogue name, Hub id) to weights and settings, still in their files."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ofa_hf.conversion.checkpoints import (
+    CATALOGUE,
+    LEGACY,
+    PublishedCheckpoint,
+    TaskDefaults,
+    find_published,
+    recognise_task,
+)
+from ofa_hf.conversion.configuration import ConfigDecisions, config_from_fairseq, config_from_legacy
+from ofa_hf.conversion.download import download_file, download_repository
+from ofa_hf.conversion.fairseq_reader import read_checkpoint
+from ofa_hf.conversion.inert_pickle import shown
+from ofa_hf.errors import UserError
+
+
+OFFICIAL_KIND, LEGACY_KIND = "official fairseq checkpoint", "legacy OFA-Chinese folder"
+ACCOUNT_FILE = "conversion.json"  # what marks a folder as written by this converter
+LEGACY_WEIGHTS = ("pytorch_model.bin", "model.safetensors")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+MAX_CONFIG_BYTES = 1_000_000
+SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+
+
+@dataclass
+class Source:
+    """A checkpoint as found: nothing of its weights has been read yet."""
+
+    kind: str
+    name: str  # what the user would call it: file or folder name, or Hub id
+    weights_file: Path
+    layout: str  # how the weights are stored: "zip", "legacy" (both torch.save) or "safetensors"
+    weights: Mapping[str, Any]  # names → tensors with dtype, shape and load()
+    settings: dict[str, Any]  # fairseq's arguments or the fields of a legacy config.json
+    ignored: list[str] = field(default_factory=list)
+    folder: Path | None = None  # of a legacy checkpoint
+    published: PublishedCheckpoint | None = None
+
+    def decide_config(self, shapes: Mapping[str, tuple]) -> ConfigDecisions:
+        """Configuration from settings and shapes (names here → shapes)."""
+        decide = config_from_fairseq if self.kind == OFFICIAL_KIND else config_from_legacy
+        return decide(self.settings, shapes, self.name)
+
+    def recognise_task(self) -> tuple[str, TaskDefaults, str]:
+        """Task, its defaults and why they were chosen."""
+        if self.kind == OFFICIAL_KIND:
+            return recognise_task(self.settings, self.name)
+        if self.published and self.published.hub_id:
+            return "caption", self.published.defaults, f"name {self.name}"
+        return "caption", LEGACY, "legacy folders caption"
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self.folder is not None and any((self.folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+@dataclass
+class SafetensorsTensor:
+    """A tensor in a safetensors file, with the interface of `StoredTensor`."""
+
+    handle: Any = field(repr=False)
+    name: str
+    dtype: torch.dtype | None
+    shape: torch.Size
+
+    def load(self) -> torch.Tensor:
+        return self.handle.get_tensor(self.name)
+
+    def same_place(self, other: Any) -> bool:
+        return self is other
+
+
+def open_source(checkpoint: str | Path) -> Source:
+    """Find and open what `checkpoint` names, downloading a published one first.
+
+    Args:
+        checkpoint: an official `.pt` file, a legacy folder or its weights file, a name of the catalogue, or a Hub id.
+
+    Raises:
+        UserError: nothing of the kind, or a file that cannot be used.
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        return open_folder(path, path.resolve().name)
+    if path.exists():
+        return open_file(path)
+    name = str(checkpoint)
+    published = CATALOGUE.get(name)
+    if published and published.url:
+        return open_file(download_file(published.url))
+    if published or re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and path.suffix not in (".pt", ".bin"):
+        return open_folder(download_repository(name), name)
+    raise UserError(explain_missing(name))
+
+
+def explain_missing(name: str) -> str:
+    """What to do about a checkpoint that is nowhere."""
+    published = find_published(name) if name.endswith(".pt") else None
+    if published and published.url:
+        return f"No checkpoint file at {name}. Give its path, or {published.name} without .pt to download it first."
+    names = ", ".join(entry for entry in CATALOGUE)
+    return f"No checkpoint at {name}. Accepted: a .pt file, a legacy folder, a Hub id, or one of: {names}."
+
+
+def open_file(path: Path) -> Source:
+    """An official `.pt`, or the weights file of a legacy folder."""
+    if path.suffix == ".safetensors" or (path.parent / "config.json").is_file() and path.name in LEGACY_WEIGHTS:
+        return open_folder(path.parent, path.resolve().parent.name)
+    checkpoint = read_checkpoint(path)
+    return Source(
+        OFFICIAL_KIND,
+        path.name,
+        path,
+        checkpoint.layout,
+        checkpoint.weights,
+        checkpoint.settings,
+        checkpoint.ignored,
+        published=find_published(path.name),
+    )
+
+
+def open_folder(folder: Path, name: str) -> Source:
+    """A legacy OFA-Chinese folder: `config.json` and `pytorch_model.bin` (or `model.safetensors`)."""
+    if (folder / ACCOUNT_FILE).exists():
+        raise UserError(f"{folder} was written by this converter already: load it with from_pretrained.")
+    file = next((folder / weights for weights in LEGACY_WEIGHTS if (folder / weights).is_file()), None)
+    if file is None or not (folder / "config.json").is_file():
+        seen = ", ".join(sorted(shown(entry.name) for entry in folder.iterdir())[:8]) or "nothing"
+        raise UserError(
+            f"{folder} is no legacy OFA-Chinese folder: it holds {seen}; expected config.json and pytorch_model.bin. "
+            f"For an official checkpoint give the .pt file itself."
+        )
+    source = Source(LEGACY_KIND, name, file, "safetensors", {}, read_config(folder / "config.json"), folder=folder)
+    source.published = find_published(name)
+    if file.suffix == ".safetensors":
+        source.weights = read_safetensors(file)
+    else:
+        checkpoint = read_checkpoint(file)
+        source.layout, source.weights, source.ignored = checkpoint.layout, checkpoint.weights, checkpoint.ignored
+    return source
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The fields of a legacy `config.json`."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError("it is larger than 1 MB")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be used: {error}. Expected the config.json of OFA-Chinese.") from error
+    return values
+
+
+def read_safetensors(path: Path) -> dict[str, SafetensorsTensor]:
+    """Names → tensors of a safetensors file, not read yet."""
+    try:
+        handle = safe_open(path, framework="pt")
+        slices = {name: handle.get_slice(name) for name in handle.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be converted: it is damaged or truncated ({error}).") from error
+    return {
+        name: SafetensorsTensor(handle, name, SAFETENSORS_DTYPES.get(part.get_dtype()), torch.Size(part.get_shape()))
+        for name, part in slices.items()
+    }

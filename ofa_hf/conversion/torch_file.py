@@ -1,0 +1,355 @@
+"""Tensors inside a file written by `torch.save`, found without executing anything and read only when asked for.
+
+Both layouts are known: the zip archive of torch ≥ 1.6 and the older row of pickles. Every size is checked against
+the file before anything is allocated, and tensors are views of the memory-mapped file: what nobody asks for (optimizer
+states) is never read.
+
+Source: `torch/serialization.py`, `torch/_utils.py`; zip layout from the PKWARE APPNOTE.
+"""
+
+import io
+import mmap
+import os
+import struct
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ofa_hf.conversion.inert_pickle import InertUnpickler, PickleRefused, shown
+
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PROTOCOL = 1001
+MAX_RECORDS = 100_000
+MAX_DIMENSIONS = 16
+
+STORAGE_DTYPES = {
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+REBUILD_TENSOR = frozenset({"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"})
+REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
+TORCH_NAMES = frozenset(STORAGE_DTYPES) | REBUILD_TENSOR | {REBUILD_PARAMETER}
+
+
+class FileRefused(Exception):
+    """The file cannot be used; the message completes "<file> cannot be converted: "."""
+
+
+class Record(NamedTuple):
+    """One stored file of a zip archive: where its bytes lie."""
+
+    begin: int
+    size: int
+    crc: int
+
+
+@dataclass(eq=False, slots=True)
+class Storage:
+    """A run of numbers in the file; `begin` (in bytes) is known once the whole directory was read."""
+
+    key: str
+    dtype: torch.dtype
+    length: int
+    begin: int = -1
+    crc: int | None = None  # None: the layout has no checksum, or it was found right
+
+    @property
+    def size(self) -> int:
+        return self.length * self.dtype.itemsize
+
+
+@dataclass(eq=False, slots=True)
+class StoredTensor:
+    """A tensor still in its file: dtype and shape are known, `load()` maps the numbers."""
+
+    file: "TorchFile" = field(repr=False)
+    storage: Storage
+    offset: int
+    shape: torch.Size
+    strides: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.storage.dtype
+
+    def load(self) -> torch.Tensor:
+        """The tensor, as a view of the mapped file where its position there allows; changing it never writes.
+
+        Raises:
+            FileRefused: the bytes do not match the checksum that was stored with them.
+        """
+        return self.file.load(self.storage).as_strided(self.shape, self.strides, self.offset)
+
+    def same_place(self, other: "StoredTensor") -> bool:
+        """Whether both are the very same numbers in the file."""
+        return (self.storage, self.offset, self.shape, self.strides) == (
+            other.storage,
+            other.offset,
+            other.shape,
+            other.strides,
+        )
+
+
+class TorchFile:
+    """A file written by `torch.save`: `content` is its object as inert data with `StoredTensor` leaves.
+
+    Args:
+        path: the file.
+        is_allowed: names of classes, besides torch's own for tensors, that may appear in it.
+
+    Raises:
+        FileRefused: not such a file, truncated, damaged, or holding anything else than allowed data.
+    """
+
+    def __init__(self, path: Path, is_allowed):
+        self.storages: dict[str, Storage] = {}
+        self._is_allowed = is_allowed
+        with open(path, "rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            if not self.size:
+                raise FileRefused("it is empty (0 bytes). Download it again")
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            head = file.read(8)
+            self.layout = "zip" if head[:4] == b"PK\x03\x04" else "legacy"
+            self.content = self._read_zip() if self.layout == "zip" else self._read_legacy(file, head)
+
+    def load(self, storage: Storage) -> torch.Tensor:
+        """All numbers of `storage` as a flat tensor, checked against their checksum the first time."""
+        if not storage.length:
+            return torch.empty(0, dtype=storage.dtype)
+        if storage.crc is not None:
+            self._check_crc(storage.key, Record(storage.begin, storage.size, storage.crc))
+            storage.crc = None
+        if storage.begin % storage.dtype.itemsize:
+            data = bytearray(self._map[storage.begin : storage.begin + storage.size])  # not aligned: needs a copy
+            return torch.frombuffer(data, dtype=storage.dtype)
+        return torch.frombuffer(self._map, dtype=storage.dtype, count=storage.length, offset=storage.begin)
+
+    def _check_crc(self, name: str, record: Record) -> None:
+        with memoryview(self._map) as view, view[record.begin : record.begin + record.size] as data:
+            if zlib.crc32(data) != record.crc:
+                raise FileRefused(f"its part {shown(name)} is damaged: the checksum differs. Download the file again")
+
+    # Zip layout
+
+    def _read_zip(self) -> Any:
+        records = read_zip_directory(self._map)
+        names = [name for name in records if name.endswith("/data.pkl")]
+        if any(name.endswith("/constants.pkl") for name in records):
+            raise FileRefused("it is a TorchScript archive. Give the training checkpoint, written by torch.save")
+        if len(names) != 1 or names[0].count("/") != 1:
+            raise FileRefused("it is a zip archive, but not one that torch.save wrote. Give the checkpoint itself")
+        prefix = names[0].removesuffix("data.pkl")
+        order = records.get(f"{prefix}byteorder")
+        if order and self._map[order.begin : order.begin + min(order.size, 16)] != b"little":
+            raise FileRefused("its numbers are big-endian. Save it again with torch.save on a little-endian machine")
+        self._check_crc(names[0], records[names[0]])
+        self._records = {name.removeprefix(f"{prefix}data/"): record for name, record in records.items()}
+        pickle = records[names[0]]
+        data = io.BytesIO(self._map[pickle.begin : pickle.begin + pickle.size])
+        return self._unpickler(self._find_zip_storage).load(data, pickle.size)
+
+    def _find_zip_storage(self, storage: Storage) -> None:
+        record = self._records.get(storage.key)
+        if record is None or record.size != storage.size:
+            seen = "no record" if record is None else f"{record.size:,} bytes"
+            raise PickleRefused(
+                f"its storage {shown(storage.key)} needs {storage.size:,} bytes and the file has {seen}"
+            )
+        storage.begin, storage.crc = record.begin, record.crc
+
+    # Legacy layout: magic number, protocol, system, content, keys, then length and numbers of each storage
+
+    def _read_legacy(self, file, head: bytes) -> Any:
+        if head[:1] != b"\x80":
+            raise FileRefused(describe_strange_file(head, self._map))
+        file.seek(0)
+        plain = InertUnpickler(lambda name: False)
+        magic = plain.load(file, self.size)
+        if magic != LEGACY_MAGIC or type(magic) is not int:
+            raise FileRefused("it is a pickle, but not one that torch.save wrote")
+        protocol, system = plain.load(file, self.size), plain.load(file, self.size)
+        if protocol != LEGACY_PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise FileRefused("it was written by an unknown version of torch.save or on a big-endian machine")
+        content = self._unpickler(self._check_legacy_storage).load(file, self.size - file.tell())
+        keys = plain.load(file, self.size - file.tell())
+        self._place_legacy_storages(keys, file.tell())
+        return content
+
+    def _check_legacy_storage(self, storage: Storage) -> None:
+        if storage.size > self.size:
+            raise PickleRefused(
+                f"its storage {shown(storage.key)} claims {storage.size:,} bytes, the file has {self.size:,}"
+            )
+
+    def _place_legacy_storages(self, keys: Any, position: int) -> None:
+        if not isinstance(keys, list) or len(keys) > MAX_RECORDS or not all(isinstance(key, str) for key in keys):
+            raise FileRefused("its list of storages is damaged")
+        for key in keys:
+            storage = self.storages.get(key)
+            header = self._map[position : position + 8]
+            if storage is None or len(header) < 8 or struct.unpack("<q", header)[0] != storage.length:
+                raise FileRefused(f"its storage {shown(key)} is missing, cut off or of another length than declared")
+            storage.begin = position + 8
+            position = storage.begin + storage.size
+            if position > self.size:
+                raise FileRefused(f"it is truncated: {position:,} bytes are needed, {self.size:,} are there")
+        lost = [key for key, storage in self.storages.items() if storage.begin < 0]
+        if lost:
+            raise FileRefused(f"its storage {shown(lost[0])} is not in the file")
+
+    # Both layouts
+
+    def _unpickler(self, check_storage) -> InertUnpickler:
+        def is_allowed(name: str) -> bool:
+            return name in TORCH_NAMES or self._is_allowed(name)
+
+        def find_storage(identity: Any) -> Storage:
+            return self._find_storage(identity, check_storage)
+
+        return InertUnpickler(is_allowed, self._call, find_storage)
+
+    def _find_storage(self, identity: Any, check_storage) -> Storage:
+        """`("storage", class, key, device, length)`, in old files with a sixth part for views, which is None."""
+        if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
+            raise PickleRefused("it refers to something that is not a tensor's storage")
+        _, kind, key, _, length = identity[:5]
+        dtype = STORAGE_DTYPES.get(getattr(kind, "name", None))
+        if dtype is None or type(key) is not str or not is_count(length) or any(identity[5:]):
+            raise PickleRefused("it declares a storage of an unknown kind")
+        storage = self.storages.get(key)
+        if storage is None:
+            storage = Storage(key, dtype, length)
+            check_storage(storage)
+            self.storages[key] = storage
+        if (storage.dtype, storage.length) != (dtype, length):
+            raise PickleRefused(f"it declares its storage {shown(key)} twice, differently")
+        return storage
+
+    def _call(self, name: str, arguments: tuple) -> Any:
+        if name in REBUILD_TENSOR:
+            return self._rebuild_tensor(arguments)
+        if name == REBUILD_PARAMETER:
+            if not arguments or not isinstance(arguments[0], StoredTensor):
+                raise PickleRefused("it makes a parameter of something that is not a tensor")
+            return arguments[0]
+        if name in STORAGE_DTYPES:
+            raise PickleRefused(f"it makes a {name} by itself, which torch.save never writes")
+        return None
+
+    def _rebuild_tensor(self, arguments: tuple) -> StoredTensor:
+        """A tensor whose every number lies inside its storage and none is used over and over."""
+        if len(arguments) < 4 or not isinstance(arguments[0], Storage):
+            raise PickleRefused("it makes a tensor of something that is not a storage")
+        storage, offset, shape, strides = arguments[:4]
+        if not (is_count(offset) and are_counts(shape) and are_counts(strides) and len(shape) == len(strides)):
+            raise PickleRefused("it holds a tensor with an impossible shape")
+        count, last = 1, offset
+        for size, stride in zip(shape, strides):
+            count, last = count * size, last + max(size - 1, 0) * stride
+        if count and (last >= storage.length or count > storage.length):
+            raise PickleRefused(f"it holds a tensor of {count:,} numbers in a storage of {storage.length:,}")
+        return StoredTensor(self, storage, offset if count else 0, torch.Size(shape), strides)
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**48
+
+
+def are_counts(values: Any) -> bool:
+    return isinstance(values, tuple) and len(values) <= MAX_DIMENSIONS and all(map(is_count, values))
+
+
+def read_zip_directory(data: mmap.mmap) -> dict[str, Record]:
+    """Names and places of the stored files of an archive, each checked to lie inside it.
+
+    Raises:
+        FileRefused: cut off, damaged, compressed (torch never compresses: a bomb), or with names that are paths.
+    """
+    count, size, begin = find_zip_directory(data)
+    if count > MAX_RECORDS or size > count * 1024 or begin + size > len(data):
+        raise FileRefused(f"its directory is damaged: it claims {count:,} parts in {size:,} bytes")
+    records, position = {}, begin
+    for _ in range(count):
+        name, record, position = read_zip_entry(data, position, begin + size)
+        if name in records:
+            raise FileRefused(f"it holds {shown(name)} twice")
+        if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+            raise FileRefused(f"it holds a part named like a path outside the archive: {shown(name)}")
+        records[name] = record
+    return records
+
+
+def find_zip_directory(data: mmap.mmap) -> tuple[int, int, int]:
+    """Number of parts, size and begin of the directory, from the end of the archive (zip64 where it is used)."""
+    end = data.rfind(b"PK\x05\x06", max(0, len(data) - 65557))
+    if end < 0 or end + 22 > len(data):
+        raise FileRefused("it is truncated: the end of the archive is missing. Download it again")
+    _, _, _, count, size, begin, _ = struct.unpack("<4H2LH", data[end + 4 : end + 22])
+    if data[max(end - 20, 0) : max(end - 16, 0)] == b"PK\x06\x07":
+        (position,) = struct.unpack("<Q", data[end - 12 : end - 4])
+        header = data[position : position + 56] if position < len(data) else b""
+        if header[:4] != b"PK\x06\x06" or len(header) < 56:
+            raise FileRefused("its directory is damaged")
+        count, size, begin = struct.unpack("<3Q", header[32:56])
+    return count, size, begin
+
+
+def read_zip_entry(data: mmap.mmap, position: int, end: int) -> tuple[str, Record, int]:
+    """One entry of the directory: name, place of its bytes, position of the next entry."""
+    entry = data[position : position + 46] if position + 46 <= end else b""
+    if entry[:4] != b"PK\x01\x02":
+        raise FileRefused("its directory is damaged")
+    flags, method = struct.unpack("<2H", entry[8:12])
+    crc, packed, size = struct.unpack("<3L", entry[16:28])
+    name_size, extra_size, comment_size = struct.unpack("<3H", entry[28:34])
+    (header,) = struct.unpack("<L", entry[42:46])
+    position += 46
+    name = data[position : position + name_size].decode("utf-8", "replace")
+    extra = data[position + name_size : position + name_size + extra_size]
+    size, packed, header = read_zip64_sizes(extra, size, packed, header)
+    if method or flags & 1 or packed != size:
+        raise FileRefused(f"its part {shown(name)} is compressed or encrypted, which torch.save never does")
+    local = data[header : header + 30] if header + 30 <= len(data) else b""
+    if local[:4] != b"PK\x03\x04":
+        raise FileRefused(f"its part {shown(name)} is not where the directory says")
+    begin = header + 30 + sum(struct.unpack("<2H", local[26:30]))
+    if begin + size > len(data):
+        raise FileRefused(f"its part {shown(name)} claims {size:,} bytes, more than the file has")
+    return name, Record(begin, size, crc), position + name_size + extra_size + comment_size
+
+
+def read_zip64_sizes(extra: bytes, *sizes: int) -> list[int]:
+    """Replace each size that says "see the zip64 field" (all bits set) by the next number of that field."""
+    wide, position = b"", 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack("<2H", extra[position : position + 4])
+        if kind == 1:
+            wide = extra[position + 4 : position + 4 + length]
+        position += 4 + length
+    numbers = iter(struct.unpack(f"<{len(wide) // 8}Q", wide[: len(wide) // 8 * 8]))
+    values = [next(numbers, None) if size == 0xFFFFFFFF else size for size in sizes]
+    if None in values:
+        raise FileRefused("its directory is damaged: a 64-bit size is missing")
+    return values
+
+
+def describe_strange_file(head: bytes, data: mmap.mmap) -> str:
+    """Say what a file looks like that is no checkpoint, from its first bytes."""
+    if head[:1] in (b"<", b"{") or head[:7].isascii() and head[:7].decode("ascii").isprintable():
+        return f"it is a text or web page, not a checkpoint (it starts with {shown(head.decode('latin-1'))})"
+    if data[257:262] == b"ustar":
+        return "it is a tar archive (torch before 0.2 wrote those). Load and save it again with a newer torch"
+    return "it is no file that torch.save wrote. Give an official .pt file or a legacy pytorch_model.bin"

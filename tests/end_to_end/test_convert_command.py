@@ -1,0 +1,81 @@
+"""The real command and the real proof: a folder that a process without the package loads."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import small_checkpoints
+import torch
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "ofa_hf", "convert", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    config = small_checkpoints.make_config()
+    weights = small_checkpoints.make_weights(config)
+    official = small_checkpoints.make_official_weights(config, weights)
+    small_checkpoints.write_official(folder / "tiny.pt", official, small_checkpoints.make_arguments())
+    small_checkpoints.write_legacy(folder / "legacy", config, weights)
+    small_checkpoints.write_vocabulary(folder / "vocab.txt")
+    return folder
+
+
+def test_the_command_converts_an_official_file_and_proves_it(files, tmp_path):
+    result = run(files / "tiny.pt", tmp_path / "out", "--vocab", files / "vocab.txt", "--json")
+    assert result.returncode == 0, result.stderr
+    account = json.loads(result.stdout)
+    assert account["proof"]["max_difference"] == 0.0
+    assert (
+        account["proof"]["equal_tensors"]
+        == account["weights"]["counts"]["renamed"] + account["weights"]["counts"]["kept"]
+    )
+    assert "proving" in result.stderr
+    assert not [entry for entry in tmp_path.iterdir() if entry.name != "out"]
+
+
+def test_the_command_converts_a_legacy_folder_and_says_so_in_words(files, tmp_path):
+    result = run(files / "legacy", tmp_path / "out", "--vocab", files / "vocab.txt", "--image-size", "64")
+    assert result.returncode == 0, result.stderr
+    assert "legacy OFA-Chinese folder legacy" in result.stdout
+    assert "differ by 0.0" in result.stdout
+
+
+def test_a_hostile_file_is_one_line_status_1_and_no_folder(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return eval, ("open('hacked', 'w')",)
+
+    torch.save({"model": {"a": torch.ones(1)}, "args": Attack()}, tmp_path / "evil.pt")
+    result = run("evil.pt", "out", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "builtins.eval" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["evil.pt"]
+
+
+def test_wrong_usage_is_status_2():
+    assert run("only_one_argument").returncode == 2
+
+
+@pytest.mark.slow
+def test_a_killed_conversion_leaves_no_folder_and_the_next_one_succeeds(files, tmp_path):
+    command = [sys.executable, "-m", "ofa_hf", "convert", files / "tiny.pt", tmp_path / "out"]
+    command = [*map(str, command), "--vocab", str(files / "vocab.txt")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(1200):
+        if any(tmp_path.glob(".out.converting-*/folder/config.json")):
+            break
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    assert any(tmp_path.glob(".out.converting-*"))
+    assert run(files / "tiny.pt", tmp_path / "out", "--vocab", files / "vocab.txt").returncode == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
