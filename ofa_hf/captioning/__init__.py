@@ -1,0 +1,1 @@
+"""Captions for files and folders: what `ofa-hf caption` does."""

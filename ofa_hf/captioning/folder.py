@@ -1,0 +1,183 @@
+"""Caption many picture files: find them, read them in threads while the model works, go on past broken ones."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageToTextPipeline, OFAProcessor
+from ofa_hf.errors import UserError
+from ofa_hf.image_processing_ofa import PictureError, load_picture
+
+
+PICTURE_SUFFIXES = frozenset(".jpg .jpeg .jfif .png .webp .gif .bmp .tif .tiff .avif .jp2 .ppm .mpo".split())
+BATCHES_AHEAD = 2  # read while the model works on another one
+
+
+def find_pictures(inputs: Iterable[str | os.PathLike]) -> list[str]:
+    """List picture files: files as they are named, folders with all their subfolders, each file once, in order.
+
+    In folders, hidden files and files that are not named like a picture are left out.
+
+    Raises:
+        UserError: a folder cannot be read, or there is no picture at all.
+    """
+    inputs = [os.path.normpath(path) for path in inputs]
+    found = {}
+    for path in inputs:
+        for file in _walk(path) if os.path.isdir(path) else [path]:
+            found.setdefault(os.path.abspath(file), file)
+    if not found:
+        raise UserError(
+            f"No pictures in {', '.join(inputs)}. Looked for files ending in {' '.join(sorted(PICTURE_SUFFIXES))}, in "
+            f"subfolders too. Name the pictures one by one, or another folder."
+        )
+    if not any(map(os.path.exists, found.values())):
+        raise UserError(f"{', '.join(inputs)[:300]}: no such file or folder. Name pictures, or folders of pictures.")
+    return list(found.values())
+
+
+def _walk(folder: str) -> Iterator[str]:
+    def refuse(error: OSError):
+        raise UserError(
+            f"The folder {error.filename} cannot be read: {error.strerror}. Change its permissions, or leave it out."
+        ) from error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if Path(name).suffix.lower() in PICTURE_SUFFIXES and not name.startswith("."):
+                yield os.path.join(parent, name)
+
+
+def load_captioner(model: str, device: str | None = None, dtype: str = "auto") -> OFAImageToTextPipeline:
+    """Load a Hub-ready folder or Hub id as a pipeline, with this package's own code.
+
+    Args:
+        model: folder or id.
+        device: as torch names it; None takes a GPU if there is one.
+        dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
+
+    Raises:
+        UserError: it is not there, not OFA, or not whole.
+    """
+    advice = "Give a folder that `ofa-hf convert` or `ofa-hf finetune` wrote, or the id of such a model on the Hub."
+    if not os.path.isdir(model) and model.count("/") != 1:  # ids on the Hub are `owner/name`
+        raise UserError(f"The model {model} is no folder on this machine and no id of the form owner/name. {advice}")
+    try:
+        kind = OFAConfig.get_config_dict(model)[0].get("model_type")
+        if kind != "ofa":
+            found = f"its config.json says model_type={kind!r}" if kind else "no config.json says what it is"
+            raise UserError(f"The model {model} is not OFA: {found}. {advice}")
+        processor = OFAProcessor.from_pretrained(model)
+        network, loading = OFAForConditionalGeneration.from_pretrained(model, dtype=dtype, output_loading_info=True)
+        _refuse_incomplete(model, loading)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return OFAImageToTextPipeline(model=network.eval(), processor=processor, device=device)
+    except UserError:
+        raise
+    except Exception as error:  # transformers, safetensors and torch raise everything from OSError to bare Exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        raise UserError(f"The model {model} cannot be loaded ({reason}). {advice}") from error
+
+
+def _refuse_incomplete(model: str, loading: dict) -> None:
+    missing = sorted(loading.get("missing_keys") or [])
+    mismatched = sorted(str(key) for key in loading.get("mismatched_keys") or [])
+    if missing or mismatched:
+        raise UserError(
+            f"The weights of {model} are not whole: missing {missing[:3]} ({len(missing)}), of another size "
+            f"{mismatched[:3]} ({len(mismatched)}). Expected: every weight of config.json's network. Convert it again."
+        )
+
+
+def read_pictures(
+    files: Iterable[str], size: dict[str, int], resample: int, ahead: int
+) -> Iterator[tuple[str, Image.Image | PictureError]]:
+    """Read and shrink pictures in threads, up to `ahead` of whoever asks, so that memory stays flat.
+
+    Gives `(file, picture)` in order, the picture being an RGB image of the asked `size` or the error it ended in.
+    """
+    files, waiting = iter(files), deque()
+    pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="pictures")
+    pixels = (size["width"], size["height"])
+    try:
+        waiting.extend((file, pool.submit(_read, file, pixels, resample)) for file in islice(files, ahead))
+        while waiting:
+            file, future = waiting.popleft()
+            waiting.extend((file, pool.submit(_read, file, pixels, resample)) for file in islice(files, 1))
+            yield file, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(file: str, size: tuple[int, int], resample: int) -> Image.Image | PictureError:
+    try:
+        picture = load_picture(Path(file))
+        return picture if picture.size == size else picture.resize(size, resample)
+    except PictureError as error:
+        return error
+    except MemoryError as error:
+        return PictureError(f"{file} does not fit into memory {error}. Make it smaller first.")
+
+
+def caption_files(
+    captioner: OFAImageToTextPipeline,
+    files: Iterable[str],
+    *,
+    batch_size: int = 8,
+    on_failure: Callable[[str, PictureError], None],
+    **options,
+) -> Iterator[tuple[str, list[dict]]]:
+    """Caption files one after another, reading the next ones while the model works.
+
+    Args:
+        captioner: what `load_captioner` gave.
+        files: paths.
+        batch_size: pictures that go through the model together.
+        on_failure: called with the path and error of each picture that cannot be read.
+        options: of the pipeline, such as `prompt`, `num_return_sequences`, `num_beams`, `return_scores`.
+
+    Returns:
+        An iterator over `(file, captions)` in order, best caption first, each `{"caption": …}` with a `"score"` if
+        asked for.
+    """
+    settings, names = captioner.image_processor, deque()
+
+    def readable() -> Iterator[Image.Image]:
+        for file, picture in read_pictures(files, settings.size, settings.resample, (BATCHES_AHEAD + 1) * batch_size):
+            if isinstance(picture, PictureError):
+                on_failure(file, picture)
+            else:
+                names.append(file)
+                yield picture
+
+    for rows in captioner(readable(), batch_size=batch_size, **options):
+        yield names.popleft(), [_named(row) for row in rows]
+
+
+def _named(row: dict) -> dict:
+    return {"caption": row["generated_text"], **({"score": row["score"]} if "score" in row else {})}
+
+
+def beam_settings(captioner: OFAImageToTextPipeline, num_captions: int, num_beams: int | None) -> dict:
+    """`generate` settings that give so many captions: at least one beam for each.
+
+    Raises:
+        UserError: fewer beams than captions were asked for.
+    """
+    if num_beams is not None and num_beams < num_captions:
+        raise UserError(
+            f"--num-beams {num_beams} cannot give --num-captions {num_captions}. Accepted: at least one beam for each "
+            f"caption. Raise --num-beams, or leave it out."
+        )
+    default = captioner.model.generation_config.num_beams or 1
+    settings = {"num_return_sequences": num_captions}
+    if num_beams is not None or default < num_captions:
+        settings["num_beams"] = num_beams or num_captions
+    return settings

@@ -1,0 +1,133 @@
+"""`ofa-hf caption` as a user starts it: a model folder, files and folders."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor
+from ofa_hf.cli import main
+from ofa_hf.conversion.vocabulary import build_tokenizer
+
+
+PIECES = ["[PAD]", "[UNK]", "<", ">", "?", *"图片描述了什么内容一只猫红色的裙子蓝"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "words.txt").write_text("".join(f"{piece}\n" for piece in PIECES), encoding="utf-8")
+    tokenizer = build_tokenizer(folder / "words.txt")
+    torch.manual_seed(3)
+    sizes = {f"{side}_{name}": 32 for side in ("encoder", "decoder") for name in ("ffn_dim",)}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = OFAConfig(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        resnet_type="resnet18",
+        **sizes,
+        **heads,
+    )
+    network = OFAForConditionalGeneration(config)
+    network.generation_config.num_beams, network.generation_config.max_length = 2, 6
+    network.save_pretrained(folder)
+    OFAProcessor(OFAImageProcessor(size=32), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def shop(tmp_path):
+    shop, random = tmp_path / "shop", np.random.default_rng(0)
+    shop.mkdir()
+    for index in range(5):
+        pixels = random.integers(0, 256, (40 + index, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(shop / f"{index}.jpg")
+    return shop
+
+
+@pytest.fixture
+def caption(capsys):
+    """Run the command in this process: `caption(arguments)` → (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        status = main(["caption", *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_captions_a_folder_past_broken_pictures(model, shop):
+    (shop / "empty.jpg").touch()
+    (shop / "text.jpg").write_text("no picture")
+    command = [sys.executable, "-m", "ofa_hf", "caption", "shop", "--model", str(model), "--batch-size", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        command, cwd=shop.parent, env=environment, capture_output=True, encoding="utf-8", timeout=300
+    )
+    assert done.returncode == 1
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [f"shop/{index}.jpg" for index in range(5)]
+    for problem in ("shop/empty.jpg is empty", "shop/text.jpg is not a picture", "5 of 7 pictures captioned, 2 not"):
+        assert problem in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_one_picture_gives_one_line_and_more_captions_more_lines(model, shop, caption):
+    status, out, _ = caption(shop / "0.jpg", "--model", model)
+    assert (status, out.count("\n")) == (0, 1)
+    _, out, _ = caption(shop / "0.jpg", "--model", model, "--num-captions", 3, "--json")
+    row = json.loads(out)
+    assert len(row["captions"]) == 3
+    assert row["score"] == row["captions"][0]["score"] < 0
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
+def test_an_interrupted_run_is_continued(model, shop, caption, name):
+    output = shop.parent / name
+    arguments = (shop, "--model", model, "--output", output, "--batch-size", 2)
+    assert caption(*arguments)[:2] == (0, "")
+    whole = output.read_bytes()
+    output.write_bytes(whole[: len(whole) // 2])  # killed in the middle of a line
+    status, _, err = caption(*arguments)
+    assert status == 0
+    assert "were captioned before" in err
+    text = output.read_text(encoding="utf-8")
+    rows = (
+        list(csv.DictReader(text.splitlines())) if name.endswith("csv") else list(map(json.loads, text.splitlines()))
+    )
+    assert [row["file"] for row in rows] == [str(shop / f"{index}.jpg") for index in range(5)]
+    assert caption(*arguments)[0] == 0  # nothing is left to do
+    assert output.read_text(encoding="utf-8") == text
+
+
+def test_what_cannot_work_is_one_clear_line(model, shop, tmp_path, caption):
+    (tmp_path / "nothing").mkdir()
+    for arguments, problem in (
+        ((shop, "--model", tmp_path / "nothing"), "is not OFA"),
+        ((tmp_path / "nothing", "--model", model), "No pictures in"),
+        ((tmp_path / "nowhere.jpg", "--model", model), "no such file or folder"),
+    ):
+        status, out, err = caption(*arguments)
+        assert (status, out) == (1, "")
+        assert problem in err.splitlines()[-1]
+    with pytest.raises(SystemExit, match="2"):
+        caption(shop, "--model", model, "--batch-size", 0)
+
+
+def test_a_model_that_lacks_weights_is_refused(model, shop, tmp_path, caption):
+    shutil.copytree(model, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights.pop("decoder.layers.0.fc1.weight")
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    status, _, err = caption(shop, "--model", tmp_path / "model")
+    assert status == 1
+    assert "decoder.layers.0.fc1.weight" in err.splitlines()[-1]
