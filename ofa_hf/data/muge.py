@@ -1,0 +1,185 @@
+"""MUGE (ECommerce-IC) as it is distributed: pictures as base64 in a TSV, captions as JSONL, both one picture a line.
+
+Source: DESIGN 4.6; the files are `IC_train.tsv` (`image_id <TAB> base64`) and `IC_train.jsonl`
+(`{"image_id": "…", "text": ["…", …]}`), the same for `valid`; the `test` split has ids without captions.
+"""
+
+import base64
+import binascii
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+
+from ofa_hf.data.build import Recipe, build, file_identity
+from ofa_hf.data.caption_index import CaptionIndex
+from ofa_hf.data.lines import caption_list, picture_id, read_json_lines, read_lines
+from ofa_hf.data.problems import (
+    BROKEN_PICTURE,
+    DUPLICATE_ID,
+    EMPTY_CAPTION,
+    MALFORMED_LINE,
+    MISSING_ID,
+    Problem,
+)
+from ofa_hf.data.shards import Options, Picture
+from ofa_hf.errors import UserError
+
+
+Paths = str | Path | Sequence[str | Path]
+
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+def load_muge(
+    captions: Paths | None,
+    images: Paths,
+    *,
+    num_proc: int = 1,
+    strict: bool = False,
+    check_pictures: bool = True,
+    require_captions: bool = True,
+    cache_dir: str | Path | None = None,
+) -> Dataset:
+    """Load MUGE files as rows `{"image_id", "image", "captions"}`, one a picture, in the order of the pictures.
+
+    Read once, line by line, then mapped into memory from the cache: memory stays flat whatever the size of the files.
+    Lines with a problem are left out, counted and written down, see `report_of`.
+
+    Args:
+        captions: JSONL file; several are merged (the article trains on train and valid merged); None: pictures alone.
+        images: TSV file or files.
+        num_proc: processes that read the pictures; 0 reads them in this one.
+        strict: raise the first problem instead.
+        check_pictures: decode every picture once, so that a broken one is found now and not in the middle of training.
+        require_captions: leave out pictures without captions, as the test split's are.
+        cache_dir: where the Arrow files go; default the cache of `datasets`.
+
+    Raises:
+        UserError: a file is missing or empty, captions and pictures do not belong together, the disk is full.
+    """
+    caption_files, image_files = as_paths(captions), as_paths(images)
+    if not image_files:
+        raise UserError("No picture file was given. MUGE's pictures are files like IC_train.tsv.")
+    identity = {"captions": [file_identity(path) for path in caption_files]}
+    identity["images"] = [file_identity(path) for path in image_files]
+    recipe = Recipe(
+        name="-".join(path.stem for path in image_files)[:80],
+        identity={"source": "muge", **identity},
+        read_captions=partial(index_captions, caption_files) if caption_files else None,
+        make_shards=lambda index: split_files(image_files, num_proc),
+        total=sum(size for _, size, _ in identity["images"]),
+        unit="B",
+    )
+    options = Options(strict, check_pictures, require_captions and bool(caption_files))
+    return build(recipe, options, num_proc, cache_dir)
+
+
+def load_muge_splits(
+    folder: str | Path, splits: Sequence[str] = ("train", "valid"), *, merge: bool = False, **options
+) -> DatasetDict:
+    """Load `IC_<split>.jsonl` and `IC_<split>.tsv` of a folder, kept apart or merged into one `train` split.
+
+    Args:
+        options: as for `load_muge`.
+
+    Raises:
+        UserError: see `load_muge`.
+    """
+    folder = Path(folder)
+    captions = {split: folder / f"IC_{split}.jsonl" for split in splits}
+    images = {split: folder / f"IC_{split}.tsv" for split in splits}
+    if merge:
+        return DatasetDict(train=load_muge(list(captions.values()), list(images.values()), **options))
+    return DatasetDict({split: load_muge(captions[split], images[split], **options) for split in splits})
+
+
+def as_paths(paths: Paths | None) -> list[Path]:
+    single = isinstance(paths, (str, Path))
+    return [Path(path) for path in ([paths] if single else paths or [])]
+
+
+def index_captions(files: Iterable[Path], index: CaptionIndex) -> Iterator[Problem]:
+    """Put the captions of JSONL files into the index; yields what is wrong with them."""
+    for path in files:
+        for line, row in read_json_lines(path):
+            if isinstance(row, Problem):
+                yield row
+                continue
+            yield from index_row(index, str(path), line, row)
+
+
+def index_row(index: CaptionIndex, file: str, line: int, row: dict) -> Iterator[Problem]:
+    image_id = picture_id(row.get("image_id"))
+    captions = caption_list(row.get("text", []))  # the test split has ids alone
+    if not image_id:
+        yield Problem(MISSING_ID, file, line)
+        return
+    if captions is None:
+        yield Problem(MALFORMED_LINE, file, line, image_id, 'expected "text" to be a list of captions')
+        return
+    usable = [caption.strip() for caption in captions if caption.strip()]
+    if index.number(image_id) is not None:
+        yield Problem(DUPLICATE_ID, file, line, image_id)
+        return
+    index.add(image_id, usable, file, line)
+    for _ in range(len(captions) - len(usable)):
+        yield Problem(EMPTY_CAPTION, file, line, image_id)
+
+
+def split_files(files: Sequence[Path], num_proc: int) -> list["TsvRange"]:
+    """Cut the files into ranges of about equal size, as many as processes, at least one a file."""
+    sizes = [path.stat().st_size for path in files]
+    shards = []
+    for path, size in zip(files, sizes, strict=True):
+        parts = max(1, round(max(1, num_proc) * size / sum(sizes)))
+        bounds = [size * part // parts for part in range(parts + 1)]
+        shards += [TsvRange(str(path), start, end) for start, end in pairwise(bounds)]
+    return shards
+
+
+@dataclass
+class TsvRange:
+    """The lines of a TSV file that start in a range of bytes; lines are counted from the start of the range."""
+
+    file: str
+    start: int
+    end: int
+    lines: int = 0
+
+    def read(self, index: CaptionIndex | None, advance: Callable[[int], None]) -> Iterator[Picture | Problem]:
+        for line, size in read_lines(self.file, self.start, self.end):
+            self.lines += 1
+            if line is None or line.strip():
+                yield parse_picture(line, self.file, self.lines)
+            advance(size)
+
+
+def parse_picture(line: bytes | None, file: str, number: int) -> Picture | Problem:
+    """Read `image_id <TAB> base64`; the bytes stay as they were encoded."""
+    key, tab, payload = (line or b"").partition(b"\t")
+    image_id = picture_id(key.decode("utf-8", errors="replace"))
+    if not tab:
+        return Problem(MALFORMED_LINE, file, number, detail="expected image_id, a tab and the picture as base64")
+    if not image_id:
+        return Problem(MISSING_ID, file, number)
+    try:
+        return Picture(image_id, number, {"bytes": decode_base64(payload), "path": None})
+    except (binascii.Error, ValueError) as error:
+        return Problem(BROKEN_PICTURE, file, number, image_id, f"no base64: {error}")
+
+
+def decode_base64(text: bytes) -> bytes:
+    """Decode base64, url-safe or standard, with or without padding; a file that breaks off keeps what it has.
+
+    Raises:
+        ValueError: other characters, or nothing at all.
+    """
+    compact = b"".join(text.split()).translate(URL_SAFE).rstrip(b"=")
+    compact = compact[: len(compact) - (len(compact) % 4 == 1)]  # one character of four is less than a byte
+    if not compact:
+        raise ValueError("it is empty")
+    return base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)

@@ -1,0 +1,134 @@
+"""Views of the rows for training: one pair an item, or one picture with some of its captions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+
+
+def caption_counts(dataset: Dataset) -> np.ndarray:
+    """`(pictures,)`, captions of each, read without touching the pictures."""
+    batches = dataset.select_columns("captions").with_format("arrow").iter(batch_size=10_000)
+    counts = [pc.list_value_length(batch["captions"]).to_numpy() for batch in batches]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *counts])
+
+
+class PicturesById(Mapping):
+    """The pictures of a data set, in its stored form, by their id; only the ids are kept in memory."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self.positions = {image_id: position for position, image_id in enumerate(dataset["image_id"])}
+
+    def __getitem__(self, image_id: str) -> Any:
+        return self.dataset[self.positions[image_id]]["image"]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.positions)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class CaptionPairs(torch.utils.data.Dataset):
+    """Items `{"image_id", "image", "caption"}`, one a pair; the captions of a picture lie side by side."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self.ends = np.cumsum(caption_counts(dataset))  # number of pairs up to and with each picture
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = index + len(self) if index < 0 else index
+        if not 0 <= index < len(self):
+            raise IndexError(f"There are {len(self)} pairs, no pair {index}.")
+        picture = int(np.searchsorted(self.ends, index, side="right"))
+        row = self.dataset[picture]
+        first = self.ends[picture] - len(row["captions"])
+        return {"image_id": row["image_id"], "image": row["image"], "caption": row["captions"][index - first]}
+
+
+class GroupedCaptions(torch.utils.data.Dataset):
+    """Items `{"image_id", "image", "captions"}`: a picture with the captions that the sampler chose.
+
+    The index is a pair `(picture, caption numbers)` of `GroupedCaptionSampler`; a plain number gives all captions. The
+    choice lies in the index, so it reaches data loader workers, persistent ones too, without any state.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int | tuple[int, Sequence[int]]) -> dict[str, Any]:
+        picture, numbers = index if isinstance(index, tuple) else (index, None)
+        row = self.dataset[int(picture)]
+        chosen = row["captions"] if numbers is None else [row["captions"][number] for number in numbers]
+        return {"image_id": row["image_id"], "image": row["image"], "captions": chosen}
+
+
+class GroupedCaptionSampler(torch.utils.data.Sampler):
+    """Draws pictures with up to k of their captions each, so that an epoch holds every pair exactly once.
+
+    A picture with n captions gives ⌈n / k⌉ groups: its captions are shuffled and cut into groups of k, the last one
+    may be shorter. All groups of all pictures are then shuffled together, so the groups of a picture lie anywhere in
+    the epoch. Everything follows from `seed` and the epoch: processes that agree on both agree on the order, and each
+    may take every n-th batch of it, as accelerate and the Trainer do.
+
+    Args:
+        counts: captions of each picture, see `caption_counts`.
+        captions_per_picture: k; 0 means all captions of a picture at once.
+        shuffle: False keeps pictures and captions in their order.
+        fill_to: groups without captions are added until the number of groups is a multiple of this. With pictures a
+            step over all processes, no process repeats a pair to fill its last batch.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int] | np.ndarray,
+        captions_per_picture: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        fill_to: int = 1,
+    ):
+        if captions_per_picture < 0 or fill_to < 1:
+            raise ValueError(f"captions_per_picture={captions_per_picture} must be ≥ 0 and fill_to={fill_to} ≥ 1.")
+        self.counts = np.asarray(counts)
+        self.captions_per_picture = captions_per_picture or max(1, int(self.counts.max(initial=1)))
+        self.seed = seed
+        self.epoch = 0
+        self.shuffle = shuffle
+        self.group_ends = np.cumsum(-(-self.counts // self.captions_per_picture))
+        self.num_groups = int(self.group_ends[-1]) if len(self.counts) else 0
+        self.num_fillers = -self.num_groups % fill_to
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; accelerate's data loaders call this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_groups + self.num_fillers
+
+    def __iter__(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        order = np.arange(self.num_groups)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        for group in order:
+            yield self.group(int(group))
+        yield from [(0, ())] * self.num_fillers
+
+    def group(self, number: int) -> tuple[int, tuple[int, ...]]:
+        """Picture and caption numbers of a group in this epoch."""
+        picture = int(np.searchsorted(self.group_ends, number, side="right"))
+        captions = np.arange(self.counts[picture])
+        if self.shuffle:
+            captions = np.random.default_rng([self.seed, self.epoch, picture]).permutation(captions)
+        first_group = int(self.group_ends[picture - 1]) if picture else 0
+        start = (number - first_group) * self.captions_per_picture
+        return picture, tuple(captions[start : start + self.captions_per_picture].tolist())

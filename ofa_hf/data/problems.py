@@ -1,0 +1,109 @@
+"""What was wrong with a data set: each fault with its file and line, counted, written down, never hidden."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ofa_hf.errors import UserError
+
+
+MALFORMED_LINE = "malformed line"
+MISSING_ID = "missing id"
+DUPLICATE_ID = "duplicate id"
+BROKEN_PICTURE = "broken picture"
+EMPTY_CAPTION = "empty caption"
+CAPTION_WITHOUT_PICTURE = "caption without picture"
+PICTURE_WITHOUT_CAPTIONS = "picture without captions"
+
+REPORT_FILE, SUMMARY_FILE = "problems.jsonl", "summary.json"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault. `line` counts from 1 (a row number where the source has no lines, 0 where it has neither)."""
+
+    kind: str
+    file: str
+    line: int
+    image_id: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}, line {self.line}" if self.line else self.file
+        about = f" ({self.image_id})" if self.image_id else ""
+        return f"{place}: {self.kind}{about}" + (f": {self.detail}" if self.detail else "")
+
+
+class ProblemLog:
+    """Counts problems and writes each as a line of JSON; in strict mode the first one is raised as `UserError`."""
+
+    def __init__(self, path: Path, strict: bool = False):
+        self.counts: Counter[str] = Counter()
+        self.strict = strict
+        self._lines = path.open("a", encoding="utf-8")
+
+    def add(self, problem: Problem) -> None:
+        if self.strict:
+            raise UserError(f"{problem}. Correct it, or leave strict mode to go on without it.")
+        self.counts[problem.kind] += 1
+        self._lines.write(json.dumps(asdict(problem), ensure_ascii=False) + "\n")
+
+    def add_all(self, problems: Iterable[Problem]) -> None:
+        for problem in problems:
+            self.add(problem)
+
+    def __enter__(self) -> "ProblemLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._lines.close()
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of a data set: usable pictures and captions, and how often each problem occurred."""
+
+    pictures: int
+    captions: int
+    problems: Mapping[str, int] = field(default_factory=dict)
+    report_file: str = ""  # one JSON line a problem
+
+    def summary(self) -> str:
+        """One line for a person."""
+        text = f"{self.pictures:,} pictures with {self.captions:,} captions"
+        if not self.problems:
+            return f"{text}, no problems."
+        found = ", ".join(f"{count:,} × {kind}" for kind, count in sorted(self.problems.items()))
+        return f"{text}; left out: {found}. Every case with its line is in {self.report_file}"
+
+    def __add__(self, other: "DataReport") -> "DataReport":
+        files = " and ".join(filter(None, (self.report_file, other.report_file)))
+        problems = Counter(self.problems) + Counter(other.problems)
+        return DataReport(self.pictures + other.pictures, self.captions + other.captions, dict(problems), files)
+
+
+def report_of(dataset) -> DataReport:
+    """The report of a data set that this package built, read from beside its Arrow files.
+
+    Raises:
+        UserError: the data set was not built by this package.
+    """
+    folders = sorted({Path(file["filename"]).parent for file in dataset.cache_files})
+    if not folders or not all((folder / SUMMARY_FILE).is_file() for folder in folders):
+        raise UserError(
+            "This data set has no report: it was not built by ofa_hf.data. Load it with load_muge or load_rows."
+        )
+    reports = [read_report(folder) for folder in folders]
+    return sum(reports[1:], start=reports[0])
+
+
+def read_report(folder: Path) -> DataReport:
+    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    return DataReport(**summary, report_file=str(folder / REPORT_FILE))
+
+
+def write_report(folder: Path, report: DataReport) -> None:
+    summary = {"pictures": report.pictures, "captions": report.captions, "problems": dict(report.problems)}
+    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,128 @@
+"""Promises of `ofa_hf.data.pairs`: every pair exactly once an epoch, in an order that can be had again."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
+from torch.utils.data import BatchSampler, DataLoader
+
+from ofa_hf.data import CaptionPairs, GroupedCaptions, GroupedCaptionSampler, PicturesById, caption_counts, load_muge
+from ofa_hf.data.shards import FEATURES
+
+
+COUNTS = [10, 3, 1, 7, 10, 2]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    from datasets import Dataset
+
+    columns = {
+        "image_id": [f"p{i}" for i in range(len(COUNTS))],
+        "image": [{"bytes": bytes([i]), "path": None} for i in range(len(COUNTS))],
+        "captions": [[f"{i}.{j}" for j in range(count)] for i, count in enumerate(COUNTS)],
+    }
+    return Dataset.from_dict(columns, features=FEATURES)
+
+
+def pairs_in(groups) -> Counter:
+    return Counter((picture, number) for picture, numbers in groups for number in numbers)
+
+
+EVERY_PAIR_ONCE = Counter((picture, number) for picture, count in enumerate(COUNTS) for number in range(count))
+
+
+def test_counts_are_read_without_the_pictures(rows):
+    assert caption_counts(rows).tolist() == COUNTS
+    assert caption_counts(rows.select([4, 1])).tolist() == [10, 3]
+
+
+def test_pairs_hold_every_caption_with_its_picture(rows):
+    pairs = CaptionPairs(rows)
+    assert len(pairs) == sum(COUNTS)
+    found = [(pair["image"]["bytes"][0], pair["caption"]) for pair in (pairs[i] for i in range(len(pairs)))]
+    assert found == [(i, f"{i}.{j}") for i, count in enumerate(COUNTS) for j in range(count)]
+    assert pairs[-1] == pairs[len(pairs) - 1]
+    with pytest.raises(IndexError):
+        pairs[len(pairs)]
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 5, 10, 99])
+def test_an_epoch_of_groups_holds_every_pair_exactly_once(k):
+    sampler = GroupedCaptionSampler(COUNTS, k)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        groups = list(sampler)
+        assert pairs_in(groups) == EVERY_PAIR_ONCE
+        assert len(groups) == len(sampler)
+        assert all(0 < len(numbers) <= (k or 10) for _, numbers in groups)
+
+
+def test_seed_and_epoch_alone_choose_the_order():
+    def order(seed: int, epoch: int) -> list:
+        sampler = GroupedCaptionSampler(COUNTS, 3, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1, 2) == order(1, 2)
+    assert order(1, 2) != order(1, 3)
+    assert order(1, 2) != order(2, 2)
+
+
+def test_without_shuffling_pictures_and_captions_keep_their_order():
+    groups = list(GroupedCaptionSampler(COUNTS, 5, shuffle=False))
+    assert groups[:3] == [(0, (0, 1, 2, 3, 4)), (0, (5, 6, 7, 8, 9)), (1, (0, 1, 2))]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_an_epoch_without_a_pair_twice(processes):
+    batch_size = 2
+    sampler = GroupedCaptionSampler(COUNTS, 3, seed=5, fill_to=batch_size * processes)
+    batches = BatchSampler(sampler, batch_size, drop_last=False)
+    shares = [list(BatchSamplerShard(batches, processes, process)) for process in range(processes)]
+    assert len({len(share) for share in shares}) == 1
+    assert pairs_in(group for share in shares for batch in share for group in batch) == EVERY_PAIR_ONCE
+
+
+def test_accelerates_loader_passes_the_epoch_on_and_workers_see_the_choice(rows):
+    sampler = GroupedCaptionSampler(COUNTS, 3)
+    options = {"num_workers": 1, "persistent_workers": True, "collate_fn": list}
+    loader = prepare_data_loader(
+        DataLoader(GroupedCaptions(rows), batch_size=2, sampler=sampler, **options), put_on_device=False
+    )
+    epochs = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        epochs.append([tuple(row["captions"]) for batch in loader for row in batch])
+    assert epochs[0] != epochs[1]
+    for captions in epochs:
+        texts = [text for group in captions for text in group]
+        assert sorted(texts) == sorted(f"{i}.{j}" for i, count in enumerate(COUNTS) for j in range(count))
+
+
+def test_a_plain_number_gives_all_captions(rows):
+    assert GroupedCaptions(rows)[1]["captions"] == ["1.0", "1.1", "1.2"]
+    assert GroupedCaptions(rows)[1, (2, 0)]["captions"] == ["1.2", "1.0"]
+
+
+def test_a_million_pairs_cost_little_memory_and_time_to_order():
+    sampler = GroupedCaptionSampler(np.full(100_000, 10), 5)
+    first = iter(sampler)
+    assert len(sampler) == 200_000
+    assert next(first) != next(first)
+
+
+def test_pictures_are_found_by_id(write_muge, tmp_path, jpeg):
+    pictures = PicturesById(load_muge(*write_muge([4, 2]), cache_dir=tmp_path / "cache"))
+    assert pictures["2"]["bytes"] == jpeg(2)
+    assert list(pictures) == ["4", "2"]
+    assert "7" not in pictures
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(ValueError, match="captions_per_picture"):
+        GroupedCaptionSampler(COUNTS, -1)
+    assert list(GroupedCaptionSampler([], 3)) == []
+    assert torch.utils.data.Sampler in GroupedCaptionSampler.__mro__
