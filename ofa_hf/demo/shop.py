@@ -642,9 +642,9 @@ def write_shop(
 ) -> ShopFiles:
     """Draw a shop and write it as MUGE's files `IC_train.*` and `IC_valid.*`, with `shop.json` and `vocab.txt`.
 
-    `shop.json` maps an image id to `{"kind", "colour", "pattern", "split", "is_new_pair"}`; the last says that no
-    training picture's combination has this kind in this colour. Products come round in turn, so 80 validation pictures
-    show each of the 80 combinations once (110 with `new_pairs`). Files of these names are overwritten.
+    `shop.json` maps an image id to `{"kind", "colour", "pattern", "split", "is_new_pair"}`; the last says that
+    training never shows this kind in this colour. Products come round in turn, so 80 validation pictures show each of
+    the 80 combinations once (110 with `new_pairs`). Files of these names are overwritten.
 
     Args:
         num_train, num_valid: pictures.

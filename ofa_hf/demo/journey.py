@@ -1,0 +1,226 @@
+"""All that this project is for, once, on the embedded shop: convert, finetune, score, load as a stranger, caption."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ofa_hf import OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor
+from ofa_hf.conversion.convert import convert
+from ofa_hf.conversion.vocabulary import build_tokenizer
+from ofa_hf.data import load_muge
+from ofa_hf.demo.official_file import write_official_checkpoint
+from ofa_hf.demo.pretraining import Pretraining, pretrain
+from ofa_hf.demo.report import write_demo_report
+from ofa_hf.demo.shop import Product, ShopFiles, caption_accuracy, read_products, write_shop
+from ofa_hf.errors import UserError
+from ofa_hf.evaluation import EvaluationResult
+from ofa_hf.evaluation.generate import evaluate_model
+from ofa_hf.training import FinetuneResult, finetune, parse_arguments
+
+
+MARKER = "demo.json"  # the result; also says that a folder is a demo's, and may be replaced by another one
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much of everything; the defaults take about five minutes on two cores."""
+
+    num_train: int = 1200
+    num_valid: int = 80
+    picture_pixels: int = 128
+    model_pixels: int = 64
+    pretraining: Pretraining = field(default_factory=Pretraining)
+    finetune_epochs: int = 4
+    captions_per_picture: int = 10
+    batch_captions: int = 160
+    learning_rate: float = 2e-3
+
+
+@dataclass
+class DemoResult:
+    """What came out; `demo.json` holds it."""
+
+    model: Path
+    report: Path
+    caption_accuracy: float  # share of unseen pictures whose kind and colour are named rightly, 0 to 1
+    before: EvaluationResult = field(repr=False)
+    after: EvaluationResult = field(repr=False)
+    seconds: float
+    steps: dict[str, float]  # seconds of each step
+
+    def as_dict(self) -> dict:
+        scores = self.after.scores
+        return {
+            "caption_accuracy": self.caption_accuracy,
+            "cider_d": scores.cider_d,
+            "bleu_4": scores.bleu_4,
+            "rouge_l": scores.rouge_l,
+            "seconds": round(self.seconds, 1),
+            "model": str(self.model),
+            "report": str(self.report),
+            "before": self.before.scores.as_dict(),
+            "steps": {name: round(value, 1) for name, value in self.steps.items()},
+        }
+
+
+class Steps:
+    """Tells what happens now, and how long each step took."""
+
+    def __init__(self, tell: Callable[[str], None]):
+        self.tell = tell
+        self.started = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str):
+        self.tell(f"— {name}")
+        before = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - before
+
+    @property
+    def total(self) -> float:
+        return time.monotonic() - self.started
+
+
+def run_demo(
+    out: str | Path, *, seed: int = 0, size: DemoSize | None = None, tell: Callable[[str], None] = lambda line: None
+) -> DemoResult:
+    """Run the demo and leave data, model, scores and a report page in `out`.
+
+    Raises:
+        UserError: `out` holds something that is no demo.
+    """
+    size, out = size or DemoSize(), Path(out).absolute()
+    clear(out)
+    steps = Steps(tell)
+    with steps.step("drawing the shop"):
+        files = write_shop(
+            out / "shop", num_train=size.num_train, num_valid=size.num_valid, seed=seed, size=size.picture_pixels
+        )
+        products = read_products(files.label_file)
+    with steps.step("pretraining a small model and writing it as an official checkpoint"):
+        checkpoint = out / "official_small.pt"
+        make_checkpoint(files, products, size, seed, checkpoint)
+    with steps.step("converting it"):
+        account = convert(checkpoint, out / "converted", files.vocab_file, image_size=size.model_pixels)
+        for line in account.lines():
+            tell(f"  {line}")
+    with steps.step("captioning unseen pictures before finetuning"):
+        before = evaluate_folder(out / "converted", files)
+    with steps.step("finetuning with a locked encoder"):
+        result = finetune_on_shop(out / "converted", out / "model", files, size, seed)
+    with steps.step("captioning them again"):
+        after = evaluate_folder(out / "model", files)
+        after.save(out / "evaluation.json")
+    with steps.step("captioning in a fresh process without this package"):
+        check_without_package(out, after, files)
+    with steps.step("writing the report"):
+        unseen = list(after.predictions)
+        accuracy = caption_accuracy([after.predictions[name] for name in unseen], [products[name] for name in unseen])
+        report = out / "report.html"
+        rows = {row["image_id"]: row["image"] for row in load_valid(files)}
+        write_demo_report(
+            report, before, after, products, rows, curve=result.folder / "training_curve.png", accuracy=accuracy
+        )
+    demo = DemoResult(result.folder, report, accuracy, before, after, steps.total, steps.seconds)
+    (out / MARKER).write_text(json.dumps(demo.as_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return demo
+
+
+def clear(out: Path) -> None:
+    """Make room: an earlier demo is replaced, anything else is left alone."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARKER).exists() and not (out / "shop").is_dir():
+            raise UserError(f"{out} is not empty and holds no demo. Name an empty or a new folder.")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def make_checkpoint(files: ShopFiles, products: dict[str, Product], size: DemoSize, seed: int, path: Path) -> None:
+    side = {"height": size.model_pixels, "width": size.model_pixels}
+    processor = OFAProcessor(OFAImageProcessor(size=side), build_tokenizer(files.vocab_file))
+    rows = load_muge(files.train_caption_file, files.train_image_file)
+    model = pretrain(rows, products, processor, size.pretraining, seed)
+    write_official_checkpoint(model, path, size.model_pixels)
+
+
+def load_valid(files: ShopFiles):
+    return load_muge(files.valid_caption_file, files.valid_image_file)
+
+
+def evaluate_folder(folder: Path, files: ShopFiles) -> EvaluationResult:
+    rows = load_valid(files)
+    references = dict(zip(rows["image_id"], rows["captions"]))
+    model, processor = OFAForConditionalGeneration.from_pretrained(folder), OFAProcessor.from_pretrained(folder)
+    return evaluate_model(model, processor, rows, references, batch_size=20, num_beams=5, max_length=24)
+
+
+def finetune_on_shop(start: Path, folder: Path, files: ShopFiles, size: DemoSize, seed: int) -> FinetuneResult:
+    """LiT-tuning: the encoder is locked, the decoder learns to write selling copy."""
+    arguments = {
+        "model_name_or_path": str(start),
+        "train_caption_file": str(files.train_caption_file),
+        "train_image_file": str(files.train_image_file),
+        "test_caption_file": str(files.valid_caption_file),
+        "test_image_file": str(files.valid_image_file),
+        "output_dir": str(folder),
+        "captions_per_picture": size.captions_per_picture,
+        "max_seq_length": 24,
+        "num_train_epochs": size.finetune_epochs,
+        "per_device_train_batch_size": size.batch_captions,
+        "per_device_eval_batch_size": 20,
+        "learning_rate": size.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": 0.1,
+        "eval_strategy": "epoch",
+        "save_strategy": "no",
+        "logging_steps": 5,
+        "generation_num_beams": 1,
+        "generation_max_length": 24,
+        "use_cpu": True,
+        "seed": seed,
+    }
+    file = folder.with_name("finetune.json")  # the same run by hand: ofa-hf finetune finetune.json
+    file.write_text(json.dumps(arguments, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return finetune(*parse_arguments(file))
+
+
+STRANGER = """
+import json, sys
+sys.modules["ofa_hf"] = None  # importing it fails, as it does where it is not installed
+from transformers import pipeline
+captioner = pipeline("image-to-text", model=sys.argv[1], trust_remote_code=True)
+print(json.dumps([captioner(name, num_beams=5, max_length=24)[0]["generated_text"] for name in sys.argv[2:]]))
+"""
+
+
+def check_without_package(out: Path, after: EvaluationResult, files: ShopFiles, count: int = 3) -> None:
+    """Load the finetuned folder as a stranger would and compare a few captions.
+
+    Raises:
+        UserError: the captions are others.
+    """
+    pictures, expected = [], []
+    for row in load_valid(files).select(range(count)):
+        path = out / "samples" / f"{row['image_id']}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(row["image"]["bytes"])
+        pictures.append(str(path))
+        expected.append(after.predictions[row["image_id"]])
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(out / "modules")}
+    command = [sys.executable, "-c", STRANGER, str(out / "model"), *pictures]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    shutil.rmtree(out / "modules", ignore_errors=True)
+    if finished.returncode:
+        raise UserError(f"A process without ofa_hf cannot caption with {out / 'model'}: {finished.stderr[-600:]}")
+    found = json.loads(finished.stdout.splitlines()[-1])
+    if found != expected:
+        raise UserError(f"A process without ofa_hf says {found} where this one says {expected}. Please report this.")

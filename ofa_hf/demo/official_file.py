@@ -1,0 +1,76 @@
+"""A model as a checkpoint file of the official fairseq code: what `ofa-hf convert` reads, the other way round."""
+
+import argparse
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+
+from ofa_hf.conversion.renames import SEGMENT_RENAMES, recomputed_tables
+from ofa_hf.modeling_ofa import OFAForConditionalGeneration
+
+
+DECODER_ONLY = {"encoder_attn", "encoder_attn_layer_norm", "self_attn_ln", "cross_attn_ln"}
+CODE_POSITIONS_BESIDE_TEXT = 2  # official files have two positions more than the text
+
+
+def official_name(name: str) -> str:
+    """The fairseq name of a weight: the renames of conversion, undone."""
+    in_decoder = name.startswith("decoder.")
+    back = {
+        new: old
+        for old, new in SEGMENT_RENAMES.items()
+        if (old in DECODER_ONLY) == in_decoder or old == "ffn_layernorm"
+    }
+    return ".".join(back.get(segment, segment) for segment in name.split("."))
+
+
+def official_arguments(model: OFAForConditionalGeneration, image_size: int) -> argparse.Namespace:
+    """fairseq's arguments that say what kind of network and of task this is."""
+    config = model.config
+    sizes = {}
+    for side in ("encoder", "decoder"):
+        sizes |= {
+            f"{side}_embed_dim": config.d_model,
+            f"{side}_ffn_embed_dim": getattr(config, f"{side}_ffn_dim"),
+            f"{side}_layers": getattr(config, f"{side}_layers"),
+            f"{side}_attention_heads": getattr(config, f"{side}_attention_heads"),
+            f"{side}_normalize_before": True,
+        }
+    same = ("resnet_type", "token_bucket_size", "image_bucket_size", "code_image_size", "attn_scale_factor")
+    return argparse.Namespace(
+        arch="ofa_base",
+        task="caption",
+        patch_image_size=image_size,
+        max_source_positions=config.max_position_embeddings,
+        max_target_positions=config.max_position_embeddings,
+        no_scale_embedding=True,
+        layernorm_embedding=True,
+        patch_layernorm_embedding=True,
+        code_layernorm_embedding=True,
+        add_type_embedding=True,
+        share_all_embeddings=True,
+        scale_attn=True,
+        scale_fc=True,
+        scale_heads=True,
+        scale_resids=False,
+        disable_entangle=True,
+        entangle_position_embedding=False,
+        activation_fn="gelu",
+        **sizes,
+        **{name: getattr(config, name) for name in same},
+    )
+
+
+def write_official_checkpoint(model: OFAForConditionalGeneration, path: str | Path, image_size: int) -> None:
+    """Save a model as an official `.pt`: arguments, all weights under fairseq's names, the index tables."""
+    config = model.config
+    weights = OrderedDict(
+        (official_name(name), tensor.detach().clone()) for name, tensor in model.state_dict().items()
+    )
+    weights["encoder.version"] = weights["decoder.version"] = torch.tensor([3.0])
+    code_positions = torch.Size([config.max_position_embeddings + CODE_POSITIONS_BESIDE_TEXT])
+    for name, compute in recomputed_tables(config).items():
+        weights[name] = compute(code_positions)
+    checkpoint = {"args": official_arguments(model, image_size), "cfg": None, "model": weights, "extra_state": {}}
+    torch.save(checkpoint, path)
