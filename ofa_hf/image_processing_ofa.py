@@ -432,4 +432,4 @@ def _stack(pictures: list[Image.Image], table: np.ndarray) -> np.ndarray:
     return batch
 
 
-OFAImageProcessor.register_for_auto_class("AutoImageProcessor")  # or saving would write an auto_map without the files it names
+OFAImageProcessor.register_for_auto_class("AutoImageProcessor")  # or saving would not carry the files of auto_map

@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from .configuration_ofa import OFAConfig
-from .modeling_ofa_kernels import OFALinear, linear
+from .modeling_ofa_kernels import OFALinear, folding, linear
 from .modeling_ofa_memory import ShapeMemory
 from .modeling_ofa_resnet import OUTPUT_CHANNELS, OFAResNet, drop_path, linear_rates
 
@@ -994,7 +994,18 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         return self
 
     def _encode(self, **inputs) -> OFAEncoderOutput:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._encoder_passes_gradients):
+        if not self._encoder_passes_gradients:
+            return self.encode(**inputs)
+        return self.encoder(**inputs, return_dict=True)
+
+    @torch.no_grad()
+    def encode(self, **inputs) -> OFAEncoderOutput:
+        """Pictures and prompts → `encoder_outputs` for `generate`, `caption_scores` and `forward`, at full speed.
+
+        Args:
+            inputs: arguments of `OFAEncoder.forward`.
+        """
+        with folding():
             return self.encoder(**inputs, return_dict=True)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
@@ -1116,6 +1127,11 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
 
     # -- generation: the encoder side exists once a picture, decoder rows once a beam
 
+    def generate(self, *args, **kwargs):
+        """`GenerationMixin.generate`, with BatchNorm folded into the trunk's convolutions on the way."""
+        with folding():
+            return super().generate(*args, **kwargs)
+
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
@@ -1175,7 +1191,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
             `(rows,)` float32.
         """
         if encoder_outputs is None:
-            encoder_outputs = self._encode(**encoder_inputs)
+            encoder_outputs = self.encode(**encoder_inputs)
         tokens = sequences[:, 1:]
         ended_before = (tokens == self.config.eos_token_id).cumsum(1) - (tokens == self.config.eos_token_id).long()
         real = (ended_before == 0) & (tokens != self.config.pad_token_id)

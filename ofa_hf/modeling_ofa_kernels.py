@@ -7,6 +7,7 @@ public interface, so each is tried once on small numbers, and torch's own are us
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 
 import torch
@@ -16,6 +17,26 @@ from torch.nn import functional
 
 
 _plain = False
+_folding: ContextVar[bool] = ContextVar("ofa_folding", default=False)
+
+
+@contextmanager
+def folding() -> Iterator[None]:
+    """Let trunks fold BatchNorm into their convolutions inside this block, as captioning does.
+
+    Folding rounds differently, by some units in the last place. Outside of captioning a forward pass keeps to the
+    very operations of the original.
+    """
+    token = _folding.set(True)
+    try:
+        yield
+    finally:
+        _folding.reset(token)
+
+
+def is_folding() -> bool:
+    """Whether this runs inside a `folding` block and nobody asked for plain kernels."""
+    return _folding.get() and not _plain
 
 
 @contextmanager

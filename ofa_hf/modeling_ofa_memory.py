@@ -47,7 +47,9 @@ class ShapeMemory:
         off = self.weights is None or num_bytes > self.max_bytes
         if off or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return compute()
-        key = (shape, num_bytes, None if source is None else self._identity(source))
+        device = self.weights[1].type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        key = (shape, num_bytes, dtype, None if source is None else self._identity(source))
         found = self.entries.get(key)
         if found is None:
             with torch.inference_mode(False), torch.no_grad():  # usable later outside inference mode too

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from .configuration_ofa import RESNET_BLOCKS
-from .modeling_ofa_kernels import convolution_relu, fold_batch_norm
+from .modeling_ofa_kernels import convolution_relu, fold_batch_norm, is_folding
 from .modeling_ofa_memory import ShapeMemory
 
 
@@ -100,15 +100,16 @@ class OFAResNet(nn.Module):
         return nn.Sequential(*blocks)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)  # the faster layout everywhere
         if self._can_fold(pixel_values):
-            return self._forward_folded(pixel_values)
+            return self._forward_folded(pixel_values.contiguous(memory_format=torch.channels_last))
+        if self.training:  # the faster layout; in inference the original's, which sums in the original's order
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = self.maxpool(self.bn1(self.conv1(pixel_values)).relu_())
         return self.layer3(self.layer2(self.layer1(features)))
 
     def _can_fold(self, pixel_values: Tensor) -> bool:
-        """In inference BatchNorm is folded into copies of the weights; the weights themselves stay as they are."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        """In captioning BatchNorm is folded into copies of the weights; the weights themselves stay as they are."""
+        if not is_folding() or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         return self.conv1.weight.device == pixel_values.device  # not so where accelerate keeps weights elsewhere
 

@@ -129,7 +129,7 @@ class OFAImageToTextPipeline(Pipeline):
         inputs = dict(model_inputs)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        encoder_outputs = self.model.get_encoder()(**inputs)  # once for the captions and their scores
+        encoder_outputs = self.model.encode(**inputs)  # once for the captions and their scores
         generated = self.model.generate(
             **inputs, encoder_outputs=encoder_outputs, return_dict_in_generate=True, **generate_kwargs
         )

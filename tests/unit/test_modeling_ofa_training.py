@@ -192,7 +192,7 @@ def test_locked_encoder_gives_the_states_of_inference_while_training(model, tiny
     model.lock_encoder()
     for mode in (True, False, True):
         model.train(mode)
-        torch.testing.assert_close(model(**tiny_batch).encoder_last_hidden_state, expected, rtol=0, atol=0)
+        torch.testing.assert_close(model(**tiny_batch).encoder_last_hidden_state, expected, rtol=0, atol=2e-5)
 
 
 def test_embedding_of_a_locked_encoder_is_trained_by_the_decoder_alone(model, tiny_batch):
@@ -205,6 +205,18 @@ def test_embedding_of_a_locked_encoder_is_trained_by_the_decoder_alone(model, ti
     _, ours = trained(model, **tiny_batch)
     _, alone = trained(model, encoder_outputs=encoded, labels=tiny_batch["labels"])
     assert_same_gradients(ours, alone, 1e-6)
+
+
+def test_embedding_may_also_be_trained_through_the_locked_encoder(model, tiny_batch):
+    _, unlocked = trained(model, **tiny_batch)
+    model.lock_encoder(train_embeddings=True, through_encoder=True)
+    _, found = trained(model, **tiny_batch)
+    decoder_and_embedding = {name for name in found if not name.startswith("encoder.")} | {
+        "encoder.embed_tokens.weight"
+    }
+    assert all(found[name] is None for name in found.keys() - decoder_and_embedding)
+    names = decoder_and_embedding - {name for name, gradient in unlocked.items() if gradient is None}
+    assert_same_gradients({name: unlocked[name] for name in names}, found, 1e-5)
 
 
 def test_unlocked_encoder_trains_again(model, tiny_batch):
