@@ -12,15 +12,14 @@ OUT ?= outputs/demo
 JOBS ?= logical
 ARGS ?=
 
-# One thread a process: two test processes on two cores beat one process with two threads.
-export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
 export PIP_RETRIES ?= 10
 export PIP_DEFAULT_TIMEOUT ?= 60
 
-PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal
+# One thread a process: two test processes on two cores beat one process with two threads.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal
 VERSIONS = $(BIN)/python tests/print_versions.py
 
 # pip retries each request; the second try is for a connection that breaks off in the middle of a file.

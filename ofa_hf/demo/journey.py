@@ -33,7 +33,7 @@ class DemoSize:
     """How much of everything; the defaults take about five minutes on two cores."""
 
     num_train: int = 1200
-    num_valid: int = 80
+    num_valid: int = 160
     picture_pixels: int = 128
     model_pixels: int = 64
     pretraining: Pretraining = field(default_factory=Pretraining)
