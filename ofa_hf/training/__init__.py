@@ -1,0 +1,49 @@
+"""Finetuning with the Trainer of transformers: arguments, what is locked, the loop, the recipe.
+
+The names below are loaded when first used: a command that does not train starts without them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from ofa_hf.training.arguments import RECIPES, FinetuneArguments, parse_arguments
+    from ofa_hf.training.finetuning import FinetuneResult, TrainingStopped, finetune
+    from ofa_hf.training.locking import lock
+    from ofa_hf.training.trainer import FairseqAdamW, OFATrainer
+
+
+__all__ = [
+    "RECIPES",
+    "FairseqAdamW",
+    "FinetuneArguments",
+    "FinetuneResult",
+    "OFATrainer",
+    "TrainingStopped",
+    "finetune",
+    "lock",
+    "parse_arguments",
+]
+
+_HOMES = {
+    "RECIPES": "arguments",
+    "FairseqAdamW": "trainer",
+    "FinetuneArguments": "arguments",
+    "FinetuneResult": "finetuning",
+    "OFATrainer": "trainer",
+    "TrainingStopped": "finetuning",
+    "finetune": "finetuning",
+    "lock": "locking",
+    "parse_arguments": "arguments",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

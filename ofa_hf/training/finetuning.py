@@ -1,0 +1,409 @@
+"""Finetuning as a recipe: data, model, what is locked, trainer, result."""
+
+import copy
+import json
+import logging as standard_logging
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from huggingface_hub import HfApi
+from transformers import (
+    EarlyStoppingCallback,
+    PretrainedConfig,
+    PrinterCallback,
+    ProgressCallback,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
+from transformers.utils import logging
+
+import ofa_hf
+from ofa_hf.data import GroupedCaptions, OFAGroupedCollator, caption_counts, load_folder, load_muge, load_rows
+from ofa_hf.errors import UserError
+from ofa_hf.training.arguments import CHECKPOINTING, DROP_PATH_RATES, FinetuneArguments
+from ofa_hf.training.callbacks import KeepCurve, PrintLines, ShowProgress, StopOnSignal
+from ofa_hf.training.checkpoints import checkpoint_to_resume, refuse_old_run, saving_to
+from ofa_hf.training.locking import lock
+from ofa_hf.training.summary import describe_run
+from ofa_hf.training.trainer import OFATrainer
+
+
+logger = logging.get_logger(__name__)
+
+RESULTS_FILE = "finetune_results.json"
+LORA_TARGETS = r".*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+MUGE_SUFFIX = ".tsv"
+NOT_PUBLISHED = ("checkpoint-*", "runs/*", "training_args.bin", "**/__pycache__/*", "_*")
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """The user stopped the run; a checkpoint was written and the text says how to go on."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = int(signal_number)
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """Where the finetuned model lies and how it did; the same as in `finetune_results.json`."""
+
+    folder: Path
+    metrics: dict[str, float]  # of the last evaluation, `eval_*`, and of training, `train_*`
+    num_steps: int
+    cut_captions: int  # how often a caption was longer than `max_seq_length`, by this process
+
+
+def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> FinetuneResult:
+    """Finetune a converted model on captions and leave a Hub-ready folder in `trainer_args.output_dir`.
+
+    Raises:
+        UserError: data, model or arguments that do not fit; a full disk; a loss that is no number.
+        TrainingStopped: Ctrl-C; a checkpoint was written first.
+    """
+    wishes, trainer_args = trainer_args, adapt(args, trainer_args)
+    refuse_old_run(trainer_args)
+    publishes = wishes.push_to_hub and trainer_args.process_index == 0
+    repository = open_repository(wishes) if publishes else None
+    set_seed(trainer_args.seed)
+    with quiet(trainer_args), saving_to(trainer_args.output_dir):
+        train_rows, eval_rows = load_data(args)
+        model, processor = load_model(args)
+        lock(model, args)
+        if args.lora_rank:
+            model = add_lora(model, args)
+        trainer = make_trainer(args, trainer_args, model, processor, train_rows, eval_rows)
+        if trainer.is_world_process_zero():
+            sys.stderr.write(describe_run(args, trainer, train_rows, eval_rows) + "\n")
+
+        metrics = train(trainer)
+        if eval_rows is not None:
+            metrics.update(trainer.evaluate())
+        save(trainer, args, metrics)
+        if repository:
+            push(wishes, repository)
+    num_cut = trainer.data_collator.num_cut
+    if num_cut:
+        logger.warning(f"{num_cut:,} times a caption was longer than {args.max_seq_length} tokens and was cut.")
+    return FinetuneResult(Path(trainer_args.output_dir), metrics, trainer.state.global_step, num_cut)
+
+
+def adapt(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> Seq2SeqTrainingArguments:
+    """A copy of the Trainer's arguments that says what this Trainer needs.
+
+    Raises:
+        UserError: a wish that the others make impossible.
+    """
+    refuse_impossible(args, trainer_args)
+    Path(trainer_args.output_dir).mkdir(parents=True, exist_ok=True)  # fails now rather than after hours
+    adapted = copy.copy(trainer_args)
+    adapted.label_names = ["labels"]
+    adapted.predict_with_generate = False  # evaluation has its own captioning
+    adapted.push_to_hub, adapted.hub_token = False, None  # we push once, at the end; checkpoints hold no token
+    adapted.remove_unused_columns = adapted.logging_nan_inf_filter = False
+    if adapted.ddp_find_unused_parameters is None:
+        adapted.ddp_find_unused_parameters = False  # parts without a gradient are locked; looking for them costs time
+    if getattr(adapted, f"{CHECKPOINTING}_kwargs") is None:
+        setattr(adapted, f"{CHECKPOINTING}_kwargs", {"use_reentrant": False})  # the other kind misses locked inputs
+    if adapted.fp16 and adapted.device.type == "cpu":
+        logger.warning("fp16 needs a GPU and this run has none: training in float32.")
+        adapted.fp16 = False
+    return adapted
+
+
+def refuse_impossible(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> None:
+    if args.captions_per_picture > trainer_args.per_device_train_batch_size:
+        raise UserError(
+            f"captions_per_picture is {args.captions_per_picture} but a batch holds "
+            f"{trainer_args.per_device_train_batch_size} captions. Raise per_device_train_batch_size or lower it."
+        )
+    scored = (args.eval_split if args.dataset_name else args.test_caption_file) and not args.merge_test
+    if not scored and (trainer_args.eval_strategy != "no" or args.early_stopping_patience):
+        raise UserError(
+            "Evaluation during training was asked for, but there is nothing to evaluate on. Give test_caption_file "
+            "and test_image_file (or eval_split) without merge_test, or eval_strategy no and no early stopping."
+        )
+    if args.early_stopping_patience and not trainer_args.load_best_model_at_end:
+        raise UserError(
+            "early_stopping_patience stops when the best score stays behind, so it needs load_best_model_at_end true "
+            "and the same eval_strategy and save_strategy (steps or epoch)."
+        )
+
+
+@contextmanager
+def quiet(trainer_args: Seq2SeqTrainingArguments) -> Iterator[None]:
+    """Without bars for every weight file, repeated words about file times, and what other processes say already."""
+    had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    rotation = standard_logging.getLogger("transformers.trainer_utils")
+
+    def about_content(record: standard_logging.LogRecord) -> bool:
+        return "mtime" not in record.getMessage()  # checkpoints are sorted by number then, as they should
+
+    logging.disable_progress_bar()
+    rotation.addFilter(about_content)
+    if trainer_args.process_index:
+        logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # between the libraries
+            warnings.filterwarnings("ignore", message="mtime may not be reliable")
+            yield
+    finally:
+        rotation.removeFilter(about_content)
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+# --------------------------------------------------------------------------------------------------- data
+
+
+def load_data(args: FinetuneArguments) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Rows to train on and rows to evaluate on, one a picture."""
+    if args.dataset_name:
+        train_rows = load_named_rows(args, args.dataset_split)
+        return train_rows, load_named_rows(args, args.eval_split) if args.eval_split else None
+    train_rows = load_files(args, args.train_caption_file, args.train_image_file)
+    if args.test_caption_file is None:
+        return train_rows, None
+    test_rows = load_files(args, args.test_caption_file, args.test_image_file)
+    if args.merge_test:
+        return datasets.concatenate_datasets([train_rows, test_rows]), None
+    return train_rows, test_rows
+
+
+def load_files(args: FinetuneArguments, captions: str, images: str) -> datasets.Dataset:
+    """MUGE files if the pictures are a `.tsv`, else a folder of pictures with a table of captions."""
+    options = {"num_proc": args.num_proc, "strict": args.strict}
+    if Path(images).suffix == MUGE_SUFFIX:
+        return load_muge(captions, images, **options)
+    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+    return load_folder(captions, images, **columns, **options)
+
+
+def load_named_rows(args: FinetuneArguments, split: str) -> datasets.Dataset:
+    saved = Path(args.dataset_name)
+    if (saved / "state.json").exists() or (saved / "dataset_dict.json").exists():  # by `save_to_disk`
+        rows = datasets.load_from_disk(args.dataset_name)
+    else:
+        rows = datasets.load_dataset(args.dataset_name)
+    if isinstance(rows, datasets.DatasetDict):
+        if split not in rows:
+            raise UserError(f"{args.dataset_name} has no split {split}; it has {', '.join(rows)}. Name one of them.")
+        rows = rows[split]
+    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+    return load_rows(rows, **columns, num_proc=args.num_proc, strict=args.strict)
+
+
+# -------------------------------------------------------------------------------------------------- model
+
+
+def load_model(args: FinetuneArguments):
+    """The model with the run's rates, and its processor.
+
+    Raises:
+        UserError: no such model, or one of another architecture.
+    """
+    try:
+        config, _ = PretrainedConfig.get_config_dict(args.model_name_or_path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Cannot load {args.model_name_or_path}: {str(error).splitlines()[0]} Give the folder or Hub id of a "
+            "converted model; `ofa-hf convert` makes one."
+        ) from error
+    if config.get("model_type") != "ofa":
+        raise UserError(
+            f"{args.model_name_or_path} is a {config.get('model_type')} model; this command finetunes OFA models. "
+            "Convert an OFA checkpoint with `ofa-hf convert` first."
+        )
+    overrides = {name: getattr(args, name) for name in DROP_PATH_RATES}
+    if args.dropout is not None:
+        overrides["dropout"] = args.dropout
+    with _loading(args.model_name_or_path):
+        model, info = ofa_hf.OFAForConditionalGeneration.from_pretrained(
+            args.model_name_or_path,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below
+            **overrides,
+        )
+        processor = ofa_hf.OFAProcessor.from_pretrained(args.model_name_or_path)
+    # transformers 4 tells only the names of weights of another shape, transformers 5 the shapes too
+    mismatched = (item if isinstance(item, str) else item[0] for item in info["mismatched_keys"])
+    wrong = sorted({*info["missing_keys"], *mismatched})
+    if wrong:
+        raise UserError(
+            f"{args.model_name_or_path} has not the weights that its config.json asks for: {wrong[0]} (+"
+            f"{len(wrong) - 1} more) is missing or of another shape, so it would start from random numbers. Convert "
+            "the checkpoint again."
+        )
+    return model, processor
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """One line for whatever is wrong with a model's files; transformers' own report about it is silenced."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except Exception as error:  # of whichever library reads the file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"Cannot load {name}: {reason}. Its files are incomplete or do not belong together; convert the "
+            "checkpoint again, or give another folder."
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def add_lora(model, args: FinetuneArguments):
+    """Train low-rank adapters of the decoder (and of the encoder, unless it is locked) instead of the weights."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise UserError("lora_rank needs the package peft. Install it with `pip install 'ofa-hf[lora]'`.") from error
+    where = r"decoder" if args.freeze_encoder else r"(encoder|decoder)"
+    return get_peft_model(
+        model, LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=where + LORA_TARGETS)
+    )
+
+
+# ------------------------------------------------------------------------------------------------ trainer
+
+
+def make_trainer(
+    args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments, model, processor, train_rows, eval_rows
+) -> OFATrainer:
+    """A Trainer whose batch sizes count captions, as the argument files do, while its data loader counts pictures."""
+    trainer_args = copy.copy(trainer_args)
+    trainer_args.per_device_train_batch_size //= args.captions_per_picture
+    trainer_args.warmup_steps = warmup_steps(args, trainer_args, train_rows)
+    trainer_args.warmup_ratio = 0.0  # transformers 4 rounds it up
+    callbacks = [KeepCurve(), StopOnSignal(), PrintLines() if trainer_args.disable_tqdm else ShowProgress()]
+    if args.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    try:
+        trainer = OFATrainer(
+            model=model,
+            args=trainer_args,
+            train_dataset=GroupedCaptions(train_rows),
+            eval_dataset=None if eval_rows is None else GroupedCaptions(eval_rows),
+            data_collator=OFAGroupedCollator(processor, max_caption_tokens=args.max_seq_length),
+            finetune_args=args,
+            processor=processor,
+            callbacks=callbacks,
+        )
+    except (RuntimeError, ImportError, ValueError) as error:  # such as a tracker of report_to that is not installed
+        raise UserError(f"Training cannot be set up: {' '.join(str(error).split())}") from error
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback) in (ProgressCallback, PrinterCallback):  # ours takes their place
+            trainer.remove_callback(callback)
+    return trainer
+
+
+def warmup_steps(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments, train_rows) -> int:
+    """Steps of warm-up as a whole number, which both transformers 4 and 5 take; a ratio rounds down, as in fairseq."""
+    given = trainer_args.warmup_steps or getattr(trainer_args, "warmup_ratio", 0)
+    if given >= 1 or not given:
+        return int(given)
+    total = trainer_args.max_steps
+    if total <= 0:
+        groups = int((-(-caption_counts(train_rows) // args.captions_per_picture)).sum())
+        batches = math.ceil(groups / (trainer_args.train_batch_size * trainer_args.world_size))
+        updates = max(1, math.ceil(batches / trainer_args.gradient_accumulation_steps))
+        total = math.ceil(updates * trainer_args.num_train_epochs)
+    return int(total * given)
+
+
+def train(trainer: OFATrainer) -> dict[str, float]:
+    """Train to the end and return the Trainer's metrics.
+
+    Raises:
+        TrainingStopped: a signal came; a checkpoint was written first.
+    """
+    stop = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, StopOnSignal))
+    try:
+        outcome = trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args))
+    finally:
+        stop.restore()
+    if stop.received:
+        raise TrainingStopped(
+            f"stopped after step {trainer.state.global_step:,} of {trainer.state.max_steps:,}; a checkpoint is in "
+            f"{trainer.args.output_dir}. Run the same command with --resume_from_checkpoint true to go on.",
+            stop.received,
+        )
+    return dict(outcome.metrics)
+
+
+# ------------------------------------------------------------------------------------------------- result
+
+
+def save(trainer: OFATrainer, args: FinetuneArguments, metrics: dict[str, float]) -> None:
+    """Leave a Hub-ready folder: model (adapters merged, unless asked otherwise), processor, code, results."""
+    folder = Path(trainer.args.output_dir)
+    trainer.save_state()
+    if not trainer.is_world_process_zero():
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if args.lora_rank and args.merge_lora:
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
+    trainer.processor.save_pretrained(folder)
+    versions = {"ofa_hf": ofa_hf.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
+    results = {
+        "base_model": args.model_name_or_path,
+        "arguments": {name: value for name, value in vars(args).items() if value is not None},
+        "metrics": metrics,
+        "steps": trainer.state.global_step,
+        "versions": versions,
+    }
+    path = folder / RESULTS_FILE
+    path.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def open_repository(trainer_args: Seq2SeqTrainingArguments) -> str:
+    """Create `hub_model_id` (default: the folder's name) unless it exists: now, not after hours of training.
+
+    Raises:
+        UserError: the Hub cannot be reached or refuses.
+    """
+    name = trainer_args.hub_model_id or Path(trainer_args.output_dir).resolve().name
+    try:
+        api = HfApi(token=trainer_args.hub_token)
+        return api.create_repo(name, private=trainer_args.hub_private_repo, exist_ok=True).repo_id
+    except Exception as error:  # of whichever library carries the connection
+        raise UserError(
+            f"Cannot push to {name}: {' '.join(str(error).split())} Log in with `hf auth login`, name your own "
+            "repository with hub_model_id, or leave push_to_hub out."
+        ) from error
+
+
+def push(trainer_args: Seq2SeqTrainingArguments, repository: str) -> None:
+    """Upload the finished folder, once and without checkpoints.
+
+    Raises:
+        UserError: the upload failed; the folder is complete all the same.
+    """
+    folder = trainer_args.output_dir
+    try:
+        HfApi(token=trainer_args.hub_token).upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            ignore_patterns=list(NOT_PUBLISHED),
+            commit_message="Finetuned model",
+        )
+    except Exception as error:  # of whichever library carries the connection
+        raise UserError(
+            f"The model is finished and lies in {folder}, but pushing it to {repository} failed: "
+            f"{' '.join(str(error).split())} Push it later with `hf upload`."
+        ) from error
+    logger.warning(f"Pushed {folder} to {repository}.")

@@ -1,0 +1,69 @@
+"""What a run is about to do, as one short block for the user."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from ofa_hf.data import caption_counts, report_of
+from ofa_hf.errors import UserError
+from ofa_hf.training.arguments import FinetuneArguments
+from ofa_hf.training.locking import count_parameters
+
+
+def describe_run(args: FinetuneArguments, trainer, train_rows: Dataset, eval_rows: Dataset | None) -> str:
+    """Model, data, batch, steps and device of a run, a line each."""
+    lines = {
+        "model": f"{args.model_name_or_path}: {count_parameters(trainer.model)}",
+        "trained": describe_locks(args),
+        "data": describe_data(train_rows),
+        "scored on": "nothing" if eval_rows is None else describe_data(eval_rows),
+        "batch": describe_batch(args, trainer.args),
+        "steps": describe_steps(trainer),
+        "device": describe_device(trainer.args),
+        "output": str(Path(trainer.args.output_dir).resolve()),
+    }
+    return "\n".join(f"{name:10} {text}" for name, text in lines.items())
+
+
+def describe_locks(args: FinetuneArguments) -> str:
+    if args.lora_rank:
+        where = "decoder" if args.freeze_encoder else "encoder and decoder"
+        return f"LoRA adapters of rank {args.lora_rank} in the {where}"
+    parts = ["decoder"] if args.freeze_encoder else ["encoder", "decoder"]
+    parts += [] if args.freeze_word_embed else ["word embedding"]
+    locked = ["encoder (LiT)"] if args.freeze_encoder else ["BatchNorm"] if args.freeze_resnet else []
+    locked += ["word embedding"] if args.freeze_word_embed else []
+    return _and(parts) + (f"; locked: {_and(locked)}" if locked else "")
+
+
+def describe_data(rows: Dataset) -> str:
+    try:
+        return report_of(rows).summary()
+    except UserError:  # a caller's own rows have no report
+        return f"{len(rows):,} pictures with {int(caption_counts(rows).sum()):,} captions"
+
+
+def describe_batch(args: FinetuneArguments, trainer_args) -> str:
+    pictures, captions = trainer_args.per_device_train_batch_size, args.captions_per_picture
+    steps, processes = trainer_args.gradient_accumulation_steps, trainer_args.world_size
+    factors = f"{pictures} pictures × {captions} captions × {steps} accumulated × {processes} processes"
+    return f"{pictures * captions * steps * processes:,} captions = {factors}"
+
+
+def describe_steps(trainer) -> str:
+    args = trainer.args
+    per_epoch = max(1, -(-len(trainer.get_train_dataloader()) // args.gradient_accumulation_steps))
+    total = args.max_steps if args.max_steps > 0 else -(-per_epoch * args.num_train_epochs // 1)
+    return f"{int(total):,}, {per_epoch:,} an epoch, {args.warmup_steps:,} of them warm-up"
+
+
+def describe_device(trainer_args) -> str:
+    device = trainer_args.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, {'bf16' if trainer_args.bf16 else 'fp16' if trainer_args.fp16 else 'float32'}"
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))

@@ -1,0 +1,242 @@
+"""The Trainer of transformers with OFA's loss, batches that share pictures, and caption scores at evaluation."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import Seq2SeqTrainer
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
+
+from ofa_hf.data.pairs import GroupedCaptions, GroupedCaptionSampler, caption_counts
+from ofa_hf.errors import UserError
+from ofa_hf.evaluation import score_captions
+from ofa_hf.evaluation.generate import generate_captions, show_progress
+from ofa_hf.modeling_ofa import IGNORED_LABEL
+from ofa_hf.training.arguments import FinetuneArguments
+from ofa_hf.training.checkpoints import checkpoints_in, saving_to
+
+
+logger = logging.get_logger(__name__)
+
+
+class FairseqAdamW(torch.optim.AdamW):
+    """AdamW whose epsilon is ε / √(1 − β₂ᵗ): fairseq adds ε before it corrects the second moment's bias.
+
+    Source: fairseq `optim/adam.py`.
+    """
+
+    def __init__(self, params, eps: float = 1e-8, **kwargs):
+        super().__init__(params, eps=eps, **kwargs)
+        for group in self.param_groups:  # these are saved in checkpoints
+            group.update(uncorrected_eps=eps, num_updates=0)
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["num_updates"] += 1
+            group["eps"] = group["uncorrected_eps"] / math.sqrt(1 - group["betas"][1] ** group["num_updates"])
+        return super().step(closure)
+
+
+class OFATrainer(Seq2SeqTrainer):
+    """Trains on `GroupedCaptions` and evaluates by captioning.
+
+    The loss is the sum over real tokens divided by their number over all micro-batches and processes, so it does not
+    depend on how a batch is split. Evaluation adds `cider_d`, `bleu_4` and `rouge_l` to the loss.
+
+    Args:
+        finetune_args: what the loss leaves out and how evaluation captions.
+        processor: of the model; saved with every checkpoint.
+        others: as for `Seq2SeqTrainer`; data sets are `GroupedCaptions`, so one item is a picture with its captions.
+    """
+
+    def __init__(self, *args, finetune_args: FinetuneArguments, processor, **kwargs):
+        super().__init__(*args, processing_class=processor, **kwargs)
+        self.finetune_args = finetune_args
+        self.processor = processor
+        self.last_predictions: dict[str, str] = {}
+        self._last_loss: tuple[int, Tensor] | None = None  # step and its loss, not looked at yet
+        if finetune_args.adam_epsilon_as_fairseq:
+            self.optimizer_cls_and_kwargs = FairseqAdamW, self._adamw_arguments()
+
+    def _adamw_arguments(self) -> dict[str, Any]:
+        optimizer, arguments = self.get_optimizer_cls_and_kwargs(self.args)
+        if optimizer is not torch.optim.AdamW:
+            raise UserError(
+                f"adam_epsilon_as_fairseq is a kind of AdamW, but optim is {self.args.optim}. Leave one of them out."
+            )
+        return arguments
+
+    # -- batches
+
+    def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(dataset, GroupedCaptions):  # a caller's own batches
+            return super()._get_train_sampler(dataset)
+        return self._sampler(dataset, self.finetune_args.captions_per_picture, shuffle=True)
+
+    def _get_eval_sampler(self, eval_dataset: GroupedCaptions) -> torch.utils.data.Sampler:
+        return self._sampler(eval_dataset, 0, shuffle=False)
+
+    def _sampler(self, dataset: GroupedCaptions, captions_per_picture: int, shuffle: bool) -> GroupedCaptionSampler:
+        batch_size = self.args.train_batch_size if shuffle else self.args.eval_batch_size
+        return GroupedCaptionSampler(
+            caption_counts(dataset.dataset),
+            captions_per_picture,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            shuffle=shuffle,
+            fill_to=batch_size * self.args.world_size,
+        )
+
+    # -- loss
+
+    def _drops_worst(self) -> bool:
+        ours = self.finetune_args
+        return ours.drop_worst_ratio > 0 and self.state.global_step > ours.drop_worst_after
+
+    def _kept_labels(self, labels: Tensor) -> Tensor:
+        """Labels without the prefix and `</s>` that the loss is asked to leave out."""
+        ours, labels = self.finetune_args, labels.clone()
+        labels[:, : ours.ignore_prefix_size] = IGNORED_LABEL
+        if ours.ignore_eos:
+            labels[labels == self.processor.tokenizer.eos_token_id] = IGNORED_LABEL
+        return labels
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        """Number of tokens the losses of all micro-batches and processes are divided by."""
+        counted = []
+        for batch in batch_samples:
+            labels = self._kept_labels(batch["labels"])
+            if self._drops_worst():
+                number = int((labels != IGNORED_LABEL).sum())
+                labels = labels.new_zeros(int(number * (1 - self.finetune_args.drop_worst_ratio)))  # any real token
+            counted.append({"labels": labels})
+        return super()._get_num_items_in_batch(counted, device)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs):
+        ours, inputs = self.finetune_args, dict(inputs)
+        if model.training:
+            base = self.accelerator.unwrap_model(model)
+            inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(inputs["labels"])
+            inputs["labels"] = self._kept_labels(inputs["labels"])
+            inputs["label_smoothing"] = ours.label_smoothing
+            inputs["drop_worst_ratio"] = ours.drop_worst_ratio if self._drops_worst() else 0.0
+        return super().compute_loss(model, {**inputs, "return_logits": False}, *args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
+        self._refuse_bad_loss()  # of the step before: reading this one's would wait for the device
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._last_loss = self.state.global_step + 1, loss
+        return loss
+
+    def _refuse_bad_loss(self) -> None:
+        """Raises `UserError` if the last loss was no number."""
+        (step, loss), self._last_loss = self._last_loss or (0, None), None
+        if loss is not None and not torch.isfinite(loss):
+            self._stop(f"The loss of step {step} is {loss.item()}, so training stopped")
+
+    def _stop(self, reason: str) -> None:
+        good = [str(path) for path in checkpoints_in(self.args.output_dir)][-1:]
+        kept = f"the last good checkpoint, {good[0]}, is kept" if good else "no checkpoint was written before"
+        again = f" and --model_name_or_path {good[0]}" if good else ""
+        raise UserError(
+            f"{reason}; {kept}. Start again with a learning_rate below {self.args.learning_rate:g} (or bf16 instead "
+            f"of fp16), another output_dir{again}."
+        )
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        if self.finetune_args.decay_all_parameters:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    # -- checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        self._refuse_bad_loss()
+        bad = next((name for name, value in model.named_parameters() if not torch.isfinite(value).all()), None)
+        if bad:
+            self._stop(
+                f"After step {self.state.global_step} the weight {bad} is no longer finite, so training stopped"
+            )
+        with saving_to(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        with self._resuming(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with self._resuming(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    @contextmanager
+    def _resuming(self, checkpoint: str | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of whichever library reads the file
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise UserError(
+                f"Cannot go on from {checkpoint}: {reason}. It must be whole and come from a run of the same model "
+                "that locked the same parts. Resume with that run's arguments, name an earlier checkpoint, or start "
+                "anew in another output_dir."
+            ) from error
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """As the parent's, but silent about the names that share the word embedding, which is saved once."""
+        tied = {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}
+        names = self.model.named_parameters(remove_duplicate=False)
+        shared = {name for name, parameter in names if id(parameter) in tied}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in shared]
+        super()._issue_warnings_after_load(load_result)
+
+    # -- evaluation
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        """Mean loss a real token over all captions, and the scores of generated captions."""
+        self._refuse_bad_loss()
+        model = self._wrap_model(self.model, training=False, dataloader=dataloader).eval()
+        dataset = dataloader.dataset
+        if not isinstance(dataset, GroupedCaptions):
+            raise UserError(
+                f"OFATrainer got a {type(dataset).__name__} to evaluate on; it captions GroupedCaptions data sets. "
+                "Wrap the rows: GroupedCaptions(rows)."
+            )
+        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in dataloader:
+            batch = self._prepare_inputs(batch)
+            number = (batch["labels"] != IGNORED_LABEL).sum()
+            with torch.no_grad(), self.accelerator.autocast():
+                loss = model(**batch, return_logits=False, label_smoothing=0.0, num_items_in_batch=1).loss
+            totals += torch.stack([loss.double(), number.double()])
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        loss_sum, num_tokens = self.accelerator.reduce(totals, "sum").tolist()
+        metrics = {"loss": loss_sum / max(1.0, num_tokens), **self._caption_scores(dataset)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
+
+    def _caption_scores(self, dataset: GroupedCaptions) -> dict[str, float]:
+        """Caption the first `eval_pictures` pictures, shared out among the processes, and score all together."""
+        number = min(self.finetune_args.eval_pictures or len(dataset), len(dataset))
+        rows = (dataset.dataset[index] for index in range(self.args.process_index, number, self.args.world_size))
+        generate = {"num_beams": self.args.generation_num_beams, "max_length": self.args.generation_max_length}
+        generate = {name: value for name, value in generate.items() if value}
+        model = self.accelerator.unwrap_model(self.model)
+        batch_size = max(1, self.args.per_device_eval_batch_size)
+        with self.accelerator.autocast():
+            captions = generate_captions(model, self.processor, rows, batch_size, **generate)
+            if self.is_world_process_zero() and not self.args.disable_tqdm:
+                captions = show_progress(captions, -(-number // self.args.world_size))
+            captions = list(captions)
+        predictions = dict(gather_object(captions))
+        texts = dataset.dataset.select_columns(["image_id", "captions"]).select(range(number))
+        references = {row["image_id"]: row["captions"] for row in texts}
+        scores = score_captions(predictions, references)
+        self.last_predictions = predictions
+        return {"cider_d": scores.cider_d, "bleu_4": scores.bleu_4, "rouge_l": scores.rouge_l}

@@ -1,0 +1,155 @@
+"""`ofa-hf finetune` as a user's shell runs it: interrupted, killed, in two processes, with wrong input."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_shop import NOISE, command, environment, largest_difference, run, write_arguments, write_shop
+
+
+pytestmark = pytest.mark.slow
+RESUME = ("--resume_from_checkpoint", "true")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Arguments of a run of 8 steps, and a place for caches."""
+    folder = tmp_path_factory.mktemp("shop")
+    return write_shop(folder / "data"), folder / "home"
+
+
+@pytest.fixture(scope="module")
+def whole_run(shop, tmp_path_factory):
+    """A run that nothing disturbed, in the article's own words; its folder and what it printed."""
+    arguments, home = shop
+    folder = tmp_path_factory.mktemp("whole")
+    old_names = {"evaluation_strategy": "steps", "eval_steps": 4, "warmup_ratio": 0.25, "overwrite_output_dir": True}
+    arguments = {**arguments, **old_names, "load_best_model_at_end": True, "save_steps": 4, "fp16": True}
+    file = write_arguments(
+        folder / "args.json", {**arguments, "output_dir": str(folder / "out"), "lr_scheduler_type": "cosine"}
+    )
+    finished = run(file, "--json", home=home)
+    assert finished.returncode == 0, finished.stderr
+    return folder / "out", finished
+
+
+@pytest.fixture(scope="module")
+def straight_run(shop, tmp_path_factory):
+    """The weights at the end of a run that nothing disturbed, for those that something did."""
+    arguments, home = shop
+    folder = tmp_path_factory.mktemp("straight")
+    file = write_arguments(folder / "args.json", {**arguments, "save_strategy": "no"})
+    finished = run(file, "--output_dir", folder / "out", home=home)
+    assert finished.returncode == 0, finished.stderr
+    return folder / "out"
+
+
+def test_the_articles_argument_names_train_a_model_and_print_its_scores(whole_run):
+    folder, finished = whole_run
+    result = json.loads(finished.stdout)  # stdout holds nothing else
+    assert result["model"] == str(folder)
+    assert result["steps"] == 8
+    assert {"eval_cider_d", "eval_bleu_4", "eval_rouge_l", "eval_loss", "train_loss"} <= result.keys()
+    assert (folder / "training_curve.png").stat().st_size > 1000
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_stderr_says_what_is_trained_and_makes_no_noise(whole_run):
+    stderr = whole_run[1].stderr
+    for line in ("model ", "trained ", "data ", "batch ", "steps ", "device ", "output "):
+        assert f"\n{line}" in f"\n{stderr}", stderr
+    assert "12 pictures with 48 captions, no problems" in stderr
+    assert "12 captions = 6 pictures × 2 captions × 1 accumulated × 1 processes" in stderr
+    for noise in ("mtime", "missing keys", "deprecated", "Warning", "Writing model shards"):
+        assert noise not in stderr, stderr
+
+
+def test_a_trained_folder_loads_with_the_auto_classes_without_the_package(whole_run, shop, tmp_path):
+    code = (
+        "import sys; sys.modules['ofa_hf'] = None\n"
+        "from PIL import Image; from transformers import pipeline\n"
+        f"pipe = pipeline('image-to-text', model={str(whole_run[0])!r}, trust_remote_code=True, device='cpu')\n"
+        "print(type(pipe.model).__module__); print(pipe(Image.new('RGB', (40, 32), 'red')))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("transformers_modules")
+    assert "generated_text" in ran.stdout
+
+
+def test_a_killed_run_resumed_ends_with_the_weights_of_an_undisturbed_one(shop, straight_run, tmp_path):
+    arguments, home = shop
+    file, folder = write_arguments(tmp_path / "args.json", arguments), tmp_path / "out"
+    process = subprocess.Popen(command(file, "--output_dir", folder), env=environment(home), stderr=subprocess.DEVNULL)
+    wait_for(lambda: (folder / "checkpoint-2").is_dir(), process)
+    process.kill()  # while or after the first checkpoint is written
+    process.wait()
+    half = folder / "checkpoint-6"
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.copytree(folder / "checkpoint-2", half, dirs_exist_ok=True)  # … and one was left half-written
+    (half / "trainer_state.json").unlink(missing_ok=True)
+    finished = run(file, "--output_dir", folder, *RESUME, home=home)
+    if "no complete checkpoint" in finished.stderr:  # it was killed before the first one was complete
+        shutil.rmtree(folder)
+        finished = run(file, "--output_dir", folder, home=home)
+    assert finished.returncode == 0, finished.stderr
+    assert largest_difference(straight_run, folder) == 0
+
+
+def test_an_interrupted_run_writes_a_checkpoint_says_how_to_go_on_and_does(shop, straight_run, tmp_path):
+    arguments, home = shop
+    file, folder = write_arguments(tmp_path / "args.json", {**arguments, "save_strategy": "no"}), tmp_path / "out"
+    process = subprocess.Popen(
+        command(file, "--output_dir", folder), env=environment(home), stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if "step 1 " in line:
+            break
+    process.send_signal(signal.SIGINT)
+    stderr = process.stderr.read()
+    assert process.wait() == 130, stderr
+    assert "--resume_from_checkpoint true" in stderr.splitlines()[-1]
+    assert len(list(folder.glob("checkpoint-*/trainer_state.json"))) == 1
+    finished = run(file, "--output_dir", folder, *RESUME, home=home)
+    assert finished.returncode == 0, finished.stderr
+    assert largest_difference(straight_run, folder) == 0
+
+
+def test_two_processes_of_half_a_batch_equal_one_of_a_whole(shop, tmp_path):
+    arguments, home = shop
+    arguments = {**arguments, "save_strategy": "no", "dropout": 0.0}  # processes draw different random numbers
+    size, file = arguments.pop("per_device_train_batch_size"), write_arguments(tmp_path / "args.json", arguments)
+    results = []
+    for processes in (1, 2):
+        words = (
+            "--output_dir",
+            tmp_path / str(processes),
+            "--per_device_train_batch_size",
+            size // processes,
+            "--json",
+        )
+        finished = run(file, *words, home=home, processes=processes)
+        assert finished.returncode == 0, finished.stderr
+        results.append(json.loads(finished.stdout))  # one line: only the first process prints
+    for name in ("train_loss", "eval_loss", "eval_cider_d", "eval_bleu_4"):
+        assert results[1][name] == pytest.approx(results[0][name], rel=1e-5, abs=1e-9), name
+    assert largest_difference(tmp_path / "1", tmp_path / "2", but=NOISE) < 2e-5
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the run ended with {process.returncode}"
+        assert time.monotonic() < end, f"nothing within {seconds} s"
+        time.sleep(0.01)

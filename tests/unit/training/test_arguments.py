@@ -1,0 +1,144 @@
+"""What a user may write, and what it means on either version of transformers."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_shop import write_arguments
+
+import ofa_hf.training
+from ofa_hf.errors import UserError
+from ofa_hf.training import RECIPES, FinetuneArguments, parse_arguments
+
+
+NEEDED = ("--model_name_or_path", "m", "--output_dir", "o", "--train_caption_file", "c", "--train_image_file", "i")
+ON_CPU = ("--use_cpu", "true")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_ready_recipe_is_found_by_its_name(name):
+    # bf16 asks for a device that can do it, which a test machine need not have
+    ours, trainers = parse_arguments(name, [*NEEDED, *ON_CPU, "--bf16", "false"])
+    assert ours.freeze_encoder == (name == "article")
+    assert trainers.learning_rate == {"article": 5e-5, "official": 1e-5}[name]
+    assert trainers.max_grad_norm == 1.0
+    assert ours.captions_per_picture >= 1
+    assert trainers.per_device_train_batch_size % ours.captions_per_picture == 0, "a batch must come out whole"
+
+
+def test_the_articles_recipe_is_the_articles():
+    ours, trainers = parse_arguments("article", [*NEEDED, *ON_CPU, "--bf16", "false"])
+    assert (trainers.per_device_train_batch_size, trainers.warmup_steps, trainers.num_train_epochs) == (128, 3000, 10)
+    assert (trainers.lr_scheduler_type, ours.freeze_word_embed, ours.max_seq_length) == ("cosine", False, 100)
+
+
+def test_the_official_recipe_is_the_official_scripts():
+    ours, trainers = parse_arguments("official", [*NEEDED, *ON_CPU, "--bf16", "false"])
+    assert (ours.label_smoothing, ours.encoder_drop_path_rate, ours.decoder_drop_path_rate) == (0.1, 0.1, 0.1)
+    assert (ours.dropout, ours.freeze_word_embed, ours.decay_all_parameters) == (0.1, True, True)
+    assert (trainers.adam_beta1, trainers.adam_beta2, trainers.weight_decay) == (0.9, 0.999, 0.01)
+    assert (trainers.warmup_steps or trainers.warmup_ratio) == 0.06
+
+
+def test_flags_win_over_the_file(parse):
+    ours, trainers = parse("--learning-rate", "0.5", "--freeze_encoder", "false", learning_rate=0.1)
+    assert trainers.learning_rate == 0.5
+    assert not ours.freeze_encoder
+
+
+@pytest.mark.parametrize("as_flags", [False, True])
+def test_names_of_older_versions_are_translated(parse, as_flags):
+    old = {"evaluation_strategy": "steps", "eval_steps": 3, "warmup_ratio": 0.5, "label_smoothing_factor": 0.1}
+    old |= {"gradient_checkpointing": True, "overwrite_output_dir": True, "per_gpu_train_batch_size": 4}
+    flags = [word for name, value in old.items() for word in (f"--{name}", str(value))]
+    ours, trainers = parse(*flags) if as_flags else parse(**old, per_device_train_batch_size=4)
+    assert trainers.use_cpu, "no_cuda of the shop's file"
+    assert trainers.eval_strategy == "steps"
+    assert (trainers.warmup_steps or trainers.warmup_ratio) == 0.5
+    assert ours.label_smoothing == 0.1
+    assert trainers.label_smoothing_factor == 0, "the Trainer's own doubles the loss under accumulation"
+    assert trainers.gradient_checkpointing
+    assert trainers.per_device_train_batch_size == 4
+
+
+def test_warm_up_is_in_steps_or_a_share_whatever_the_version(parse):
+    assert parse(warmup_steps=0, warmup_ratio=0.25)[1].get_warmup_steps(8) == 2
+    assert parse(warmup_ratio=0.0, warmup_steps=3)[1].get_warmup_steps(8) == 3
+    assert parse("--warmup_steps", "0.25", warmup_steps=3)[1].get_warmup_steps(8) == 2
+
+
+def test_the_best_checkpoint_is_the_one_with_the_best_cider_d(parse):
+    trainers = parse(load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps", eval_steps=2)[1]
+    assert (trainers.metric_for_best_model, trainers.greater_is_better) == ("cider_d", True)
+
+
+@pytest.mark.parametrize("as_flags", [False, True])
+def test_an_unknown_name_is_refused_with_the_one_that_was_meant(parse, as_flags):
+    with pytest.raises(UserError, match=r"Unknown argument lerning_rate .*Did you mean learning_rate\?"):
+        parse("--lerning-rate", "1") if as_flags else parse(lerning_rate=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train_image_file": None}, "train_image_file is missing"),
+        ({"dataset_name": "d"}, "files or a data set"),
+        ({"learning_rate": "abc"}, "learning_rate is 'abc'; it must be a number"),
+        ({"max_steps": [1]}, "max_steps is .1.; it must be a number"),
+        ({"freeze_encoder": "perhaps"}, "freeze_encoder is 'perhaps'"),
+        ({"label_smoothing": 2}, "label_smoothing is 2"),
+        ({"captions_per_picture": 0}, "captions_per_picture is 0"),
+        ({"lr_scheduler_type": "zigzag"}, "do not go together.*zigzag"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_by_name(parse, changes, words):
+    with pytest.raises(UserError, match=words):
+        parse(**changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [('{"a": 1,', "is not JSON"), ("[1]", "holds a list"), ("", "is not JSON")]
+)
+def test_a_file_that_is_no_json_object_is_refused(tmp_path, text, words):
+    file = tmp_path / "args.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=words):
+        parse_arguments(file)
+
+
+def test_a_missing_file_is_refused_with_the_names_of_the_recipes():
+    with pytest.raises(UserError, match="article, official"):
+        parse_arguments("nowhere.json")
+
+
+def test_a_missing_name_is_asked_for(tmp_path):
+    file = write_arguments(tmp_path / "args.json", {"output_dir": "o"})
+    with pytest.raises(UserError, match="model_name_or_path is missing"):
+        parse_arguments(file)
+
+
+def test_a_word_that_is_no_flag_is_a_usage_error(parse, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("word")
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_text_in_a_json_file_counts_as_the_number_or_switch_it_says(parse):
+    ours, trainers = parse(learning_rate="1e-4", freeze_encoder="false")
+    assert trainers.learning_rate == 1e-4
+    assert ours.freeze_encoder is False
+
+
+def test_nothing_is_reported_anywhere_unless_asked(parse):
+    assert parse()[1].report_to == []
+
+
+def test_arguments_can_be_made_in_python():
+    assert FinetuneArguments(model_name_or_path="m", dataset_name="d").freeze_encoder
+
+
+def test_recipes_are_plain_json_that_ships_with_the_package():
+    folder = Path(ofa_hf.training.__file__).parent
+    for file in RECIPES.values():
+        assert isinstance(json.loads((folder / file).read_text(encoding="utf-8")), dict)

@@ -1,0 +1,260 @@
+"""A run from its arguments to the folder it leaves."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_shop import largest_difference, weights
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from ofa_hf.errors import UserError
+from ofa_hf.training import finetuning
+
+
+needs_peft = pytest.mark.skipif(
+    importlib.util.find_spec("peft") is None, reason="needs peft (pip install ofa-hf[lora])"
+)
+EVERY_TWO_STEPS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+def test_a_run_leaves_a_hub_ready_folder_and_its_results(train):
+    ran = train()
+    names = {path.name for path in ran.folder.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert {"processor_config.json", "preprocessor_config.json", "modeling_ofa.py", "training_curve.png"} <= names
+    assert "training_args.bin" not in names, "a pickle that may hold a token"
+    results = json.loads((ran.folder / "finetune_results.json").read_text(encoding="utf-8"))
+    assert results["steps"] == ran.num_steps == 8
+    assert results["metrics"] == ran.metrics
+    model = AutoModelForImageTextToText.from_pretrained(ran.folder, trust_remote_code=True)
+    assert (
+        AutoProcessor.from_pretrained(ran.folder, trust_remote_code=True).tokenizer.vocab_size
+        == model.config.vocab_size
+    )
+
+
+def test_training_learns_the_captions(train):
+    losses = [train(name, num_train_epochs=epochs).metrics["eval_loss"] for name, epochs in (("1", 1), ("2", 15))]
+    assert losses[1] < losses[0] - 0.5
+
+
+def test_every_checkpoint_is_a_hub_ready_folder(train):
+    folder = train(save_strategy="steps", save_steps=4).folder / "checkpoint-4"
+    AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+    AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(train):
+    whole = train("whole", save_strategy="steps", save_steps=3)
+    for later in ("checkpoint-6", "checkpoint-8"):
+        shutil.rmtree(whole.folder / later)
+    before = weights(whole.folder)
+    resumed = train("whole", save_strategy="steps", save_steps=3, resume_from_checkpoint=True)
+    after = weights(resumed.folder)
+    assert resumed.num_steps == 8
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_best_checkpoint_by_cider_d_is_loaded_at_the_end(train, monkeypatch):
+    scores = iter((0.1, 0.9, 0.3, 0.2, 0.9))
+    monkeypatch.setattr(finetuning.OFATrainer, "_caption_scores", lambda self, dataset: {"cider_d": next(scores)})
+    folder = train(**EVERY_TWO_STEPS, load_best_model_at_end=True, save_total_limit=1).folder
+    assert checkpoints(folder) == ["checkpoint-4"]
+    assert largest_difference(folder, folder / "checkpoint-4") == 0
+
+
+def test_training_stops_when_the_score_stays_behind(train, monkeypatch):
+    scores = iter((0.5, 0.4, 0.3, 0.2, 0.1))
+    monkeypatch.setattr(finetuning.OFATrainer, "_caption_scores", lambda self, dataset: {"cider_d": next(scores)})
+    ran = train(**EVERY_TWO_STEPS, load_best_model_at_end=True, early_stopping_patience=1)
+    assert ran.num_steps == 4
+    assert largest_difference(ran.folder, ran.folder / "checkpoint-2") == 0
+
+
+def test_merged_data_trains_on_everything_and_scores_nothing(train):
+    ran = train(merge_test=True)
+    assert ran.num_steps == 12, "16 pictures × 4 captions, 12 a step, 2 epochs"
+    assert not any(name.startswith("eval_") for name in ran.metrics)
+
+
+def test_a_data_set_by_name_trains_like_files(train, shop, tmp_path):
+    from datasets import DatasetDict
+
+    from ofa_hf.data import load_muge
+
+    rows = load_muge(shop["train_caption_file"], shop["train_image_file"]).rename_column("captions", "caption")
+    DatasetDict(train=rows, valid=rows.select(range(3))).save_to_disk(tmp_path / "rows")
+    no_files = dict.fromkeys(("train_caption_file", "train_image_file", "test_caption_file", "test_image_file"))
+    ran = train(**no_files, dataset_name=str(tmp_path / "rows"), eval_split="valid", max_steps=2)
+    assert "eval_cider_d" in ran.metrics
+
+
+def test_captions_that_are_cut_are_counted(train, caplog):
+    ran = train(max_seq_length=4, max_steps=4, test_caption_file=None, test_image_file=None)
+    assert ran.cut_captions == 48
+    assert train("2", max_steps=4).cut_captions == 0
+
+
+def test_dropout_and_stochastic_depth_of_the_arguments_reach_the_network(parse):
+    model = finetuning.load_model(parse(dropout=0.4, decoder_drop_path_rate=0.2, encoder_drop_path_rate=0.3)[0])[0]
+    assert {layer.dropout.p for layer in model.decoder.layers} == {0.4}
+    assert [layer.drop_path_rate for layer in model.decoder.layers] == pytest.approx([0.0, 0.2])
+
+
+def test_half_precision_trains_and_scores(train, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # transformers 4 leaves its choice there
+    ran = train(bf16=True, **EVERY_TWO_STEPS, max_steps=4)
+    assert weights(ran.folder)["decoder.layer_norm.weight"].dtype == torch.float32
+    assert ran.metrics["eval_loss"] == pytest.approx(train("2", max_steps=4).metrics["eval_loss"], rel=1e-2)
+
+
+def test_fp16_without_a_gpu_trains_in_float32(parse):
+    args, trainer_args = parse(fp16=True)
+    assert not finetuning.adapt(args, trainer_args).fp16
+    assert trainer_args.fp16, "the caller's arguments stay as they are"
+
+
+@needs_peft
+@pytest.mark.parametrize("frozen", [True, False])
+def test_lora_leaves_one_merged_model_that_loads_like_any_other(train, shop, frozen):
+    ran = train(lora_rank=2, freeze_encoder=frozen, learning_rate=0.1)
+    assert not (ran.folder / "adapter_config.json").exists()
+    assert weights(ran.folder).keys() == weights(Path(shop["model_name_or_path"])).keys()
+    assert largest_difference(ran.folder, Path(shop["model_name_or_path"])) > 1e-3
+    AutoModelForImageTextToText.from_pretrained(ran.folder, trust_remote_code=True)
+
+
+@needs_peft
+def test_lora_leaves_an_adapter_that_gives_the_merged_model_on_its_base(train, shop):
+    from peft import PeftModel
+
+    changes = {"lora_rank": 2, "learning_rate": 0.1, "max_steps": 4}
+    merged, alone = train("merged", **changes), train("alone", **changes, merge_lora=False)
+    assert not (alone.folder / "model.safetensors").exists()
+    base = AutoModelForImageTextToText.from_pretrained(shop["model_name_or_path"], trust_remote_code=True)
+    joined = PeftModel.from_pretrained(base, alone.folder).merge_and_unload().state_dict()
+    for name, tensor in weights(merged.folder).items():
+        torch.testing.assert_close(joined[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@needs_peft
+def test_lora_resumes(train):
+    changes = {"lora_rank": 2, "save_strategy": "steps", "save_steps": 4}
+    whole = train("whole", **changes)
+    before = weights(whole.folder)
+    shutil.rmtree(whole.folder / "checkpoint-8")
+    after = weights(train("whole", **changes, resume_from_checkpoint=True).folder)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_lora_without_peft_says_what_to_install(train, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(UserError, match=r"ofa-hf\[lora\]"):
+        train(lora_rank=2)
+
+
+def test_tensorboard_gets_the_losses_if_it_is_installed(train, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    monkeypatch.chdir(tmp_path)
+    train(report_to="tensorboard", max_steps=2)
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+def test_a_finished_folder_is_pushed_once_without_checkpoints(train, monkeypatch):
+    calls = []
+
+    class Api:
+        def __init__(self, token):
+            assert token == "secret"
+
+        def create_repo(self, name, private, exist_ok):
+            return type("Url", (), {"repo_id": f"me/{name}"})
+
+        def upload_folder(self, repo_id, folder_path, ignore_patterns, **_):
+            from huggingface_hub.utils import filter_repo_objects
+
+            files = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
+            calls.append((repo_id, set(filter_repo_objects(files, ignore_patterns=ignore_patterns))))
+
+    monkeypatch.setattr(finetuning, "HfApi", Api)
+    train("shop-model", save_strategy="steps", save_steps=4, push_to_hub=True, hub_token="secret")
+    ((repository, files),) = calls
+    assert repository == "me/shop-model"
+    assert {"model.safetensors", "config.json", "modeling_ofa.py", "tokenizer.json"} <= files
+    assert not {name for name in files if "/" in name or name == "training_args.bin"}, files
+
+
+def test_a_hub_that_cannot_be_reached_is_told_before_training(train, tmp_path):
+    with pytest.raises(UserError, match="Cannot push to .*leave push_to_hub out"):
+        train(push_to_hub=True)  # tests have no network
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"captions_per_picture": 40}, "a batch holds 12 captions"),
+        ({"eval_strategy": "steps", "merge_test": True}, "nothing to evaluate on"),
+        ({"early_stopping_patience": 2}, "needs load_best_model_at_end"),
+        ({"report_to": "no_such_tracker"}, "cannot be set up|no_such_tracker"),
+        ({"model_name_or_path": "/nowhere/at/all"}, "Cannot load /nowhere/at/all"),
+    ],
+)
+def test_wishes_that_cannot_come_true_are_refused(train, changes, words):
+    with pytest.raises(UserError, match=words):
+        train(**changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "bert"}, "is a bert model"),
+        ({"encoder_layers": 3}, "has not the weights that its config.json asks for"),
+        ({"decoder_ffn_dim": 64}, "has not the weights that its config.json asks for"),
+        ({"d_model": 17}, "does not divide"),
+    ],
+)
+def test_a_model_of_another_architecture_is_refused(parse, shop, tmp_path, change, words):
+    folder = tmp_path / "model"
+    shutil.copytree(shop["model_name_or_path"], folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **change}), encoding="utf-8")
+    with pytest.raises(UserError, match=words):
+        finetuning.load_model(parse(model_name_or_path=str(folder))[0])
+
+
+@pytest.mark.parametrize("length", [0, 1000])
+def test_a_cut_off_weight_file_is_refused(parse, shop, tmp_path, length):
+    folder = tmp_path / "model"
+    shutil.copytree(shop["model_name_or_path"], folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:length])
+    with pytest.raises(UserError, match="Its files are incomplete"):
+        finetuning.load_model(parse(model_name_or_path=str(folder))[0])
+
+
+@pytest.mark.parametrize("change", [{"freeze_encoder": False}, {"freeze_word_embed": True}])
+def test_a_run_that_locks_other_parts_cannot_be_resumed(train, change):
+    folder = train(save_strategy="steps", save_steps=4).folder
+    shutil.rmtree(folder / "checkpoint-8")
+    with pytest.raises(UserError, match=r"Cannot go on from .*checkpoint-4.*locked the same parts"):
+        train(save_strategy="steps", save_steps=4, resume_from_checkpoint=True, **change)
+
+
+def test_a_damaged_optimizer_file_is_told(train):
+    folder = train(save_strategy="steps", save_steps=4).folder
+    (folder / "checkpoint-8/optimizer.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="Cannot go on from .*checkpoint-8"):
+        train(save_strategy="steps", save_steps=4, resume_from_checkpoint=True)
+
+
+def test_captions_of_other_pictures_are_refused(train, shop):
+    with pytest.raises(UserError, match="do not belong to the pictures"):
+        train(train_caption_file=shop["test_caption_file"])
