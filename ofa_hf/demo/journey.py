@@ -23,8 +23,11 @@ from ofa_hf.errors import UserError
 from ofa_hf.evaluation import EvaluationResult
 from ofa_hf.evaluation.generate import evaluate_model
 from ofa_hf.training import FinetuneResult, finetune, parse_arguments
+from ofa_hf.training.callbacks import CURVE_FILE
+from ofa_hf.training.curve import draw_curves
 
 
+COMPARISON = "compare_freeze.png"
 MARKER = "demo.json"  # the result; also says that a folder is a demo's, and may be replaced by another one
 
 
@@ -32,15 +35,25 @@ MARKER = "demo.json"  # the result; also says that a folder is a demo's, and may
 class DemoSize:
     """How much of everything; the defaults take about five minutes on two cores."""
 
-    num_train: int = 1200
+    num_train: int = 2500
     num_valid: int = 160
     picture_pixels: int = 128
     model_pixels: int = 64
     pretraining: Pretraining = field(default_factory=Pretraining)
-    finetune_epochs: int = 4
+    finetune_epochs: int = 1
     captions_per_picture: int = 10
-    batch_captions: int = 160
+    batch_captions: int = 100
     learning_rate: float = 2e-3
+
+
+@dataclass(frozen=True)
+class FreezeRun:
+    """One of the two runs that `compare_freeze` makes, each in a process of its own."""
+
+    label: str
+    losses: list[tuple[float, float]]  # (step, training loss)
+    seconds: float  # of training alone
+    peak_mib: float  # of the whole process
 
 
 @dataclass
@@ -54,6 +67,7 @@ class DemoResult:
     after: EvaluationResult = field(repr=False)
     seconds: float
     steps: dict[str, float]  # seconds of each step
+    freeze_runs: tuple[FreezeRun, ...] = ()
 
     def as_dict(self) -> dict:
         scores = self.after.scores
@@ -67,6 +81,10 @@ class DemoResult:
             "report": str(self.report),
             "before": self.before.scores.as_dict(),
             "steps": {name: round(value, 1) for name, value in self.steps.items()},
+            "compare_freeze": {
+                run.label: {"loss": run.losses[-1][1], "seconds": run.seconds, "peak_mib": round(run.peak_mib)}
+                for run in self.freeze_runs
+            },
         }
 
 
@@ -91,9 +109,18 @@ class Steps:
 
 
 def run_demo(
-    out: str | Path, *, seed: int = 0, size: DemoSize | None = None, tell: Callable[[str], None] = lambda line: None
+    out: str | Path,
+    *,
+    seed: int = 0,
+    size: DemoSize | None = None,
+    with_comparison: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> DemoResult:
     """Run the demo and leave data, model, scores and a report page in `out`.
+
+    Args:
+        with_comparison: see `compare_freeze`; adds two more finetuning runs.
+        tell: called with what happens now.
 
     Raises:
         UserError: `out` holds something that is no demo.
@@ -122,15 +149,18 @@ def run_demo(
         after.save(out / "evaluation.json")
     with steps.step("captioning in a fresh process without this package"):
         check_without_package(out, after, files)
+    freeze_runs = ()
+    if with_comparison:
+        with steps.step("finetuning twice more: word embedding trained, and locked"):
+            freeze_runs = compare_freeze(out, files, size, seed)
     with steps.step("writing the report"):
         unseen = list(after.predictions)
         accuracy = caption_accuracy([after.predictions[name] for name in unseen], [products[name] for name in unseen])
         report = out / "report.html"
         rows = {row["image_id"]: row["image"] for row in load_valid(files)}
-        write_demo_report(
-            report, before, after, products, rows, curve=result.folder / "training_curve.png", accuracy=accuracy
-        )
-    demo = DemoResult(result.folder, report, accuracy, before, after, steps.total, steps.seconds)
+        curves = [result.folder / CURVE_FILE, *([out / COMPARISON] if freeze_runs else [])]
+        write_demo_report(report, before, after, products, rows, curves=curves, accuracy=accuracy)
+    demo = DemoResult(result.folder, report, accuracy, before, after, steps.total, steps.seconds, freeze_runs)
     (out / MARKER).write_text(json.dumps(demo.as_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return demo
 
@@ -165,6 +195,11 @@ def evaluate_folder(folder: Path, files: ShopFiles) -> EvaluationResult:
 
 def finetune_on_shop(start: Path, folder: Path, files: ShopFiles, size: DemoSize, seed: int) -> FinetuneResult:
     """LiT-tuning: the encoder is locked, the decoder learns to write selling copy."""
+    return finetune(*parse_arguments(write_arguments(start, folder, files, size, seed)))
+
+
+def write_arguments(start: Path, folder: Path, files: ShopFiles, size: DemoSize, seed: int, **others) -> Path:
+    """The run as a file beside its output folder; by hand it is `ofa-hf finetune FILE`."""
     arguments = {
         "model_name_or_path": str(start),
         "train_caption_file": str(files.train_caption_file),
@@ -180,17 +215,56 @@ def finetune_on_shop(start: Path, folder: Path, files: ShopFiles, size: DemoSize
         "learning_rate": size.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_ratio": 0.1,
-        "eval_strategy": "epoch",
+        "eval_strategy": "steps",
+        "eval_steps": 50,
+        "eval_pictures": 40,
         "save_strategy": "no",
         "logging_steps": 5,
         "generation_num_beams": 1,
         "generation_max_length": 24,
         "use_cpu": True,
         "seed": seed,
+        **others,
     }
-    file = folder.with_name("finetune.json")  # the same run by hand: ofa-hf finetune finetune.json
+    file = folder.with_name(f"finetune_{folder.name}.json")
     file.write_text(json.dumps(arguments, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    return finetune(*parse_arguments(file))
+    return file
+
+
+# --------------------------------------------------------------------------------- the article's comparison
+
+
+def compare_freeze(out: Path, files: ShopFiles, size: DemoSize, seed: int) -> tuple[FreezeRun, ...]:
+    """The article's figure: the same run with the shared word embedding trained, and locked.
+
+    Leaves `compare_freeze.png` in `out`.
+    """
+    runs = tuple(
+        freeze_run(label, write_arguments(out / "converted", out / name, files, size, seed, freeze_word_embed=freeze))
+        for label, name, freeze in (
+            ("word embedding trained", "embedding_trained", False),
+            ("word embedding locked", "embedding_locked", True),
+        )
+    )
+    draw_curves({"Training loss a token by step": {run.label: run.losses for run in runs}}, out / COMPARISON)
+    return runs
+
+
+def freeze_run(label: str, arguments: Path) -> FreezeRun:
+    command = [sys.executable, "-m", "ofa_hf", "finetune", str(arguments), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise UserError(f"The run with the {label} failed; its own words stand above. Mend what they name, run again.")
+    folder = Path(json.loads(arguments.read_text(encoding="utf-8"))["output_dir"])
+    log = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
+    seconds = next(entry["train_runtime"] for entry in log if "train_runtime" in entry)
+    return FreezeRun(label, losses, seconds, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+# ---------------------------------------------------------------------------------------- as a stranger would
 
 
 STRANGER = """

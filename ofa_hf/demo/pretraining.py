@@ -26,7 +26,7 @@ from ofa_hf.modeling_ofa_resnet import OUTPUT_CHANNELS
 class Pretraining:
     """How the small model is trained; as much as it takes for an encoder worth locking, and no more."""
 
-    epochs: int = 15
+    epochs: int = 8
     batch_size: int = 16
     learning_rate: float = 1e-3
     weight_decay: float = 0.05

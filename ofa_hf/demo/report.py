@@ -1,7 +1,7 @@
 """The demo's page: unseen pictures with their captions before and after finetuning, the scores, the loss curve."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ PAGE = """<!DOCTYPE html>
 model goes here: official checkpoint → convert → finetune with a locked encoder → score. None of the
 {count} combinations of kind, colour and pattern below was shown in training.</p>
 <dl class="scores">{scores}</dl>
-<h2>Loss while finetuning</h2>
-<img class="curve" alt="Loss by step" src="data:image/png;base64,{curve}">
+<h2>Finetuning, step by step</h2>
+{curves}
 <h2>Unseen products, before and after</h2>
 <div class="cards">{cards}</div>
 </main></body></html>
@@ -47,7 +47,7 @@ def write_demo_report(
     products: Mapping[str, Product],
     pictures: Mapping[str, Any],
     *,
-    curve: Path,
+    curves: Sequence[Path],
     accuracy: float,
 ) -> None:
     """Write one HTML page that needs nothing beside it.
@@ -55,17 +55,22 @@ def write_demo_report(
     Args:
         before, after: captions and scores of the same pictures.
         products, pictures: image id → what it shows, and the picture.
-        curve: PNG of the loss.
+        curves: PNGs of losses and scores.
         accuracy: share of captions that name kind and colour rightly, 0 to 1.
     """
     page = PAGE.format(
         style=STYLE + MORE_STYLE,
         count=len(after.predictions),
         scores=tiles(before, after, accuracy),
-        curve=base64.b64encode(curve.read_bytes()).decode("ascii"),
+        curves="".join(map(curve_tag, curves)),
         cards="".join(card(name, before, after, products[name], pictures) for name in after.predictions),
     )
     path.write_text(page, encoding="utf-8")
+
+
+def curve_tag(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return f'<img class="curve" alt="Curves by step" src="data:image/png;base64,{data}">'
 
 
 def tiles(before: EvaluationResult, after: EvaluationResult, accuracy: float) -> str:
