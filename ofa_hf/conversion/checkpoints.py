@@ -1,24 +1,19 @@
 """The published Chinese checkpoints and what belongs to each: task, prompt, picture size, generation settings.
 
+The facts stand in `catalogue.json`, once; this module reads them.
+
 Source: OFA `checkpoints_cn.md`, the evaluation scripts in `run_scripts/`, the prompts in `data/mm_data/`; the article
 of OFA-Chinese for the legacy repositories.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
-OFFICIAL_FOLDER = "https://ofa-beijing.oss-cn-beijing.aliyuncs.com/checkpoints"
-OFFICIAL_REPOSITORY = "https://github.com/OFA-Sys/OFA"
-LEGACY_REPOSITORY = "https://github.com/yangjianxin1/OFA-Chinese"
-
-CAPTION_PROMPT = "图片描述了什么内容?"
-LEGACY_CAPTION_PROMPT = "图片描述了什么?"  # of the second MUGE weight alone
-OCR_PROMPT = "图片上的文字是什么?"
-REFCOCO_PROMPT = '这段文字" {} "描述的是哪个区域？'  # {}: the text to look for
-
-OFFICIAL_IMAGE_SIZE, REFCOCO_IMAGE_SIZE, LEGACY_IMAGE_SIZE = 480, 512, 256  # pixels a side
+CATALOGUE_FILE = Path(__file__).with_name("catalogue.json")
 
 
 def official_generation(beam: int, min_tokens: int, max_tokens: int, no_repeat_ngram: int) -> dict[str, Any]:
@@ -38,15 +33,6 @@ def official_generation(beam: int, min_tokens: int, max_tokens: int, no_repeat_n
     }
 
 
-LEGACY_GENERATION = {
-    "num_beams": 5,
-    "max_length": 20,
-    "no_repeat_ngram_size": 3,
-    "early_stopping": False,
-    "forced_eos_token_id": 2,
-}
-
-
 @dataclass(frozen=True)
 class TaskDefaults:
     """What a checkpoint of this task was trained and evaluated with."""
@@ -56,11 +42,18 @@ class TaskDefaults:
     generation: Mapping[str, Any] = field(default_factory=dict)
 
 
-CAPTION = TaskDefaults(CAPTION_PROMPT, OFFICIAL_IMAGE_SIZE, official_generation(8, 1, 128, 3))
-OCR = TaskDefaults(OCR_PROMPT, OFFICIAL_IMAGE_SIZE, official_generation(5, 1, 64, 0))
-REFCOCO = TaskDefaults(REFCOCO_PROMPT, REFCOCO_IMAGE_SIZE, official_generation(5, 4, 4, 3))
-LEGACY = TaskDefaults(CAPTION_PROMPT, LEGACY_IMAGE_SIZE, LEGACY_GENERATION)
-LEGACY_V2 = TaskDefaults(LEGACY_CAPTION_PROMPT, LEGACY_IMAGE_SIZE, LEGACY_GENERATION)
+def read_settings(entry: Mapping[str, Any]) -> TaskDefaults:
+    """Defaults from an entry of the catalogue, which gives generation as fairseq's numbers or as transformers'."""
+    fairseq = entry.get("fairseq_generation")
+    return TaskDefaults(
+        entry["prompt"], entry["image_size"], official_generation(**fairseq) if fairseq else entry["generation"]
+    )
+
+
+_FACTS = json.loads(CATALOGUE_FILE.read_text(encoding="utf-8"))
+SETTINGS = {name: read_settings(entry) for name, entry in _FACTS["settings"].items()}
+CAPTION, OCR, REFCOCO, LEGACY = (SETTINGS[name] for name in ("caption", "ocr", "refcoco", "legacy"))
+CAPTION_PROMPT, LEGACY_CAPTION_PROMPT = CAPTION.prompt, SETTINGS["legacy_v2"].prompt  # the latter of one weight alone
 
 TASKS = {  # fairseq's task → its defaults; pretrained checkpoints caption too
     "caption": CAPTION,
@@ -81,39 +74,34 @@ class PublishedCheckpoint:
     url: str | None = None  # of an official file
     hub_id: str | None = None  # of a legacy repository
     sha256: str | None = None  # none was ever published; checked where known
+    size: str = "base"
+    task: str = "caption"
+    licence: str | None = None  # None: the authors named none for the weights
+    trained_on: str = ""
+    scores: tuple[Mapping[str, Any], ...] = ()  # {"data", "values", "source" (a page), "note"}; published, not ours
+
+    def facts(self) -> dict[str, Any]:
+        """What a model card says about the checkpoint, beside what conversion finds out."""
+        return {"licence": self.licence, "trained_on": self.trained_on, "scores": [dict(row) for row in self.scores]}
 
 
-def official(name: str, defaults: TaskDefaults) -> PublishedCheckpoint:
-    return PublishedCheckpoint(name, defaults, url=f"{OFFICIAL_FOLDER}/{name}.pt")
-
-
-def legacy(hub_id: str, defaults: TaskDefaults = LEGACY) -> PublishedCheckpoint:
-    return PublishedCheckpoint(hub_id, defaults, hub_id=hub_id)
-
-
-OFFICIAL_FAMILIES = {
-    "ofa_cn": CAPTION,
-    "caption_cn": CAPTION,
-    "refcoco_cn": REFCOCO,
-    "refcocoplus_cn": REFCOCO,
-    "refcocog_cn": REFCOCO,
-    "ofa_cn_ocr": OCR,
-}
-CATALOGUE = {
-    entry.name: entry
-    for entry in (
-        *(
-            official(f"{family}_{size}", task)
-            for family, task in OFFICIAL_FAMILIES.items()
-            for size in ("base", "large")
-        ),
-        legacy("YeungNLP/ofa-cn-base"),
-        legacy("YeungNLP/ofa-cn-large"),
-        legacy("YeungNLP/ofa-cn-base-muge"),
-        legacy("YeungNLP/ofa-cn-large-muge"),
-        legacy("YeungNLP/ofa-cn-base-muge-v2", LEGACY_V2),
+def read_model(entry: Mapping[str, Any]) -> PublishedCheckpoint:
+    """An entry of the catalogue's models."""
+    place = "url" if entry["source"].startswith("https://") else "hub_id"
+    return PublishedCheckpoint(
+        entry["name"],
+        SETTINGS[entry["settings"]],
+        **{place: entry["source"]},
+        sha256=entry.get("sha256"),
+        size=entry["size"],
+        task=entry["settings"].removesuffix("_v2").replace("legacy", "caption"),
+        licence=entry["licence"],
+        trained_on=entry["trained_on"],
+        scores=tuple({**row, "source": _FACTS["sources"][row["source"]]} for row in entry["scores"]),
     )
-}
+
+
+CATALOGUE = {entry["name"]: read_model(entry) for entry in _FACTS["models"]}
 
 
 def find_published(name: str) -> PublishedCheckpoint | None:

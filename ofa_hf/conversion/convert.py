@@ -11,7 +11,6 @@ import torch
 import transformers
 
 from ofa_hf import OFAImageProcessor, OFAProcessor, __version__  # from here: this registers them for saving
-from ofa_hf.conversion.card import model_card
 from ofa_hf.conversion.checkpoints import TaskDefaults
 from ofa_hf.conversion.configuration import ConfigDecisions
 from ofa_hf.conversion.folder import (
@@ -30,6 +29,7 @@ from ofa_hf.conversion.torch_file import FileRefused
 from ofa_hf.conversion.vocabulary import build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
 from ofa_hf.conversion.workspace import publish, workspace_for
 from ofa_hf.errors import UserError
+from ofa_hf.publishing.card import write_card
 
 
 ACCOUNT_VERSION = 1
@@ -138,7 +138,7 @@ class Conversion:
         self.progress("writing the account")
         values = self.account(weights, settings, proof)
         write_json(folder / ACCOUNT_FILE, values)
-        (folder / "README.md").write_text(model_card(values), encoding="utf-8")
+        write_card(folder)
         return values
 
     def source_dtype(self) -> torch.dtype:
@@ -215,6 +215,7 @@ class Conversion:
                 "parameters": self.count_parameters(),
                 "dtype": str(weights.dtype).removeprefix("torch."),
             },
+            "published": published.facts() if published else {},
             "config": describe_config(self.decisions),
             "checkpoint": {"task": self.task, "recognised_by": self.task_reason} | asdict(settings),
             "weights": describe_weights(self.weight_account),

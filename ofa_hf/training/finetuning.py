@@ -14,7 +14,6 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
-from huggingface_hub import HfApi
 from transformers import (
     EarlyStoppingCallback,
     PretrainedConfig,
@@ -28,6 +27,9 @@ from transformers.utils import logging
 import ofa_hf
 from ofa_hf.data import GroupedCaptions, OFAGroupedCollator, caption_counts, load_folder, load_muge, load_rows
 from ofa_hf.errors import UserError
+from ofa_hf.publishing.card import write_card
+from ofa_hf.publishing.facts import trainer_facts
+from ofa_hf.publishing.push import Destination, connect, prepare_repository, publish_folder
 from ofa_hf.training.arguments import CHECKPOINTING, DROP_PATH_RATES, FinetuneArguments
 from ofa_hf.training.callbacks import KeepCurve, PrintLines, ShowProgress, StopOnSignal
 from ofa_hf.training.checkpoints import checkpoint_to_resume, refuse_old_run, saving_to
@@ -41,7 +43,6 @@ logger = logging.get_logger(__name__)
 RESULTS_FILE = "finetune_results.json"
 LORA_TARGETS = r".*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 MUGE_SUFFIX = ".tsv"
-NOT_PUBLISHED = ("checkpoint-*", "runs/*", "training_args.bin", "**/__pycache__/*", "_*")
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -364,10 +365,13 @@ def save(trainer: OFATrainer, args: FinetuneArguments, metrics: dict[str, float]
         "arguments": {name: value for name, value in vars(args).items() if value is not None},
         "metrics": metrics,
         "steps": trainer.state.global_step,
+        "trainer_arguments": trainer_facts(trainer.args),
         "versions": versions,
     }
     path = folder / RESULTS_FILE
     path.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    if not args.lora_rank or args.merge_lora:  # an adapter alone is no model
+        write_card(folder)
 
 
 def open_repository(trainer_args: Seq2SeqTrainingArguments) -> str:
@@ -377,33 +381,21 @@ def open_repository(trainer_args: Seq2SeqTrainingArguments) -> str:
         UserError: the Hub cannot be reached or refuses.
     """
     name = trainer_args.hub_model_id or Path(trainer_args.output_dir).resolve().name
-    try:
-        api = HfApi(token=trainer_args.hub_token)
-        return api.create_repo(name, private=trainer_args.hub_private_repo, exist_ok=True).repo_id
-    except Exception as error:  # of whichever library carries the connection
-        raise UserError(
-            f"Cannot push to {name}: {' '.join(str(error).split())} Log in with `hf auth login`, name your own "
-            "repository with hub_model_id, or leave push_to_hub out."
-        ) from error
+    destination = Destination(name, trainer_args.hub_private_repo)
+    return prepare_repository(connect(name, trainer_args.hub_token), destination)
 
 
 def push(trainer_args: Seq2SeqTrainingArguments, repository: str) -> None:
-    """Upload the finished folder, once and without checkpoints.
+    """Publish the finished folder, once, with its card and without checkpoints.
 
     Raises:
         UserError: the upload failed; the folder is complete all the same.
     """
-    folder = trainer_args.output_dir
-    try:
-        HfApi(token=trainer_args.hub_token).upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            ignore_patterns=list(NOT_PUBLISHED),
-            commit_message="Finetuned model",
-        )
-    except Exception as error:  # of whichever library carries the connection
-        raise UserError(
-            f"The model is finished and lies in {folder}, but pushing it to {repository} failed: "
-            f"{' '.join(str(error).split())} Push it later with `hf upload`."
-        ) from error
-    logger.warning(f"Pushed {folder} to {repository}.")
+    address = publish_folder(
+        trainer_args.output_dir,
+        repository,
+        private=trainer_args.hub_private_repo,
+        token=trainer_args.hub_token,
+        message="Finetuned model",
+    )
+    logger.warning(f"Published {trainer_args.output_dir} at {address}.")

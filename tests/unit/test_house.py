@@ -37,6 +37,7 @@ LAYERS = {
     "hub": 1,
     "errors": 1,
     "data": 2,
+    "publishing": 2,
     "conversion": 2,
     "captioning": 3,
     "training": 3,

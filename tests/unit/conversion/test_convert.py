@@ -221,10 +221,12 @@ def test_a_full_disk_is_said_before_anything_is_written(official_file, vocab_fil
 def test_the_card_tells_the_source_and_no_scores(official_file, vocab_file, out):
     convert_quickly(official_file, out, vocab_file)
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\nlanguage: zh\nlibrary_name: transformers\npipeline_tag: image-to-text\n")
+    assert card.startswith(
+        "---\nlanguage: zh\nlibrary_name: transformers\nlicense: unknown\npipeline_tag: image-to-text\n"
+    )
     assert "some_cn_base.pt" in card
     assert "switched off" in card  # no proof was made here
-    assert "No score was measured" in card
+    assert "no score was computed" in card
 
 
 def test_two_conversions_of_one_file_are_equal(official_file, vocab_file, tmp_path):

@@ -1,0 +1,116 @@
+"""The command line: parse, call one function for each model, print what came out."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from ofa_hf.errors import UserError
+
+
+STEPS = {
+    "fetch": "download the source of a published checkpoint",
+    "convert": "… and convert it into a Hub-ready folder, proven exact",
+    "card": "… and write its model card",
+    "bundle": "… and lay out exactly the files that go up",
+    "verify": "… and load them in a fresh process without this package, and caption a picture",
+    "upload": "… without verifying: bundle and upload",
+    "publish": "all of it: fetch, convert, card, bundle, verify, upload",
+    "upgrade": "publish a legacy Hub repository anew in its own place, keeping its history",
+}
+DRY_RUN = "Dry run: nothing went to the Hub. Add --upload to publish."
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hub_upload",
+        description="Publish OFA models on the Hugging Face Hub. Without --upload everything happens but the upload.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    catalogue = commands.add_parser("catalogue", help="list the published checkpoints")
+    catalogue.add_argument("--json", action="store_true", help="print every fact about them as JSON")
+    for name, text in STEPS.items():
+        add_arguments(commands.add_parser(name, help=text, description=text), name)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    what = "Hub id of the repository" if command == "upgrade" else "catalogue name, checkpoint, folder or Hub id"
+    parser.add_argument("targets", nargs="+", metavar="OWNER/NAME" if command == "upgrade" else "MODEL", help=what)
+    parser.add_argument("--work", default="outputs/hub_upload", metavar="DIR", help="for what is made (%(default)s)")
+    parser.add_argument("--vocab", metavar="VOCAB_TXT", help="Chinese BERT vocab.txt for the conversion")
+    parser.add_argument("--licence", "--license", metavar="NAME", help="of the weights (default: unknown)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a model")
+    if command != "upgrade":
+        parser.add_argument("--repo-id", metavar="OWNER/NAME", help="repository to publish to; one model at a time")
+    if command in ("verify", "publish", "upgrade"):
+        parser.add_argument(
+            "--transformers",
+            action="append",
+            default=[],
+            metavar="DIR",
+            help="verify with the packages in this folder too, such as .venv/v4; may be repeated",
+        )
+        parser.add_argument("--source", metavar="CHECKPOINT", help="compare a folder's weights with this source")
+    if command in ("upload", "publish", "upgrade"):
+        parser.add_argument("--upload", action="store_true", help="really upload")
+        parser.add_argument("--private", action="store_true", help="a private repository")
+        parser.add_argument("--branch", metavar="NAME", help="commit to a branch, made if need be")
+        parser.add_argument("--pull-request", action="store_true", help="propose the commit as a pull request")
+        parser.add_argument("--message", metavar="TEXT", help="of the commit")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0, or 1 after one line on stderr about what a user can mend.
+
+    Raises:
+        SystemExit: 0 after `--help`, 2 after a usage error.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if getattr(args, "repo_id", None) and len(args.targets) > 1:
+        parser.error("--repo-id names one repository; give one model")
+    if getattr(args, "upload", False) and args.command != "upgrade" and not args.repo_id:
+        parser.error("--upload needs --repo-id OWNER/NAME")
+    try:
+        return list_catalogue(args) if args.command == "catalogue" else run(args)
+    except (UserError, OSError) as error:  # the latter: a full disk, a folder that may not be written
+        print(f"hub_upload {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"hub_upload {args.command}: interrupted. Run it again to go on.", file=sys.stderr)
+        return 130
+
+
+def list_catalogue(args: argparse.Namespace) -> int:
+    from hub_upload.catalogue import catalogue, catalogue_lines
+
+    print(json.dumps(catalogue(), ensure_ascii=False, indent=2) if args.json else "\n".join(catalogue_lines()))
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    from hub_upload.steps import Job
+
+    for target in args.targets:
+        job = Job.from_arguments(target, args, tell=lambda step: print(step, file=sys.stderr))
+        result = getattr(job, args.command)()
+        print(json.dumps(result, ensure_ascii=False) if args.json else "\n".join(lines_of(result)))
+    if getattr(args, "upload", None) is False:
+        print(DRY_RUN, file=sys.stderr)
+    return 0
+
+
+def lines_of(result: dict) -> list[str]:
+    """A result for a person: a line a fact, lists below their name."""
+    lines = []
+    for name, value in result.items():
+        if value and isinstance(value, list):
+            lines += [f"{name}:", *(f"  {entry}" for entry in value)]
+        elif value not in (None, "", []):
+            lines.append(f"{name}: {value}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

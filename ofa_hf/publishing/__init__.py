@@ -1,0 +1,36 @@
+"""What goes up to the Hub: the model card, the bundle of files, the push.
+
+The names below are loaded when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from ofa_hf.publishing.bundle import Bundle, bundle_of
+    from ofa_hf.publishing.card import model_card, write_card
+    from ofa_hf.publishing.push import Push, publish_folder, push
+
+
+__all__ = ["Bundle", "Push", "bundle_of", "model_card", "publish_folder", "push", "write_card"]
+
+_HOMES = {
+    "Bundle": "bundle",
+    "bundle_of": "bundle",
+    "model_card": "card",
+    "write_card": "card",
+    "Push": "push",
+    "publish_folder": "push",
+    "push": "push",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

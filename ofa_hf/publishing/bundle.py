@@ -1,0 +1,193 @@
+"""Exactly the files that a model repository needs, found by following what the folder's own files name."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import BertTokenizerFast
+from transformers.tokenization_utils_base import ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+
+from ofa_hf.errors import UserError
+from ofa_hf.publishing.card import current_card
+from ofa_hf.publishing.facts import (
+    ACCOUNT_FILE,
+    CARD_FILE,
+    CURVE_FILE,
+    EVALUATION_FILE,
+    RESULTS_FILE,
+    SETTINGS_FILES,
+    read_folder,
+    read_json,
+    without_paths,
+)
+
+
+RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)  # as transformers looks for them
+MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, by its format
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What goes up: path in the repository → file on this machine, or its bytes where they are made for the Hub."""
+
+    files: Mapping[str, Path | bytes] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(len(one) if isinstance(one, bytes) else one.stat().st_size for one in self.files.values())
+
+    def lines(self) -> list[str]:
+        """A line a file: size and name."""
+        sizes = {name: Bundle({name: one}).size for name, one in sorted(self.files.items())}
+        return [f"{size:>14,}  {name}" for name, size in sizes.items()]
+
+    def stage(self, folder: str | Path) -> Path:
+        """Lay the files out in a folder of their own, which is replaced; large ones as links where the disk can.
+
+        Raises:
+            UserError: the folder holds something that was not laid out here.
+        """
+        folder = Path(folder)
+        marker = folder.with_name(f".{folder.name}.staged")
+        if folder.exists() and any(folder.iterdir()) and not marker.exists():
+            raise UserError(f"{folder} holds other files, which are never replaced. Name another --work folder.")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        marker.touch()
+        for name, one in self.files.items():
+            if isinstance(one, bytes):
+                (folder / name).write_bytes(one)
+            else:
+                link_or_copy(one, folder / name)
+        return folder
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
+
+
+def bundle_of(folder: str | Path, repo_id: str | None = None, licence: str | None = None) -> Bundle:
+    """The files of a Hub-ready folder that belong into its repository, its card included; nothing else goes up.
+
+    Args:
+        repo_id, licence: for the card.
+
+    Raises:
+        UserError: a file is missing, damaged, or of another kind of model.
+    """
+    folder = Path(folder)
+    facts = read_folder(folder)
+    tokenizer = tokenizer_files(folder)
+    described = [facts.config, facts.processor, facts.image_processor, read_json(folder / TOKENIZER_CONFIG_FILE)]
+    names = [*SETTINGS_FILES, *weight_files(folder), *tokenizer, *code_files(folder, described)]
+    names += [name for name in (ACCOUNT_FILE, CURVE_FILE) if (folder / name).is_file()]
+    files: dict[str, Path | bytes] = {name: folder / name for name in names}
+    for name, values in ((RESULTS_FILE, facts.finetuning), (EVALUATION_FILE, facts.evaluation)):
+        if values:
+            files[name] = (json.dumps(without_paths(values), ensure_ascii=False, indent=2) + "\n").encode()
+    files[CARD_FILE] = current_card(folder, repo_id, licence).encode()
+    return Bundle(files)
+
+
+def need(path: Path, why: str) -> Path:
+    """The path, if there is a file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent} misses {path.name}, {why}. Nothing goes up without it: save the folder again with "
+            f"`ofa-hf convert` or `ofa-hf finetune`, or put the file back."
+        )
+    return path
+
+
+# ------------------------------------------------------------------------------------------------- code
+
+
+def code_files(folder: Path, described: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Python files that the settings name, and those that these import, wherever that ends."""
+    modules, names = {reference.partition(".")[0] for one in described for reference in references(one)}, []
+    if not modules:
+        raise UserError(
+            f"{folder / 'config.json'} names no code (auto_map), so nobody could load the model. Save the folder "
+            f"again with `ofa-hf convert` or `ofa-hf finetune`."
+        )
+    while modules:
+        name = f"{modules.pop()}.py"
+        names.append(name)
+        text = need(folder / name, "which its settings or its code import").read_text(encoding="utf-8")
+        modules |= {sibling for sibling in RELATIVE_IMPORT.findall(text) if f"{sibling}.py" not in names}
+    return sorted(names)
+
+
+def references(settings: Mapping[str, Any]) -> list[str]:
+    """`module.Class` of every class of its own that a settings file names."""
+    found = []
+    for value in settings.get("auto_map", {}).values():
+        found += value if isinstance(value, (list, tuple)) else [value]
+    found += [pipeline["impl"] for pipeline in settings.get("custom_pipelines", {}).values()]
+    return [reference.rpartition("--")[2] for reference in found if reference]  # `owner/name--module.Class`
+
+
+# ---------------------------------------------------------------------------------------------- weights
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Weight files: one, or shards with their index; each looked at for whether it is whole."""
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        names, files = [SAFE_WEIGHTS_NAME], [SAFE_WEIGHTS_NAME]
+    elif (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        shards = set(read_json(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map", {}).values())
+        files = sorted(shards)
+        names = [SAFE_WEIGHTS_INDEX_NAME, *files]
+    elif (folder / WEIGHTS_NAME).is_file():
+        raise UserError(
+            f"{folder} holds {WEIGHTS_NAME}, the old format that runs code when it is loaded; only safetensors go up. "
+            f"Convert it first: python -m hub_upload publish {folder} …"
+        )
+    else:
+        files = [need(folder / SAFE_WEIGHTS_NAME, "the weights").name]
+    for name in files:
+        check_weights(need(folder / name, "a part of the weights"))
+    return names
+
+
+def check_weights(path: Path) -> None:
+    """Raises `UserError` if a safetensors file is not as long as its own header says."""
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(size, MAX_HEADER_BYTES):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        if 8 + length + max(ends, default=0) != size:
+            raise ValueError(f"it has {size:,} bytes, {8 + length + max(ends, default=0):,} are announced")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged or cut off: {error}. Write the folder again before it goes up.") from error
+
+
+# -------------------------------------------------------------------------------------------- tokenizer
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """Files of the tokenizer, by transformers' own names for them."""
+    names = BertTokenizerFast.vocab_files_names
+    need(folder / names["tokenizer_file"], "the tokenizer")
+    present = [name for name in names.values() if (folder / name).is_file()]
+    need(folder / TOKENIZER_CONFIG_FILE, "the tokenizer's settings")
+    others = [name for name in (SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE) if (folder / name).is_file()]
+    return [TOKENIZER_CONFIG_FILE, *present, *others]

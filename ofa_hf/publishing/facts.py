@@ -1,0 +1,134 @@
+"""What a Hub-ready folder says about itself, read from its files: the card and the bundle use nothing else."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ofa_hf.errors import UserError
+
+
+ACCOUNT_FILE = "conversion.json"  # how a checkpoint was converted, and the proof
+RESULTS_FILE = "finetune_results.json"  # what a finetuning run did, and its scores
+EVALUATION_FILE = "evaluation.json"  # `ofa-hf evaluate --output`: scores measured later
+CURVE_FILE = "training_curve.png"
+CARD_FILE = "README.md"
+
+# Needed in every folder, with what writes them if they are missing.
+SETTINGS_FILES = ("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json")
+
+# What a reader of a card should know of a run; the Trainer's names.
+TRAINER_FACTS = (
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "fp16",
+    "bf16",
+    "seed",
+)
+
+PATH_PATTERN = re.compile(r"^(?:[A-Za-z]:)?[\\/]|^~|^\.{1,2}[\\/]")  # begins like a path of somebody's machine
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """The readable contents of a folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    generation: dict[str, Any]
+    processor: dict[str, Any]
+    image_processor: dict[str, Any]
+    conversion: dict[str, Any] = field(default_factory=dict)  # empty if the folder was not converted
+    finetuning: dict[str, Any] = field(default_factory=dict)  # empty if it was not finetuned
+    evaluation: dict[str, Any] = field(default_factory=dict)  # empty if nobody evaluated it later
+
+    @property
+    def has_curve(self) -> bool:
+        return (self.folder / CURVE_FILE).is_file()
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side."""
+        size = self.image_processor.get("size", 0)
+        return max(size.values()) if isinstance(size, dict) else size
+
+
+def read_folder(folder: str | Path) -> FolderFacts:
+    """Read what a folder says about itself.
+
+    Raises:
+        UserError: no such folder, a file is missing or broken, or it holds another kind of model.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"There is no folder {folder}. Give a folder that `ofa-hf convert` or `ofa-hf finetune` wrote."
+        )
+    config, generation, processor, image_processor = (read_json(folder / name) for name in SETTINGS_FILES)
+    if config.get("model_type") != "ofa":
+        raise UserError(
+            f"{folder / 'config.json'} is of a {config.get('model_type')} model; only OFA models are published here. "
+            f"Give a folder that `ofa-hf convert` or `ofa-hf finetune` wrote."
+        )
+    others = {
+        "conversion": read_json(folder / ACCOUNT_FILE, needed=False),
+        "finetuning": read_json(folder / RESULTS_FILE, needed=False),
+        "evaluation": read_json(folder / EVALUATION_FILE, needed=False),
+    }
+    return FolderFacts(folder, config, generation, processor, image_processor, **others)
+
+
+def read_json(path: Path, needed: bool = True) -> dict[str, Any]:
+    """The object of a JSON file; empty if it is not there and need not be."""
+    if not path.is_file():
+        if not needed:
+            return {}
+        seen = ", ".join(sorted(entry.name for entry in path.parent.iterdir())[:6]) or "nothing"
+        raise UserError(
+            f"{path.parent} misses {path.name}; it holds {seen}. A model folder has {', '.join(SETTINGS_FILES)}, "
+            f"weights, tokenizer and code. Save it again with `ofa-hf convert` or `ofa-hf finetune`."
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}. It must hold one JSON object; write the folder again, or mend the file."
+        ) from error
+    return values
+
+
+def trainer_facts(trainer_args: Any) -> dict[str, Any]:
+    """What a card tells of the Trainer's arguments, as plain values for `finetune_results.json`."""
+    values = {name: getattr(trainer_args, name, None) for name in TRAINER_FACTS}
+    return {name: getattr(value, "value", value) for name, value in values.items() if value not in (None, -1)}
+
+
+def without_paths(value: Any) -> Any:
+    """The same values with paths of this machine cut down to their last name: they are nobody else's business."""
+    if isinstance(value, dict):
+        return {name: without_paths(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [without_paths(entry) for entry in value]
+    return last_name(value) if isinstance(value, str) and is_path(value) else value
+
+
+def is_path(text: str) -> bool:
+    """Whether text names something on this machine rather than a model of the Hub."""
+    if "\n" in text or len(text) > 1000:
+        return False
+    return bool(PATH_PATTERN.match(text)) or ("/" in text or "\\" in text) and Path(text).exists()
+
+
+def last_name(text: str) -> str:
+    return re.split(r"[\\/]", text.rstrip("\\/"))[-1]

@@ -1,0 +1,309 @@
+"""One commit to the Hub: everything or nothing, tried again while that can help, and safe to run again.
+
+Weights travel first, file by file; what arrived is not sent again. They become visible with the commit alone.
+"""
+
+import importlib
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import logging
+
+from ofa_hf.errors import UserError
+from ofa_hf.publishing.bundle import Bundle, bundle_of
+
+
+logger = logging.get_logger(__name__)
+
+ATTEMPTS = 5
+PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
+LONGEST_PAUSE = 60.0  # also when the Hub asks for more
+RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+CONFLICT_STATUS = frozenset({409, 412})  # somebody else's commit came in between: look again, then try again
+MESSAGE = "Publish an OFA model with ofa_hf"
+
+# Weights and code of an earlier state that must not stay beside the new ones; all other files of a repository stay.
+OBSOLETE = re.compile(
+    r"(pytorch_model|model|tf_model|flax_model)[\w.-]*\.(bin|safetensors|h5|msgpack)(\.index\.json)?"
+    r"|(configuration|modeling|image_processing|processing|pipeline)_ofa\w*\.py"
+)
+
+Result = TypeVar("Result")
+
+
+def transport_errors() -> tuple[type[Exception], ...]:
+    """What a broken connection looks like: huggingface_hub changed its HTTP library more than once."""
+    found: list[type[Exception]] = [ConnectionError, TimeoutError, json.JSONDecodeError]
+    for library, name in (("httpx2", "TransportError"), ("httpx", "TransportError"), ("requests", "RequestException")):
+        try:
+            found.append(getattr(importlib.import_module(library), name))
+        except ImportError:
+            continue
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Push:
+    """What a push did."""
+
+    repo_id: str
+    url: str  # of the repository, or of the pull request
+    commit: str | None  # None: a pull request's, which the Hub names by its number alone
+    deleted: tuple[str, ...]  # files of an earlier state
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a bundle goes."""
+
+    repo_id: str
+    private: bool | None = None  # None: as the account's settings say, or as the repository is
+    revision: str | None = None  # a branch, made if it does not exist
+    create_pr: bool = False
+
+
+def publish_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str | None = None,
+    licence: str | None = None,
+) -> str:
+    """Push exactly what belongs to the model in a folder, with its card, in one commit; safe to repeat.
+
+    Args:
+        repo_id: `owner/name`, or a name alone for the account of the token.
+        private: of a new repository; True also refuses to push into a public one.
+        token: by default the one that is logged in.
+        revision: branch to push to.
+        create_pr: propose the commit as a pull request instead.
+        licence: of the weights, for the card.
+
+    Returns:
+        address of the repository or the pull request.
+
+    Raises:
+        UserError: the folder is not complete, or the Hub refuses; nothing half-done is visible there.
+    """
+    destination = Destination(repo_id, private, revision, create_pr)
+    bundle_of(folder, repo_id, licence)  # refuse a bad folder before anything is made on the Hub
+    api = connect(repo_id, token)
+    full_name = prepare_repository(api, destination)
+    bundle = bundle_of(folder, full_name, licence)
+    return push(api, bundle, Destination(full_name, private, revision, create_pr), message).url
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises `UserError` if the Hub would not take this name."""
+    try:
+        validate_repo_id(repo_id)
+        if not re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*", repo_id):
+            raise HFValidationError("an owner is letters, digits, - and .")
+    except HFValidationError as error:
+        reason = str(error).rstrip(".").replace("'", "")
+        raise UserError(
+            f"{repo_id!r} is no name for a repository: {reason}. Accepted is owner/name with letters, digits, -, _ "
+            f"and ., at most 96 characters. Give such a name."
+        ) from error
+
+
+def connect(repo_id: str, token: str | None = None) -> HfApi:
+    """A client with a token.
+
+    Raises:
+        UserError: a bad name, or nobody is logged in.
+    """
+    check_repo_id(repo_id)
+    token = token or get_token()
+    if not token:
+        raise UserError(
+            f"{repo_id} cannot be written: no token of the Hub was found. Make one with write access at "
+            f"https://huggingface.co/settings/tokens, then run `hf auth login` or set HF_TOKEN."
+        )
+    return HfApi(token=token)
+
+
+def prepare_repository(api: HfApi, destination: Destination) -> str:
+    """Make the repository and the branch unless they exist, and look whether they may be written; returns its name.
+
+    Raises:
+        UserError: it is another kind of model's, or public although private was asked for, or out of reach.
+    """
+    repo_id = destination.repo_id
+    made = patiently(lambda: api.create_repo(repo_id, private=destination.private, exist_ok=True), repo_id)
+    repo_id = made.repo_id
+    info = patiently(lambda: api.model_info(repo_id), repo_id)
+    if destination.private and not info.private:
+        raise UserError(
+            f"{repo_id} exists and is public, but a private repository was asked for. Make it private in its settings "
+            f"on the Hub, or give another name."
+        )
+    refuse_other_model(api, info)
+    if destination.revision:
+        branch = destination.revision
+        patiently(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True), repo_id)
+    return repo_id
+
+
+def refuse_other_model(api: HfApi, info: Any) -> None:
+    """Raises `UserError` if the repository holds a model of another architecture, whose files would be overwritten."""
+    if "config.json" not in {file.rfilename for file in info.siblings or ()}:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = patiently(lambda: api.hf_hub_download(info.id, "config.json", local_dir=folder), info.id)
+        try:
+            kind = json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
+        except (ValueError, AttributeError):  # whatever it is, it loads nowhere
+            return
+    if kind not in (None, "ofa"):
+        raise UserError(
+            f"{info.id} holds a {kind} model, and its files would be overwritten; only an OFA model's repository is "
+            f"updated. Check the name, or give one that does not exist yet."
+        )
+
+
+# ------------------------------------------------------------------------------------------------- commit
+
+
+def push(api: HfApi, bundle: Bundle, destination: Destination, message: str | None = None) -> Push:
+    """Commit a bundle, and delete weights and code of an earlier state in the same commit.
+
+    Raises:
+        UserError: the Hub refuses, or does not answer again and again.
+    """
+    repo_id, revision = destination.repo_id, destination.revision
+
+    def commit() -> Push:
+        # Made anew for each attempt: one that was used remembers what the Hub held before, and commits it twice.
+        additions = [CommitOperationAdd(name, one) for name, one in sorted(bundle.files.items())]
+        head = api.model_info(repo_id, revision=revision)
+        old = tuple(obsolete_files((file.rfilename for file in head.siblings or ()), bundle))
+        info = api.create_commit(
+            repo_id,
+            [*additions, *map(CommitOperationDelete, old)],
+            commit_message=message or MESSAGE,
+            revision=revision,
+            create_pr=destination.create_pr,
+            parent_commit=head.sha,
+        )
+        return Push(repo_id, info.pr_url or f"{api.endpoint}/{repo_id}{tree(revision)}", info.oid, old)
+
+    return patiently(commit, repo_id, once_sent=destination.create_pr)
+
+
+def obsolete_files(names: Iterable[str], bundle: Bundle) -> list[str]:
+    """Files of the repository that belong to an earlier state of the model."""
+    return sorted(name for name in names if OBSOLETE.fullmatch(name) and name not in bundle.files)
+
+
+def tree(revision: str | None) -> str:
+    return f"/tree/{revision}" if revision else ""
+
+
+# ------------------------------------------------------------------------------------------------ patience
+
+
+def patiently(action: Callable[[], Result], repo_id: str, once_sent: bool = False) -> Result:
+    """Do something on the Hub, again and again while that can help.
+
+    Args:
+        once_sent: a broken connection is not tried again, since the Hub may have done it already.
+
+    Raises:
+        UserError: it cannot be done; the text says why and what to do.
+    """
+    errors = transport_errors()
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except OfflineModeIsEnabled as error:
+            raise UserError(f"{repo_id} cannot be reached: HF_HUB_OFFLINE is set. Unset it and run again.") from error
+        except (HfHubHTTPError, RuntimeError, ValueError, OSError, *errors) as error:
+            cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+            status = status_of(cause)
+            may_be_done = status is None and once_sent
+            if not can_help(cause, status, errors) or may_be_done or attempt == ATTEMPTS:
+                raise explain(cause, status, repo_id, attempt, may_be_done, errors) from error
+            pause = pause_before(attempt, cause)
+            logger.warning(f"{repo_id}: {reason_of(cause, status)}; trying again in {pause:.0f} s.")
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def status_of(error: BaseException) -> int | None:
+    """HTTP status of the Hub's answer; None where there was none."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def can_help(error: BaseException, status: int | None, errors: tuple[type[Exception], ...]) -> bool:
+    """Whether the same request may succeed a little later."""
+    return status in RETRY_STATUS | CONFLICT_STATUS if status else isinstance(error, errors)
+
+
+def pause_before(attempt: int, error: BaseException) -> float:
+    """Seconds to wait: what the Hub asks for, else doubling."""
+    response = getattr(error, "response", None)
+    asked = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(LONGEST_PAUSE, float(asked) if asked.isdecimal() else PAUSE * 2 ** (attempt - 1))
+
+
+def reason_of(error: BaseException, status: int | None) -> str:
+    text = " ".join(str(error).split())[:200]
+    return f"the Hub answers {status}" if status else f"the connection broke ({type(error).__name__}: {text})"
+
+
+AGAIN = "Nothing half-done is visible there; run the same command again, and what arrived is not sent twice."
+ADVICE = {
+    400: "The Hub takes neither these names nor this content: {text}. Mend it and run again.",
+    401: "The Hub answers 401: the token is wrong or has expired. Run `hf auth login`, or set a valid HF_TOKEN.",
+    402: "The Hub answers 402: the account must pay for this. Choose a public repository, or see the account's plan.",
+    403: "The Hub answers 403: the token may not write there. The name may belong to somebody else: use a token with "
+    "write access to it, or give a repository of your own.",
+    404: "The Hub answers 404: there is no such repository or branch, or the token may not see it. Check the name "
+    "and the account of the token.",
+    409: "The Hub answers 409: somebody else changes the repository at this moment, or the name is taken. " + AGAIN,
+    412: "The Hub answers 412: somebody else keeps changing the repository. " + AGAIN,
+    413: "The Hub answers 413: a file is too large. Save the model in smaller shards.",
+    429: "The Hub answers 429, too many requests, {attempts} times. Wait some minutes. " + AGAIN,
+}
+
+
+def explain(
+    error: BaseException,
+    status: int | None,
+    repo_id: str,
+    attempts: int,
+    may_be_done: bool,
+    errors: tuple[type[Exception], ...],
+) -> UserError:
+    """The error as a person needs it."""
+    text = " ".join(str(error).split())[:300]
+    if may_be_done:
+        advice = (
+            f"The connection broke ({type(error).__name__}) when the pull request was being opened, so it may exist. "
+            f"Look among the repository's open ones before you run this again."
+        )
+    elif status in ADVICE:
+        advice = ADVICE[status].format(text=text, attempts=attempts)
+    elif status:
+        advice = f"The Hub answers {status} ({attempts} attempts). {AGAIN}"
+    elif isinstance(error, errors):
+        advice = f"The connection broke {attempts} times ({type(error).__name__}: {text}). {AGAIN}"
+    elif "metadata in README.md" in text:
+        advice = f"The Hub refuses the card: {text}. Mend the block at the head of README.md, or delete that file."
+    else:
+        advice = f"{type(error).__name__}: {text}. {AGAIN}"
+    return UserError(f"{repo_id} was not published. {advice}")

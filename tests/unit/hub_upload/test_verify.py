@@ -1,0 +1,36 @@
+"""Verifying notices what a stranger would; the fresh process itself is tested in `end_to_end`."""
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from hub_upload import verify
+from ofa_hf.errors import UserError
+
+
+def stranger(*captions):
+    """Stands in for fresh processes that tell these captions."""
+    told = iter(captions)
+    facts = {"transformers": "5", "huggingface_hub": "2", "equal_tensors": 3}
+    return lambda folder, overlay: {**facts, "caption": next(told)}
+
+
+def test_weights_are_compared_with_their_source_number_by_number(model_folder, checkpoints, monkeypatch):
+    monkeypatch.setattr(verify, "ask_stranger", stranger("红", "红"))
+    source = checkpoints / "tiny.pt"
+    assert verify.verify_folder(model_folder, source)[0].equal_to_source == 326
+    weights = load_file(model_folder / "model.safetensors")
+    weights["encoder.layers.0.self_attn.k_proj.bias"][0] += 1e-7  # which no output could show
+    save_file(weights, model_folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"k_proj\.bias differs"):
+        verify.verify_folder(model_folder, source)
+
+
+def test_versions_that_caption_differently_are_an_error(model_folder, tmp_path, monkeypatch):
+    (tmp_path / "overlay" / "transformers").mkdir(parents=True)
+    monkeypatch.setattr(verify, "ask_stranger", stranger("红", "绿"))
+    with pytest.raises(UserError, match="different captions"):
+        verify.verify_folder(model_folder, overlays=[tmp_path / "overlay"])
+
+
+def test_the_picture_shows_something():
+    assert len(verify.draw_picture().getcolors()) == 2

@@ -1,0 +1,155 @@
+"""A card tells what the files beside it back, and nothing else."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from ofa_hf.conversion.checkpoints import CATALOGUE
+from ofa_hf.errors import UserError
+from ofa_hf.publishing.card import MARKER, current_card, model_card, write_card
+from ofa_hf.publishing.facts import read_folder, trainer_facts
+
+
+RESULTS = {
+    "base_model": "shop/base",
+    "arguments": {"test_caption_file": "/data/IC_valid.jsonl", "eval_pictures": 50, "freeze_encoder": True},
+    "trainer_arguments": {"learning_rate": 5e-5, "num_train_epochs": 3},
+    "metrics": {"eval_cider_d": 51.25, "eval_bleu_4": 26.5, "eval_rouge_l": 58.75, "train_loss": 0.47},
+    "steps": 120,
+    "versions": {"transformers": "5.23.0"},
+}
+
+
+def write_results(folder, **changes):
+    (folder / "finetune_results.json").write_text(json.dumps({**RESULTS, **changes}), encoding="utf-8")
+
+
+def test_a_converted_folder_has_metadata_settings_proof_and_no_score(model_folder):
+    text = current_card(model_folder, "shop/tiny")
+    data = ModelCard(text).data
+    assert (data.language, data.library_name, data.pipeline_tag) == ("zh", "transformers", "image-to-text")
+    assert data.license == "unknown"
+    assert data.eval_results is None
+    for words in ("sha256", "59 renamed", "96 × 96", "switched off", "Not measured: no score", "## Limits and biases"):
+        assert words in text, words
+
+
+def test_a_prompt_with_a_place_for_words_is_filled_in_the_snippet(model_folder):
+    path = model_folder / "processor_config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) | {"prompt": CATALOGUE["refcoco_cn_base"].defaults.prompt}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    snippet = re.search(r"```python\n(.*?)```", current_card(model_folder, "shop/tiny"), re.DOTALL)[1]
+    assert "红色裙子" in snippet
+    compile(snippet, "card", "exec")
+
+
+def test_a_proven_conversion_shows_its_figures(model_folder):
+    path = model_folder / "conversion.json"
+    account = json.loads(path.read_text(encoding="utf-8"))
+    account["proof"] = {"max_difference": 0.0, "logits_shape": [2, 12, 9], "equal_tensors": 326, "load_seconds": 1.0}
+    account["proof"]["transformers"] = "5.23.0"
+    path.write_text(json.dumps(account), encoding="utf-8")
+    assert "326 equal tensors" in current_card(model_folder)
+    assert "tensors' own is 0.0" in current_card(model_folder)
+
+
+def test_published_scores_name_their_page_and_stay_out_of_the_metadata(model_folder):
+    path = model_folder / "conversion.json"
+    account = json.loads(path.read_text(encoding="utf-8"))
+    account["published"] = CATALOGUE["caption_cn_base"].facts()
+    path.write_text(json.dumps(account), encoding="utf-8")
+    text = current_card(model_folder)
+    assert "CIDEr-D 50.70" in text
+    assert "checkpoints_cn.md" in text
+    assert "Not measured here: these are their authors'" in text
+    assert ModelCard(text).data.eval_results is None
+
+
+def test_a_finetuned_folder_has_base_model_data_arguments_scores_and_curve(model_folder):
+    write_results(model_folder)
+    (model_folder / "training_curve.png").write_bytes(b"png")
+    text = current_card(model_folder, "shop/tiny")
+    data = ModelCard(text).data
+    assert data.base_model == "shop/base"
+    scores = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert scores == {"CIDEr-D": 51.25, "BLEU-4": 26.5, "ROUGE-L": 58.75}
+    assert {result.dataset_name for result in data.eval_results} == {"IC_valid.jsonl, at most 50 pictures"}
+    for words in ("| Steps | 120 |", "| `learning_rate` | 5e-05 |", "training_curve.png", "transformers 5.23.0"):
+        assert words in text, words
+
+
+def test_without_an_evaluation_it_says_not_measured_and_the_hub_shows_no_score(model_folder):
+    write_results(model_folder, metrics={"train_loss": 0.5})
+    text = current_card(model_folder)
+    assert "Not measured: no score" in text
+    assert "model-index" not in text
+    assert "training_curve.png" not in text
+
+
+def test_a_base_model_that_is_a_local_folder_is_no_name_of_the_hub(model_folder):
+    write_results(model_folder, base_model=str(model_folder))
+    text = current_card(model_folder)
+    assert ModelCard(text).data.base_model is None
+    assert str(model_folder.parent) not in text
+
+
+def test_scores_of_a_later_evaluation_count_when_their_file_is_there(model_folder):
+    result = {"scores": {"cider_d": 40.0, "num_images": 7}, "run": {"captions": "/x/own.jsonl"}}
+    (model_folder / "evaluation.json").write_text(json.dumps(result), encoding="utf-8")
+    results = ModelCard(current_card(model_folder)).data.eval_results
+    assert [(one.dataset_name, one.metric_value) for one in results] == [("own.jsonl, 7 pictures", 40.0)]
+
+
+def test_arguments_that_did_nothing_are_not_told(model_folder):
+    arguments = {"lora_alpha": 16.0, "lora_rank": 0, "image_column": "image", "freeze_resnet": False, "dropout": 0.2}
+    write_results(model_folder, arguments=arguments)
+    text = current_card(model_folder)
+    assert "`dropout`" in text
+    assert not [name for name in ("lora_alpha", "lora_rank", "image_column", "freeze_resnet") if f"`{name}`" in text]
+
+
+def test_a_local_base_model_is_told_by_what_it_was_made_from(model_folder):
+    write_results(model_folder, base_model="/x/base", base_source={"name": "caption_cn_base.pt", "sha256": "ab12"})
+    assert "`base`, a local folder, made from `caption_cn_base.pt`, sha256 `ab12`" in current_card(model_folder)
+
+
+def test_the_trainers_arguments_become_plain_values():
+    from transformers import SchedulerType
+
+    given = SimpleNamespace(learning_rate=1e-4, lr_scheduler_type=SchedulerType.COSINE, max_steps=-1, seed=7)
+    assert trainer_facts(given) == {"learning_rate": 1e-4, "lr_scheduler_type": "cosine", "seed": 7}
+
+
+def test_a_score_that_is_no_number_is_no_score(model_folder):
+    write_results(model_folder, metrics={"eval_cider_d": float("nan")})
+    assert "model-index" not in current_card(model_folder)
+
+
+def test_a_card_made_ones_own_stays_and_ours_is_renewed(model_folder):
+    assert 'model="shop/a"' in write_card(model_folder, "shop/a").read_text(encoding="utf-8")
+    text = write_card(model_folder, "shop/b").read_text(encoding="utf-8")
+    assert 'model="shop/b"' in text
+    (model_folder / "README.md").write_text(text.replace(MARKER, "My words."), encoding="utf-8")
+    assert 'model="shop/b"' in write_card(model_folder, "shop/c").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["---\nlanguage: [zh\n---\n", "---\nlanguage: zh\n", "---\n- a\n- b\n---\n"])
+def test_broken_metadata_is_refused(model_folder, text):
+    (model_folder / "README.md").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="broken metadata"):
+        current_card(model_folder)
+
+
+def test_an_account_that_is_not_ours_is_an_error_and_no_traceback(model_folder):
+    (model_folder / "conversion.json").write_text('{"source": 3}')
+    with pytest.raises(UserError, match="conversion.json"):
+        current_card(model_folder)
+
+
+def test_the_licence_given_stands_in_metadata_and_text(model_folder):
+    text = model_card(read_folder(model_folder), "shop/tiny", "cc-by-4.0")
+    assert ModelCard(text).data.license == "cc-by-4.0"
+    assert "The weights: cc-by-4.0." in text
