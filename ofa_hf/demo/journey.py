@@ -42,8 +42,8 @@ class DemoSize:
     pretraining: Pretraining = field(default_factory=Pretraining)
     finetune_epochs: int = 1
     captions_per_picture: int = 10
-    batch_captions: int = 100
-    learning_rate: float = 2e-3
+    batch_captions: int = 50
+    learning_rate: float = 1.5e-3
 
 
 @dataclass(frozen=True)
@@ -216,10 +216,10 @@ def write_arguments(start: Path, folder: Path, files: ShopFiles, size: DemoSize,
         "lr_scheduler_type": "cosine",
         "warmup_ratio": 0.1,
         "eval_strategy": "steps",
-        "eval_steps": 50,
+        "eval_steps": 100,
         "eval_pictures": 40,
         "save_strategy": "no",
-        "logging_steps": 5,
+        "logging_steps": 10,
         "generation_num_beams": 1,
         "generation_max_length": 24,
         "use_cpu": True,
