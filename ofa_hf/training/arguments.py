@@ -187,8 +187,9 @@ def parse_arguments(
     for name in ("model_name_or_path", "output_dir"):
         if name not in values:
             raise UserError(f"{name} is missing. Give it in the JSON file or as --{name}.")
-    # What transformers would choose otherwise: whatever is installed (version 4), and the evaluation loss.
-    defaults = {"report_to": "none", "metric_for_best_model": "cider_d"}
+    # What transformers would choose otherwise: whatever is installed (version 4), the evaluation loss, and no loss at
+    # all in the log of a run that is shorter than its logging interval.
+    defaults = {"report_to": "none", "metric_for_best_model": "cider_d", "logging_first_step": True}
     fixed = {"remove_unused_columns": False, "logging_nan_inf_filter": False}
     try:
         ours, trainers = parser.parse_dict({**defaults, **values, **fixed})

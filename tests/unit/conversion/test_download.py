@@ -1,5 +1,6 @@
 """A download is complete or it is not there; a broken one goes on where it stopped."""
 
+import contextlib
 import http.server
 import threading
 
@@ -43,7 +44,8 @@ class Server(http.server.BaseHTTPRequestHandler):
         if cls.announce:
             self.send_header("Content-Length", str(len(cls.body) - begin))
         self.end_headers()
-        self.wfile.write(cls.body[begin:][: cls.break_after])
+        with contextlib.suppress(BrokenPipeError):  # a client that has seen enough hangs up
+            self.wfile.write(cls.body[begin:][: cls.break_after])
 
     def log_message(self, *_):
         pass

@@ -26,6 +26,13 @@ def test_a_ready_recipe_is_found_by_its_name(name):
     assert trainers.per_device_train_batch_size % ours.captions_per_picture == 0, "a batch must come out whole"
 
 
+def test_a_run_shorter_than_its_logging_interval_has_a_loss_in_its_log():
+    _, trainers = parse_arguments(None, [*NEEDED, *ON_CPU])
+    assert trainers.logging_first_step
+    _, trainers = parse_arguments(None, [*NEEDED, *ON_CPU, "--logging_first_step", "false"])
+    assert not trainers.logging_first_step
+
+
 def test_the_articles_recipe_is_the_articles():
     ours, trainers = parse_arguments("article", [*NEEDED, *ON_CPU, "--bf16", "false"])
     assert (trainers.per_device_train_batch_size, trainers.warmup_steps, trainers.num_train_epochs) == (128, 3000, 10)
