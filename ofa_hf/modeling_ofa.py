@@ -24,8 +24,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from .configuration_ofa import OFAConfig
-from .modeling_ofa_kernels import OFALinear, folding, linear
-from .modeling_ofa_memory import ShapeMemory
+from .modeling_ofa_kernels import OFALinear, folding, linear, packed_weights
+from .modeling_ofa_memory import PackedMemory, ShapeMemory
 from .modeling_ofa_resnet import OUTPUT_CHANNELS, OFAResNet, drop_path, linear_rates
 
 
@@ -544,6 +544,14 @@ class OFAEncoder(OFAPreTrainedModel):
         cells = self.image_proj(features.flatten(2).transpose(1, 2)) + self.type_embedding.weight[1]
         return self.dropout(self.patch_layernorm_embedding(cells)), grid
 
+    def embed_pictures(self, pixel_values: Tensor) -> Tensor:
+        """`(batch, 3, height, width)` → `picture_cells` for `forward`, `(batch, rows, columns, d_model)`.
+
+        All of the encoder that depends neither on the prompt nor on the word embedding.
+        """
+        cells, grid = self._embed_pictures(pixel_values)
+        return cells.unflatten(1, grid)
+
     def _compute_position_scores(self, grid: tuple[int, int] | None, text_length: int) -> tuple[Tensor, list[Tensor]]:
         """Normalised position embeddings `(1, S, C)` and, per layer, the bias `(1, H, S, S)` of the attention."""
         device, num_cells = self.text_buckets.device, 0
@@ -594,6 +602,7 @@ class OFAEncoder(OFAPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         patch_images: torch.FloatTensor | None = None,
+        picture_cells: torch.FloatTensor | None = None,
     ) -> OFAEncoderOutput | tuple:
         """Encode a batch of pictures and prompts.
 
@@ -602,6 +611,7 @@ class OFAEncoder(OFAPreTrainedModel):
             attention_mask: `(batch, T)`, 0 = padding; by default every `pad_token_id` is.
             pixel_values: `(batch, 3, height, width)`, normalised; None for text alone. `patch_images` is its old name.
             patch_masks: `(batch,)`, False = this sample has no picture.
+            picture_cells: what `embed_pictures` gave, instead of `pixel_values`.
 
         Raises:
             ValueError: no text at all, not one picture a prompt, or a text or picture beyond the position tables.
@@ -621,9 +631,13 @@ class OFAEncoder(OFAPreTrainedModel):
 
         hidden_states, grid = self._embed_text(inputs_embeds), None
         mask = needed(attention_mask)
-        if pixel_values is not None:
-            self._check_rows(inputs_embeds.shape[0], pixel_values, patch_masks)
-            cells, grid = self._embed_pictures(pixel_values)
+        pictures = pixel_values if picture_cells is None else picture_cells
+        if pictures is not None:
+            self._check_rows(inputs_embeds.shape[0], pictures, patch_masks)
+            if picture_cells is None:
+                cells, grid = self._embed_pictures(pixel_values)
+            else:
+                cells, grid = picture_cells.flatten(1, 2), tuple(picture_cells.shape[1:3])
             hidden_states = torch.cat([cells, hidden_states], dim=1)
             mask = self._join_masks(mask, needed(patch_masks), cells.shape[:2], inputs_embeds.shape[1])
         if mask is not None:
@@ -702,7 +716,7 @@ class OFADecoder(OFAPreTrainedModel):
         tables = self._make_position_tables(config.decoder_layers, num_heads)
         self.token_rel_pos_table_list, self.image_rel_pos_table_list = tables
         self._register_text_buckets()
-        self._position_scores = ShapeMemory()
+        self._position_scores, self._packed = ShapeMemory(), PackedMemory()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -711,6 +725,15 @@ class OFADecoder(OFAPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embed_tokens = value
+
+    def packed_weights(self) -> dict[int, Tensor]:
+        """Copies, for `kernels.packed_weights`, of all weights that every step of a generation reads."""
+        modules = [self.output_projection]
+        for layer in self.layers:
+            own, cross = layer.self_attn, layer.cross_attn
+            modules += [own.q_proj, own.k_proj, own.v_proj, own.out_proj, cross.q_proj, cross.out_proj]
+            modules += [layer.fc1, layer.fc2]
+        return self._packed.packed(modules)
 
     def _positions(self, ids: Tensor, as_codes: bool) -> tuple[Tensor, Tensor]:
         """Normalised embeddings `(1, L, C)` of decoder steps, and their grid positions if they are image codes."""
@@ -1036,6 +1059,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         label_smoothing: float | None = None,
         drop_worst_ratio: float = 0.0,
         return_logits: bool = True,
+        picture_cells: torch.FloatTensor | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput | tuple:
         """One pass through encoder and decoder.
@@ -1052,6 +1076,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
             label_smoothing: share of the target spread over the vocabulary; default `config.label_smoothing`.
             drop_worst_ratio: share of the real tokens, those with the highest loss, that the loss leaves out.
             return_logits: False leaves the logits out and computes the loss in chunks, which needs far less memory.
+            picture_cells: what `get_encoder().embed_pictures` gave, instead of `pixel_values`.
             num_items_in_batch: (Trainer) the loss is the sum over real tokens divided by this, instead of their mean.
 
         Raises:
@@ -1072,6 +1097,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
                 attention_mask=attention_mask,
                 pixel_values=patch_images if pixel_values is None else pixel_values,
                 patch_masks=patch_masks,
+                picture_cells=picture_cells,
                 inputs_embeds=inputs_embeds,
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
@@ -1127,9 +1153,13 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
 
     # -- generation: the encoder side exists once a picture, decoder rows once a beam
 
+    @torch.no_grad()
     def generate(self, *args, **kwargs):
-        """`GenerationMixin.generate`, with BatchNorm folded into the trunk's convolutions on the way."""
-        with folding():
+        """`GenerationMixin.generate`, with BatchNorm folded into the trunk's convolutions on the way.
+
+        On a CPU the decoder's weights are read from copies in a faster layout, made anew when a weight has changed.
+        """
+        with folding(), packed_weights(self.decoder.packed_weights()):
             return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(

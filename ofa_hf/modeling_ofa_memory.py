@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .modeling_ofa_kernels import OFALinear
+from .modeling_ofa_kernels import OFALinear, pack
 
 
 class ShapeMemory:
@@ -84,7 +84,24 @@ class ShapeMemory:
         return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
     def __deepcopy__(self, memo):
-        return ShapeMemory()
+        return type(self)()
 
     def __reduce__(self):
-        return ShapeMemory, ()
+        return type(self), ()
+
+
+class PackedMemory(ShapeMemory):
+    """Remembers copies of weights in a layout that is faster to read."""
+
+    max_bytes = 2 * 1024**3  # a large decoder's 830 MB in float32, and room beyond
+
+    def packed(self, modules: list[nn.Module]) -> dict[int, Tensor]:
+        """What `pack` gives for the weights of linear modules; empty where they would not fit, or may not be kept."""
+        weights = [module.weight for module in modules]
+        num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+        if num_bytes > self.max_bytes:
+            return {}
+        self.check(modules)
+        if self.weights is None:
+            return {}
+        return self.get(tuple(id(weight) for weight in weights), num_bytes, lambda: pack(weights))

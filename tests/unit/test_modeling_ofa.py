@@ -17,7 +17,7 @@ from ofa_hf.modeling_ofa import (
     image_position_buckets,
     token_position_buckets,
 )
-from ofa_hf.modeling_ofa_memory import ShapeMemory
+from ofa_hf.modeling_ofa_memory import PackedMemory, ShapeMemory
 
 
 CELLS = 16  # of a 64-pixel picture
@@ -604,6 +604,26 @@ def test_memory_keeps_within_its_bound_and_forgets_the_oldest(tiny_model, inputs
             held = sum(tensor.nbytes for (value, _) in kept for tensor in torch.utils._pytree.tree_leaves(value))
             assert held <= 25_000
     assert 0 < len(model.encoder._position_scores.entries) < len(sizes)
+
+
+def test_packed_copies_follow_every_change_of_a_weight(tiny_model, inputs):
+    model, settings = copy.deepcopy(tiny_model), {"max_new_tokens": 6, "output_logits": True}
+    settings |= {"return_dict_in_generate": True, "do_sample": False, "num_beams": 1}
+    before = model.generate(**inputs, **settings)
+    assert model.decoder._packed.entries or not model.decoder.packed_weights(), "packed once, kept"
+    model.decoder.layers[0].fc2.weight.data[0, 0] += 5  # leaves no trace in version counters
+    after = model.generate(**inputs, **settings)
+    fresh = copy.deepcopy(model).generate(**inputs, **settings)
+    assert not torch.equal(before.logits[0], after.logits[0])
+    assert all(torch.equal(one, other) for one, other in zip(after.logits, fresh.logits, strict=True))
+
+
+def test_copies_that_would_be_too_large_are_not_made(tiny_model, inputs, monkeypatch):
+    model = copy.deepcopy(tiny_model)
+    monkeypatch.setattr(PackedMemory, "max_bytes", 1000)
+    assert model.decoder.packed_weights() == {}
+    expected = tiny_model.generate(**inputs, max_new_tokens=5, num_beams=3)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=5, num_beams=3), expected)
 
 
 def test_scores_of_one_source_are_never_given_for_another():
