@@ -70,6 +70,15 @@ bench: $(VENV)/.stamp ## Measure what the performance table says (every benchmar
 	[ $${#scripts[@]} -gt 0 ] || { echo "Nothing to measure: benchmarks/ holds no bench_*.py." >&2; exit 1; }; \
 	for script in "$${scripts[@]}"; do $(BIN)/python "$$script" $(ARGS); done
 
+.PHONY: stress
+stress: $(VENV)/.stamp ## Half an hour of hostile input, kills, full disks and long runs, with a fresh seed
+	@$(BIN)/python tests/stress/run.py $(ARGS)
+
+.PHONY: audit
+audit: $(VENV)/.stamp ## Ask the advisory database about the installed packages (needs the network)
+	@$(BIN)/python -m pip install --quiet pip-audit
+	@$(BIN)/python -m pip_audit --local --skip-editable --progress-spinner off
+
 .PHONY: style
 style: $(VENV)/.stamp ## Check style and formatting
 	@$(BIN)/ruff check --quiet .

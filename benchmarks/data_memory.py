@@ -1,9 +1,10 @@
-"""Memory and processor time of the data path on synthetic MUGE files: build, then iterate as training does.
+"""Memory, processor time and pairs a second of the data path on synthetic MUGE files: build, then iterate as training.
 
-    python benchmarks/data_memory.py --pictures 55000 --captions 10 --num-proc 2
+    python benchmarks/data_memory.py --pictures 55000 --captions 10 --num-proc 2 --workers 2 [--json memory.json]
 
-prints one line of JSON: private memory above the imports (the parent and its largest worker), processor time a caption
-for the build, for reading rows, and for whole batches with one decode a caption or one decode for all of a picture's.
+Memory is what a process has written itself (mapped files, which the system can drop, do not count), above what it had
+after its imports; a worker's is what it does not share with its parent. The last column is the share of the old port's
+75 KiB a picture (PORT_BYTES, 4.1 GB for 55,000), this process and all its workers together.
 """
 
 import argparse
@@ -15,42 +16,63 @@ import resource
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import psutil
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from ofa_hf.data import CaptionPairs, GroupedCaptions, GroupedCaptionSampler, caption_counts, load_muge
+from ofa_hf import OFAImageProcessor, OFAProcessor
+from ofa_hf.conversion.vocabulary import build_tokenizer
+from ofa_hf.data import (
+    CaptionPairs,
+    GroupedCaptions,
+    GroupedCaptionSampler,
+    OFAGroupedCollator,
+    caption_counts,
+    load_muge,
+)
 from ofa_hf.data.pictures import open_picture, why_broken
 
 
 MIB = 2**20
+PORT_BYTES = 75 * 2**10  # resident memory of the old port a picture with ten captions
+DISTINCT = 300  # encodings; a random tail behind the end-of-image mark makes every picture's bytes its own
+WORDS = "图片描述了什么内容?时尚百搭的第件商品，穿出女神范儿0123456789"
 
 
 def write_files(folder: Path, pictures: int, captions: int, side: int) -> tuple[Path, Path]:
-    """Pictures of smooth noise, some kilobytes each; 64 different ones are enough, every line has its own id."""
-    encoded = [base64.b64encode(jpeg(seed, side)) for seed in range(64)]
+    """MUGE's two files; pictures of smooth noise, 10 to 15 KB each at 256 pixels."""
+    encoded, random = [jpeg(seed, side) for seed in range(min(DISTINCT, pictures))], np.random.default_rng(0)
     with (folder / "IC_train.tsv").open("wb") as images, (folder / "IC_train.jsonl").open("w") as texts:
         for number in range(pictures):
-            images.write(b"%d\t%s\n" % (number, encoded[number % 64]))
+            picture = encoded[number % len(encoded)] + random.bytes(16)
+            images.write(b"%d\t%s\n" % (number, base64.b64encode(picture)))
             lines = [f"时尚百搭的第{number}件商品，穿出{text}分女神范儿" for text in range(captions)]
             texts.write(json.dumps({"image_id": str(number), "text": lines}, ensure_ascii=False) + "\n")
     return folder / "IC_train.jsonl", folder / "IC_train.tsv"
 
 
 def jpeg(seed: int, side: int) -> bytes:
-    coarse = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    coarse = np.random.default_rng(seed).integers(0, 255, (28, 28, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
+def make_processor(folder: Path, side: int) -> OFAProcessor:
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", *dict.fromkeys(WORDS)]) + "\n", encoding="utf-8")
+    return OFAProcessor(OFAImageProcessor(size=side), build_tokenizer(vocabulary))
+
+
 class PeakMemory:
-    """Highest private memory of this process and of its children, sampled while the block runs."""
+    """Highest memory of this process, of its largest child and of all children together, while the block runs."""
 
     def __enter__(self) -> "PeakMemory":
-        self.own = self.children = 0
+        self.own, self.largest, self.children = own_bytes(), 0, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -59,27 +81,39 @@ class PeakMemory:
     def _watch(self) -> None:
         process = psutil.Process()
         while not self._stop.wait(0.1):
-            self.own = max(self.own, private_bytes(process))
+            self.own = max(self.own, own_bytes())
             sizes = [private_bytes(child) for child in process.children(recursive=True)]
-            self.children = max(self.children, *sizes, 0) if sizes else self.children
+            self.largest, self.children = max(self.largest, *sizes, 0, 0), max(self.children, sum(sizes))
 
     def __exit__(self, *_) -> None:
         self._stop.set()
         self._thread.join()
 
 
+def own_bytes() -> int:
+    """Memory that this process has written, shared with its forked workers or not."""
+    fields = _smaps(os.getpid())
+    return fields["Anonymous"] if fields else psutil.Process().memory_full_info().uss
+
+
 def private_bytes(process: psutil.Process) -> int:
-    """Memory that this process alone has written; mapped files, which the system can drop, do not count."""
-    try:
-        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
-        fields = {name: 1024 * int(rest.split()[0]) for name, rest in (line.split(":", 1) for line in lines)}
-        return min(fields["Private_Dirty"], fields["Anonymous"])  # without what it shares with its parent
-    except (OSError, KeyError):
-        pass  # not Linux, or the process has ended
+    """Memory that a worker has written and does not share with its parent."""
+    fields = _smaps(process.pid)
+    if fields:
+        return min(fields["Private_Dirty"], fields["Anonymous"])
     try:
         return process.memory_full_info().uss
-    except psutil.Error:
+    except psutil.Error:  # it has ended
         return 0
+
+
+def _smaps(pid: int) -> dict[str, int]:
+    """Bytes by kind; empty where there is no Linux or no such process."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return {}
+    return {name: 1024 * int(rest.split()[0]) for name, rest in (line.split(":", 1) for line in lines)}
 
 
 def processor_seconds() -> float:
@@ -87,56 +121,84 @@ def processor_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in usage)
 
 
-def decode(row: dict, side: int) -> np.ndarray:
-    return np.asarray(open_picture(row["image"]).resize((side, side), Image.Resampling.BICUBIC))
+class Table:
+    """One row a piece of work, printed as it is done."""
+
+    def __init__(self, pictures: int):
+        self.rows, self.port = [], pictures * PORT_BYTES
+        print(f"{'work':40} {'seconds':>8} {'pairs/s':>9} {'CPU ms':>7} {'MiB':>7} {'workers':>8} {'of port':>8}")
+
+    def measure(self, name: str, pairs: int, work: Callable[[], object]) -> None:
+        """Run `work` on so many pairs; CPU time is that of one pair, its workers' included."""
+        cpu, base, start = processor_seconds(), own_bytes(), time.perf_counter()
+        with PeakMemory() as peak:
+            work()
+        seconds, own = time.perf_counter() - start, max(0, peak.own - base)
+        row = {"work": name, "pairs": pairs, "seconds": round(seconds, 2), "pairs_a_second": round(pairs / seconds)}
+        row["cpu_ms_a_pair"] = round(1000 * (processor_seconds() - cpu) / pairs, 4)
+        row |= {"own_mib": round(own / MIB, 1), "largest_worker_mib": round(peak.largest / MIB, 1)}
+        row |= {"workers_mib": round(peak.children / MIB, 1), "share_of_port": (own + peak.children) / self.port}
+        self.rows.append(row)
+        print(
+            f"{name:40} {seconds:8.1f} {pairs / seconds:9,.0f} {row['cpu_ms_a_pair']:7.3f} {row['own_mib']:7.1f} "
+            f"{row['workers_mib']:8.1f} {row['share_of_port']:8.2%}",
+            flush=True,
+        )
 
 
-def measure(name: str, captions: int, work) -> dict[str, float]:
-    """Run `work` and report time and peak memory; the figures are of `captions` captions."""
-    before, base = processor_seconds(), private_bytes(psutil.Process())
-    start = time.perf_counter()
-    with PeakMemory() as peak:
-        work()
-    return {
-        f"{name}_seconds": round(time.perf_counter() - start, 2),
-        f"{name}_cpu_ms_a_caption": round(1000 * (processor_seconds() - before) / captions, 4),
-        f"{name}_private_mib": round(max(0, peak.own - base) / MIB, 1),
-        f"{name}_largest_worker_mib": round(peak.children / MIB, 1),
-    }
+def loader(rows, processor: OFAProcessor, captions: int, workers: int) -> DataLoader:
+    """Batches as `ofa-hf finetune` makes them: 8 pictures with all of their captions, shuffled."""
+    sampler = GroupedCaptionSampler(caption_counts(rows), captions)
+    collator = OFAGroupedCollator(processor)
+    return DataLoader(GroupedCaptions(rows), 8, sampler=sampler, collate_fn=collator, num_workers=workers)
 
 
-def main() -> None:
+def exhaust(items) -> None:
+    for _ in items:
+        pass
+
+
+def decode_all(items, count: int) -> None:
+    exhaust(open_picture(items[number]["image"]) for number in range(count))
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--captions", type=int, default=10)
-    parser.add_argument("--side", type=int, default=256, help="pixels of the synthetic pictures")
-    parser.add_argument("--num-proc", type=int, default=1)
+    parser.add_argument("--captions", type=int, default=10, help="of each picture")
+    parser.add_argument("--side", type=int, default=256, help="pixels of the synthetic pictures and of the batches")
+    parser.add_argument("--num-proc", type=int, default=2, help="processes of the build")
+    parser.add_argument("--workers", type=int, default=2, help="of the data loader")
     parser.add_argument("--decoded", type=int, default=200, help="pictures for the two decoding measurements")
-    args = parser.parse_args()
-    pairs = args.pictures * args.captions
-    why_broken(jpeg(0, args.side))  # loads the decoder, so that the figures below are above the imports
-    with tempfile.TemporaryDirectory() as folder:
-        files = write_files(Path(folder), args.pictures, args.captions, args.side)
-        figures = {"pictures": args.pictures, "pairs": pairs, "tsv_mib": round(files[1].stat().st_size / MIB, 1)}
-        figures["imports_private_mib"] = round(private_bytes(psutil.Process()) / MIB, 1)
-        options = {"num_proc": args.num_proc, "cache_dir": Path(folder) / "cache"}
-        figures |= measure("build", pairs, lambda: load_muge(*files, **options))
-        rows = load_muge(*files, **options)
-        figures |= measure("open", pairs, lambda: load_muge(*files, **options))
-        figures |= measure("iterate_rows", pairs, lambda: [None for row in rows if not row["captions"]])
-        groups, sampler = GroupedCaptions(rows), GroupedCaptionSampler(caption_counts(rows), args.captions)
-        figures |= measure("shuffled_groups", pairs, lambda: [None for each in sampler if not groups[each]["image"]])
-        few = rows.select(range(min(args.decoded, args.pictures)))
-        singles, count = CaptionPairs(few), len(few) * args.captions
-        figures |= measure(
-            "decode_each_caption", count, lambda: [None for i in range(count) if not decode(singles[i], 256).size]
-        )
-        shared = GroupedCaptions(few)
-        figures |= measure(
-            "decode_each_picture", count, lambda: [None for i in range(len(few)) if not decode(shared[i], 256).size]
-        )
-    figures["cpus"] = os.cpu_count()
-    print(json.dumps(figures))
+    parser.add_argument("--folder", help="where the synthetic files and the cache go (the system's own by default)")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        figures = measure_all(args, Path(folder))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def measure_all(args: argparse.Namespace, folder: Path) -> dict:
+    pairs, few = args.pictures * args.captions, min(args.decoded, args.pictures)
+    files, processor = write_files(folder, args.pictures, args.captions, args.side), make_processor(folder, args.side)
+    why_broken(jpeg(0, args.side))  # loads the decoder, so that the figures are above the imports
+    tsv = files[1].stat().st_size
+    print(f"{args.pictures:,} pictures × {args.captions} captions, {tsv / MIB:,.0f} MiB of base64")
+    print(f"{os.cpu_count()} cores; imports: {own_bytes() / MIB:.0f} MiB")
+    options, table = {"num_proc": args.num_proc, "cache_dir": folder / "cache"}, Table(args.pictures)
+
+    table.measure(f"build, {args.num_proc} processes", pairs, lambda: load_muge(*files, **options))
+    table.measure("open again", pairs, lambda: load_muge(*files, **options))
+    rows = load_muge(*files, **options)
+    table.measure("read every row", pairs, lambda: exhaust(rows))
+    batches = loader(rows, processor, args.captions, args.workers)
+    table.measure(f"one epoch of batches, {args.workers} workers", pairs, lambda: exhaust(batches))
+    singles, shared = CaptionPairs(rows), GroupedCaptions(rows)
+    count = few * args.captions
+    table.measure("decode for each caption", count, lambda: decode_all(singles, count))
+    table.measure("decode for each picture", count, lambda: decode_all(shared, few))
+    return {"pictures": args.pictures, "pairs": pairs, "tsv_mib": round(tsv / MIB, 1), "rows": table.rows}
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from ofa_hf.errors import UserError
+from ofa_hf.errors import UserError, text_of_os_error
 
 
 STEPS = {
@@ -18,6 +19,7 @@ STEPS = {
     "publish": "all of it: fetch, convert, card, bundle, verify, upload",
     "upgrade": "publish a legacy Hub repository anew in its own place, keeping its history",
 }
+SPACE = "make a Space: a page that captions pictures with models on the Hub"
 DRY_RUN = "Dry run: nothing went to the Hub. Add --upload to publish."
 
 
@@ -31,7 +33,19 @@ def build_parser() -> argparse.ArgumentParser:
     catalogue.add_argument("--json", action="store_true", help="print every fact about them as JSON")
     for name, text in STEPS.items():
         add_arguments(commands.add_parser(name, help=text, description=text), name)
+    add_space_arguments(commands.add_parser("space", help=SPACE, description=SPACE))
     return parser
+
+
+def add_space_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="OWNER/MODEL", help="to choose from on the page")
+    parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="of the Space")
+    parser.add_argument("--title", metavar="TEXT", help="of the Space on the Hub")
+    parser.add_argument("--work", default="outputs/hub_upload", metavar="DIR", help="for what is made (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--upload", action="store_true", help="really make the Space")
+    parser.add_argument("--private", action="store_true", help="a private Space")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
@@ -68,14 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     args = parser.parse_args(argv)
-    if getattr(args, "repo_id", None) and len(args.targets) > 1:
+    if getattr(args, "repo_id", None) and len(getattr(args, "targets", ())) > 1:
         parser.error("--repo-id names one repository; give one model")
     if getattr(args, "upload", False) and args.command != "upgrade" and not args.repo_id:
         parser.error("--upload needs --repo-id OWNER/NAME")
     try:
-        return list_catalogue(args) if args.command == "catalogue" else run(args)
+        return {"catalogue": list_catalogue, "space": make_space}.get(args.command, run)(args)
     except (UserError, OSError) as error:  # the latter: a full disk, a folder that may not be written
-        print(f"hub_upload {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error) if isinstance(error, UserError) else text_of_os_error(error)
+        print(f"hub_upload {args.command}: {' '.join(text.split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"hub_upload {args.command}: interrupted. Run it again to go on.", file=sys.stderr)
@@ -89,16 +104,38 @@ def list_catalogue(args: argparse.Namespace) -> int:
     return 0
 
 
+def make_space(args: argparse.Namespace) -> int:
+    from hub_upload.space import TITLE, Space
+    from hub_upload.steps import check_full_name
+
+    for name in (args.repo_id, *args.models):
+        check_full_name(name)
+    title, private = args.title or TITLE, args.private or None
+    space = Space(args.repo_id, tuple(dict.fromkeys(args.models)), title, private, args.message, tell)
+    bundle, folder = space.bundle(Path(args.work))
+    result = {"bundle": str(folder), "bytes": bundle.size, "files": bundle.lines()}
+    show(result | (space.publish(bundle) if args.upload else {}), args)
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     from hub_upload.steps import Job
 
     for target in args.targets:
-        job = Job.from_arguments(target, args, tell=lambda step: print(step, file=sys.stderr))
-        result = getattr(job, args.command)()
-        print(json.dumps(result, ensure_ascii=False) if args.json else "\n".join(lines_of(result)))
-    if getattr(args, "upload", None) is False:
-        print(DRY_RUN, file=sys.stderr)
+        job = Job.from_arguments(target, args, tell)
+        show(getattr(job, args.command)(), args)
     return 0
+
+
+def tell(step: str) -> None:
+    print(step, file=sys.stderr)
+
+
+def show(result: dict, args: argparse.Namespace) -> None:
+    """Print a result; after a dry run say that it was one."""
+    print(json.dumps(result, ensure_ascii=False) if args.json else "\n".join(lines_of(result)))
+    if getattr(args, "upload", None) is False:
+        tell(DRY_RUN)
 
 
 def lines_of(result: dict) -> list[str]:

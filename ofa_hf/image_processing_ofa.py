@@ -40,7 +40,12 @@ EXIF_TRANSPOSE = {
 
 
 class PictureError(ValueError):
-    """A picture that cannot be read; the message is one line and names the file."""
+    """A picture that cannot be read; the message is one short printable line, whatever the file and its name hold."""
+
+    def __init__(self, text: str):
+        line = " ".join(line.strip() for line in text.splitlines())
+        line = "".join(char if char.isprintable() or char == "\u3000" else ascii(char)[1:-1] for char in line)
+        super().__init__(line if len(line) <= 1200 else f"{line[:600]} … {line[-600:]}")
 
 
 def load_picture(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -144,9 +149,7 @@ def _open(stream: BinaryIO, label: str, max_pixels: int) -> Image.Image:
         raise PictureError(f"{label} is too large to decode: {error} Make it smaller first.") from error
     except Exception as error:
         raise PictureError(_why_no_picture(start, label)) from error
-    if image.format in REFUSED_FORMATS:
-        raise PictureError(f"{label} is a drawing in {image.format}. Accepted: {FORMATS}. Convert it first.")
-    _check_size(image, label, max_pixels)
+    _check_kind_and_size(image, label, max_pixels)
     return image
 
 
@@ -156,7 +159,9 @@ def _why_no_picture(start: bytes, label: str) -> str:
     return f"{label} is not a picture: it starts with {start!r}. Accepted: {FORMATS}. Convert it to one of these."
 
 
-def _check_size(image: Image.Image, label: str, max_pixels: int) -> None:
+def _check_kind_and_size(image: Image.Image, label: str, max_pixels: int) -> None:
+    if image.format in REFUSED_FORMATS:
+        raise PictureError(f"{label} is a drawing in {image.format}. Accepted: {FORMATS}. Convert it first.")
     width, height = image.size
     if width * height > max_pixels:
         raise PictureError(
@@ -170,7 +175,7 @@ def _check_size(image: Image.Image, label: str, max_pixels: int) -> None:
 def _load_lazy(image: Image.Image, max_pixels: int) -> Image.Image:
     """A PIL image becomes RGB; one that was opened but not yet read is read here."""
     label = str(getattr(image, "filename", "") or f"The {image.width}×{image.height} PIL image")
-    _check_size(image, label, max_pixels)
+    _check_kind_and_size(image, label, max_pixels)
     try:
         image.load()
     except Exception as error:

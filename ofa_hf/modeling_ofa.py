@@ -24,13 +24,23 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from .configuration_ofa import OFAConfig
-from .modeling_ofa_kernels import OFALinear, folding, linear, packed_weights
+from .modeling_ofa_kernels import (
+    OFADropout,
+    OFALinear,
+    biased_attention,
+    biased_attention_pays,
+    folding,
+    linear,
+    packed_weights,
+)
 from .modeling_ofa_memory import PackedMemory, ShapeMemory
+from .modeling_ofa_packing import RealTokens
 from .modeling_ofa_resnet import OUTPUT_CHANNELS, OFAResNet, drop_path, linear_rates
 
 
 if TYPE_CHECKING:  # never runs: saving copies the files that are named here, and config.json needs all of them
     from .image_processing_ofa import OFAImageProcessor  # noqa: F401
+    from .modeling_ofa_int8 import int8_works  # noqa: F401 - kernels import it; transformers 4 follows one step alone
     from .pipeline_ofa import OFAImageToTextPipeline  # noqa: F401
     from .processing_ofa import OFAProcessor  # noqa: F401
 
@@ -122,6 +132,14 @@ def relative_position_bias(table: nn.Embedding, buckets: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- loss
 
 
+def as_autocast(*tensors: Tensor) -> list[Tensor]:
+    """Tensors in the dtype that autocast would bring them to for a product."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
+
+
 class FusedCrossEntropy(torch.autograd.Function):
     """Sum of smoothed cross entropies of linear logits, some tokens at a time, so the logits never exist as a whole.
 
@@ -131,37 +149,42 @@ class FusedCrossEntropy(torch.autograd.Function):
     Source: formula of OFA `criterions/label_smoothed_cross_entropy.py`.
     """
 
-    tokens_per_chunk = 512
+    tokens_per_chunk = 256  # 31 MB of logits, the most that glibc uses again without asking the system for it anew
 
     @staticmethod
     def forward(ctx, features: Tensor, weight: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-        spread = smoothing / (weight.shape[0] - 1)
         wants_features, wants_weight = ctx.needs_input_grad[:2]
         features_grad = torch.empty_like(features) if wants_features else None
         weight_grad = torch.zeros_like(weight) if wants_weight else None
         total = features.new_zeros((), dtype=torch.float32)
+        features, weight = as_autocast(features, weight)  # once, and not in each product
         for start in range(0, labels.shape[0], FusedCrossEntropy.tokens_per_chunk):
             part = slice(start, start + FusedCrossEntropy.tokens_per_chunk)
-            target = labels[part, None]
-            logits = linear(features[part], weight).float()
-            log_normaliser = logits.logsumexp(-1, keepdim=True)
-            nll = log_normaliser - logits.gather(-1, target)
-            total += (1 - smoothing - spread) * nll.sum()
-            if smoothing:
-                total += spread * (weight.shape[0] * log_normaliser.sum() - logits.sum())
-            if not (wants_features or wants_weight):
-                continue
-            logits_grad = logits.sub_(log_normaliser).exp_()
-            if smoothing:
-                logits_grad.sub_(spread)  # the factors of a token add up to one
-            logits_grad.scatter_add_(-1, target, torch.full_like(nll, smoothing + spread - 1))
-            logits_grad = logits_grad.to(features.dtype)
+            loss, logits_grad = FusedCrossEntropy.of_chunk(features[part], weight, labels[part, None], smoothing)
+            total += loss
             if wants_features:
                 features_grad[part] = linear(logits_grad, weight.T)
             if wants_weight:
                 weight_grad += linear(logits_grad.T, features[part].T)
+            del logits_grad  # or it would still be there while the next chunk is computed
         ctx.save_for_backward(features_grad, weight_grad)
         return total
+
+    @staticmethod
+    def of_chunk(features: Tensor, weight: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+        """Loss of some tokens, and its gradient by their logits: `(N, C)`, `(V, C)`, `(N, 1)` → `()`, `(N, V)`."""
+        spread = smoothing / (weight.shape[0] - 1)
+        logits = linear(features, weight).float()
+        # softmax is four times as fast as log_softmax, and tells the normaliser where it is largest
+        probabilities = logits.softmax(-1)
+        log_normaliser = logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
+        nll = log_normaliser - logits.gather(-1, target)
+        loss = (1 - smoothing - spread) * nll.sum()
+        if smoothing:
+            loss += spread * (weight.shape[0] * log_normaliser.sum() - logits.sum())
+            probabilities.sub_(spread)  # the factors of a token add up to one
+        probabilities.scatter_add_(-1, target, torch.full_like(nll, smoothing + spread - 1))
+        return loss, probabilities.to(features.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
@@ -222,10 +245,13 @@ class OFAAttention(nn.Module):
         """`(batch, tokens, C)` → `(batch, heads, tokens, head_dim)`."""
         return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
-    def _keys_and_values(self, states: Tensor, cache: EncoderDecoderCache | None, positions: Tensor | None):
+    def _keys_and_values(self, states: Tensor, cache: EncoderDecoderCache | None, positions, real: RealTokens | None):
         """Project `states`, joining or reusing what the cache holds."""
         if cache is None:
-            return self._split_heads(self.k_proj(states)), self._split_heads(self.v_proj(states))
+            keys, values = self.k_proj(states), self.v_proj(states)
+            if real is not None and not self.is_cross:
+                keys, values = real.unpack(keys), real.unpack(values)
+            return self._split_heads(keys), self._split_heads(values)
         if self.is_cross and cache.is_updated.get(self.layer_idx, False):
             layer = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
@@ -244,30 +270,31 @@ class OFAAttention(nn.Module):
         cache: EncoderDecoderCache | None = None,
         positions: Tensor | None = None,
         output_attentions: bool = False,
+        real: RealTokens | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        batch_size, num_tokens, _ = hidden_states.shape
+        batch_size, num_tokens = hidden_states.shape[:2] if real is None else real.shape
         query = self.q_proj(hidden_states)
+        if real is not None:
+            query = real.unpack(query)
         if self.is_cross:
             query = query.reshape(encoder_states.shape[0], -1, query.shape[-1])  # fold rows of one picture
-        key, value = self._keys_and_values(encoder_states if self.is_cross else hidden_states, cache, positions)
+        key, value = self._keys_and_values(encoder_states if self.is_cross else hidden_states, cache, positions, real)
         implementation = "eager" if output_attentions else self.config._attn_implementation
         attend = eager_attention if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
         dropout = self.config.attention_dropout if self.training else 0.0
-        heads, weights = attend(
-            self,
-            self._split_heads(query),
-            key,
-            value,
-            bias,
-            scaling=self.scaling,
-            dropout=dropout,
-            is_causal=False,
-        )
+        query = self._split_heads(query)
+        if implementation == "sdpa" and not dropout and biased_attention_pays(query, bias):
+            heads, weights = biased_attention(query, key, value, bias, self.scaling), None
+        else:
+            heads, weights = attend(
+                self, query, key, value, bias, scaling=self.scaling, dropout=dropout, is_causal=False
+            )
         heads = heads * self.c_attn[:, None]
         if weights is not None and self.is_cross:
             folded = weights.unflatten(2, (-1, num_tokens)).transpose(1, 2)
             weights = folded.reshape(batch_size, self.num_heads, num_tokens, -1)
-        return self.out_proj(heads.reshape(batch_size, num_tokens, -1)), weights
+        heads = heads.reshape(batch_size, num_tokens, -1)
+        return self.out_proj(heads if real is None else real.pack(heads)), weights
 
 
 # ------------------------------------------------------------------------------------------------- layers
@@ -285,8 +312,8 @@ class OFAEncoderLayer(GradientCheckpointingLayer):
         self.fc1 = OFALinear(config.d_model, config.encoder_ffn_dim)
         self.ffn_layer_norm = nn.LayerNorm(config.encoder_ffn_dim)
         self.fc2 = OFALinear(config.encoder_ffn_dim, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = OFADropout(config.dropout)
+        self.activation_dropout = OFADropout(config.activation_dropout)
         self.drop_path_rate = drop_path_rate
 
     def forward(self, hidden_states: Tensor, bias: Tensor, output_attentions: bool = False):
@@ -318,8 +345,8 @@ class OFADecoderLayer(GradientCheckpointingLayer):
         self.fc1 = OFALinear(config.d_model, config.decoder_ffn_dim)
         self.ffn_layer_norm = nn.LayerNorm(config.decoder_ffn_dim)
         self.fc2 = OFALinear(config.decoder_ffn_dim, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = OFADropout(config.dropout)
+        self.activation_dropout = OFADropout(config.activation_dropout)
         self.drop_path_rate = drop_path_rate
 
     def forward(
@@ -331,11 +358,12 @@ class OFADecoderLayer(GradientCheckpointingLayer):
         cache: EncoderDecoderCache | None = None,
         positions: Tensor | None = None,
         output_attentions: bool = False,
+        real: RealTokens | None = None,
     ):
         residual = hidden_states
         hidden_states = self.self_attn_layer_norm(hidden_states)
         hidden_states, weights = self.self_attn(
-            hidden_states, self_bias, cache=cache, positions=positions, output_attentions=output_attentions
+            hidden_states, self_bias, cache=cache, positions=positions, output_attentions=output_attentions, real=real
         )
         hidden_states = self.dropout(self.self_attn_mid_layer_norm(hidden_states))
         hidden_states = residual + drop_path(hidden_states, self.drop_path_rate, self.training)
@@ -343,7 +371,7 @@ class OFADecoderLayer(GradientCheckpointingLayer):
         residual = hidden_states
         hidden_states = self.cross_attn_layer_norm(hidden_states)
         hidden_states, cross_weights = self.cross_attn(
-            hidden_states, cross_bias, encoder_states, cache=cache, output_attentions=output_attentions
+            hidden_states, cross_bias, encoder_states, cache=cache, output_attentions=output_attentions, real=real
         )
         hidden_states = self.dropout(self.cross_attn_mid_layer_norm(hidden_states))
         hidden_states = residual + drop_path(hidden_states, self.drop_path_rate, self.training)
@@ -505,7 +533,7 @@ class OFAEncoder(OFAPreTrainedModel):
         self.embed_images = OFAResNet(config.resnet_type, config.resnet_drop_path_rate)
         self.image_proj = OFALinear(OUTPUT_CHANNELS, width)
         self.patch_layernorm_embedding = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = OFADropout(config.dropout)
         self.embed_positions = nn.Embedding(config.max_position_embeddings + 2, width)
         self.embed_image_positions = nn.Embedding(config.image_bucket_size**2 + 1, width)
         self.pos_ln = nn.LayerNorm(width)
@@ -700,7 +728,7 @@ class OFADecoder(OFAPreTrainedModel):
         self.embed_tokens = embed_tokens
         self.layernorm_embedding = nn.LayerNorm(width)
         self.code_layernorm_embedding = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = OFADropout(config.dropout)
         self.embed_positions = nn.Embedding(config.max_position_embeddings + 2, width)
         self.embed_image_positions = nn.Embedding(config.image_bucket_size**2 + 1, width)
         self.pos_ln = nn.LayerNorm(width)
@@ -840,11 +868,13 @@ class OFADecoder(OFAPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         output_attentions: bool = False,
+        real: RealTokens | None = None,
     ) -> tuple[Tensor, tuple, tuple, tuple]:
         """Decode `(rows, T)` tokens, where rows is a multiple of the encoder's batch: neighbours share a picture.
 
         Returns:
             Features `(rows, T, d_model)` after the final LayerNorm, hidden states, self- and cross-attention weights.
+            With `real`, the N real tokens alone: features and states are `(N, d_model)`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass the text so far as exactly one of decoder_input_ids and decoder_inputs_embeds.")
@@ -872,7 +902,7 @@ class OFADecoder(OFAPreTrainedModel):
         cross_bias = masked(self._fold(cross_bias, rows // encoder_states.shape[0]), encoder_outputs.attention_mask)
         positions = torch.arange(num_tokens, device=encoder_states.device) + past
 
-        hidden_states = self._embed(inputs_embeds, code_masks)
+        hidden_states = self._embed(inputs_embeds if real is None else real.pack(inputs_embeds), code_masks)
         all_states, all_weights, all_cross_weights = (), (), ()
         for layer, self_bias in zip(self.layers, self_biases, strict=True):
             all_states += (hidden_states,)
@@ -884,6 +914,7 @@ class OFADecoder(OFAPreTrainedModel):
                 past_key_values,
                 positions,
                 output_attentions,
+                real,
             )
             all_weights += (weights,)
             all_cross_weights += (cross_weights,)
@@ -1075,7 +1106,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
             labels: `(rows, U)`, −100 = ignored; shifted here, so `decoder_input_ids` can be left out.
             label_smoothing: share of the target spread over the vocabulary; default `config.label_smoothing`.
             drop_worst_ratio: share of the real tokens, those with the highest loss, that the loss leaves out.
-            return_logits: False leaves the logits out and computes the loss in chunks, which needs far less memory.
+            return_logits: False leaves out the logits, which need far more memory than the rest, and padding.
             picture_cells: what `get_encoder().embed_pictures` gave, instead of `pixel_values`.
             num_items_in_batch: (Trainer) the loss is the sum over real tokens divided by this, instead of their mean.
 
@@ -1108,6 +1139,8 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
+        whole = return_logits or use_cache or output_attentions or output_hidden_states or code_masks is not None
+        real = None if whole else self._real_tokens(labels)
         features, hidden_states, weights, cross_weights = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
@@ -1116,7 +1149,10 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
             inputs_embeds=decoder_inputs_embeds,
             past_key_values=past_key_values if use_cache else None,
             output_attentions=output_attentions,
+            real=real,
         )
+        if real is not None:
+            labels = real.pack(labels)
         loss, logits = None, None
         if labels is not None:
             num_items = kwargs.get("num_items_in_batch")
@@ -1135,6 +1171,13 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
             encoder_attentions=encoder_outputs.attentions,
         )
         return output if return_dict else output.to_tuple()
+
+    def _real_tokens(self, labels: Tensor | None) -> RealTokens | None:
+        """What the decoder must compute for a loss; None where that is everything, or may not be told apart."""
+        drops_samples = self.training and self.config.decoder_drop_path_rate > 0  # all tokens of a sample at once
+        if labels is None or drops_samples or torch.compiler.is_compiling():
+            return None
+        return RealTokens.of_labels(labels, IGNORED_LABEL)
 
     def _loss(self, features: Tensor, labels: Tensor, smoothing: float | None, drop_worst: float, num_items) -> Tensor:
         """Smoothed cross entropy over the real tokens: their mean, or their sum divided by `num_items`."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from .modeling_ofa_int8 import int8_linear, is_int8
+
 
 _plain = False
 _folding: ContextVar[bool] = ContextVar("ofa_folding", default=False)
@@ -120,6 +122,15 @@ def _for_onednn(dtypes: tuple[torch.dtype, ...], *tensors: Tensor | None) -> boo
     return plain and dtype in dtypes and all(tensor.dtype == dtype for tensor in present) and onednn_works(dtype)
 
 
+def _onednn_weight_gradient(gradient: Tensor, x: Tensor, rows_at_once: int = 768) -> Tensor:
+    """`gradient.T @ x`: `(N, D)`, `(N, C)` → `(D, C)`. oneDNN is a sixth slower where it adds up over more rows."""
+    parts = zip(gradient.split(rows_at_once), x.split(rows_at_once), strict=True)
+    total, *others = (_onednn_linear(left.T, right.T, None) for left, right in parts)
+    for other in others:
+        total += other
+    return total
+
+
 class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -134,7 +145,7 @@ class _OneDNNLinear(torch.autograd.Function):
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         return (
             _onednn_linear(gradient, weight.T, None) if wants_x else None,
-            _onednn_linear(rows.T, x.flatten(0, -2).T, None) if wants_weight else None,
+            _onednn_weight_gradient(rows, x.flatten(0, -2)) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
 
@@ -144,7 +155,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     needs_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     dtypes = (torch.float32,) if needs_gradient else (torch.float32, torch.bfloat16)
     if x.ndim < 2 or not _for_onednn(dtypes, x, weight, bias):
-        return functional.linear(x, weight, bias)
+        fast_int8 = not _plain and is_int8(x, weight)
+        return (int8_linear if fast_int8 else functional.linear)(x, weight, bias)
     if needs_gradient:
         return _OneDNNLinear.apply(x, weight, bias)
     return _onednn_linear(x, _packed.get().get(id(weight), weight), bias)
@@ -155,6 +167,73 @@ class OFALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+class _BiasedAttention(torch.autograd.Function):
+    """Attention whose additive bias is trained. Unlike torch's own it keeps nothing but the weights to go back."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
+        shape = query.shape
+        query, key, value = (query * scaling).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+        scores = torch.bmm(query, key.mT).unflatten(0, shape[:2])
+        scores = scores.add_(bias) if bias.dtype == scores.dtype else scores + bias
+        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype).flatten(0, 1)
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.scaling, ctx.bias_shape, ctx.bias_dtype = scaling, bias.shape, bias.dtype
+        return torch.bmm(weights, value).view(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        query, key, value, weights = ctx.saved_tensors
+        batch_and_heads, gradient = gradient.shape[:2], gradient.flatten(0, 1)
+        of_value = torch.bmm(weights.mT, gradient)
+        of_weights = torch.bmm(gradient, value.mT)
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_query, of_key = torch.bmm(of_scores, key).mul_(ctx.scaling), torch.bmm(of_scores.mT, query)
+        of_bias = None
+        if ctx.needs_input_grad[3]:
+            of_bias = of_scores.unflatten(0, batch_and_heads).sum_to_size(ctx.bias_shape).to(ctx.bias_dtype)
+        return *(one.unflatten(0, batch_and_heads) for one in (of_query, of_key, of_value)), of_bias, None
+
+
+def biased_attention_pays(query: Tensor, bias: Tensor) -> bool:
+    """Whether `biased_attention` is the fastest there is: on a CPU, where torch's kernels train no bias."""
+    if _plain or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    return query.device.type == "cpu" and bias.requires_grad
+
+
+def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
+    """Attention of `(B, H, Q, D)` to `(B, H, K, D)` with `(1 or B, H, Q, K)` added to the scores → `(B, Q, H, D)`."""
+    return _BiasedAttention.apply(query, key, value, bias, scaling).transpose(1, 2)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, rate: float) -> Tensor:
+        dropped = round(rate * 2**16)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        ctx.kept = (bits[: x.numel()] >= dropped - 2**15).view(x.shape)
+        ctx.scale = 2**16 / (2**16 - dropped)
+        return torch.where(ctx.kept, x, 0).mul_(ctx.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        return torch.where(ctx.kept, gradient, 0).mul_(ctx.scale), None
+
+
+class OFADropout(nn.Dropout):
+    """`nn.Dropout` that draws 16 random bits a number on a CPU, where drawing is what it costs.
+
+    The rate is the nearest multiple of 2⁻¹⁶, and kept numbers are scaled by exactly that.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_slow = x.device.type == "cpu" and self.training and not (_plain or torch.compiler.is_compiling())
+        return _Dropout.apply(x, self.p) if is_slow and 0 < self.p < 1 else super().forward(x)
 
 
 def convolution_relu(

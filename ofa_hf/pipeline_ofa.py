@@ -19,6 +19,22 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 ONE_PICTURE = (str, bytes, bytearray, memoryview, os.PathLike, Mapping)
 
 
+_last_process: int | None = None  # that ran a model
+
+
+def leave_lost_threads() -> None:
+    """Go on with one thread in a process that was forked from one that ran a model.
+
+    OpenMP's threads do not come along when a process forks, and torch would wait for them for ever. torch's own data
+    loader workers do the same.
+    """
+    global _last_process
+    if _last_process not in (None, os.getpid()) and torch.get_num_threads() > 1:
+        logger.warning("This process was forked from one that ran a model before: torch computes with one thread now.")
+        torch.set_num_threads(1)
+    _last_process = os.getpid()
+
+
 def fetch_picture(source: Any, timeout: float | None = None) -> Any:
     """Load a picture from wherever it is, `http(s)` addresses and rows of `datasets` included; see `load_picture`.
 
@@ -45,8 +61,8 @@ def is_stream(inputs: Any) -> bool:
     """Whether inputs are many pictures that come one after another, such as a `datasets.Dataset` or an iterator."""
     if isinstance(inputs, (list, types.GeneratorType, torch.utils.data.Dataset, torch.Tensor, *ONE_PICTURE)):
         return False  # one picture, or something that the base class streams by itself
-    if hasattr(inputs, "read") or hasattr(inputs, "__array_interface__"):  # a file; a PIL image, an array
-        return False
+    if hasattr(inputs, "read") or hasattr(type(inputs), "__array_interface__"):  # a file; a PIL image, an array
+        return False  # asked of the type: a PIL image would decode itself to answer
     return isinstance(inputs, Iterable) or (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"))
 
 
@@ -126,6 +142,7 @@ class OFAImageToTextPipeline(Pipeline):
         elif "generation_config" not in generate_kwargs:  # transformers 4
             # The model's settings with those given to the pipeline; generate would take `num_beams=1` for "not given".
             generate_kwargs |= {"generation_config": self.generation_config, "use_model_defaults": False}
+        leave_lost_threads()
         inputs = dict(model_inputs)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)

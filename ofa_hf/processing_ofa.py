@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,6 +31,11 @@ IMAGE_OPTIONS = frozenset(
     "do_convert_rgb do_resize size resample do_rescale rescale_factor do_normalize image_mean image_std".split()
 )
 
+# A tokenizer keeps the settings of its last call, so threads that share one take turns.
+TURNS = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a process that is forked during another thread's turn would wait for ever
+    os.register_at_fork(before=TURNS.acquire, after_in_parent=TURNS.release, after_in_child=TURNS.release)
+
 
 def join_pieces(pieces: Iterable[str]) -> str:
     """Join word pieces as a reader expects: 红 色 t 恤 iphone 13 pro ##s 3 . 5 → 红色t恤iphone 13 pros 3.5.
@@ -56,6 +62,11 @@ def _needs_blank(text: str, piece: str) -> bool:
     if ENDS_IN_WORD_AND_MARK.search(tail):
         return not piece[0].isdigit()
     return ENDS_IN_WORD.search(tail) is not None
+
+
+def whole_characters(texts: Iterable[str]) -> list[str]:
+    """Texts with � for half characters, as of an emoji cut in two: no tokenizer takes one; � encodes to nothing."""
+    return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
 
 
 class OFAProcessor(ProcessorMixin):
@@ -151,9 +162,9 @@ class OFAProcessor(ProcessorMixin):
 
     def _encode(self, texts, return_tensors, padding, truncation, max_length, **kwargs) -> dict:
         length = min(max_length or self.max_prompt_tokens, self.max_prompt_tokens) if truncation else None
-        encoding = self.tokenizer(
-            texts, padding=padding, truncation=truncation, max_length=length, return_tensors=return_tensors, **kwargs
-        )
+        options = {"padding": padding, "truncation": truncation, "max_length": length} | kwargs
+        with TURNS:
+            encoding = self.tokenizer(whole_characters(texts), return_tensors=return_tensors, **options)
         return {name: encoding[name] for name in ("input_ids", "attention_mask") if name in encoding}
 
     def _labels(self, captions: str | Sequence[str], data: dict, return_tensors: str | None) -> torch.Tensor | list:
@@ -172,7 +183,9 @@ class OFAProcessor(ProcessorMixin):
             max_tokens: longer captions are cut, keeping `</s>`, which counts; `max_caption_tokens` unless given.
         """
         limit = min(max_tokens or self.max_caption_tokens, self.max_caption_tokens)
-        encoding = self.tokenizer(list(captions), add_special_tokens=False, truncation=True, max_length=limit - 1)
+        options = {"add_special_tokens": False, "truncation": True, "max_length": limit - 1}
+        with TURNS:
+            encoding = self.tokenizer(whole_characters(captions), **options)
         rows = [[*ids, self.tokenizer.eos_token_id] for ids in encoding["input_ids"]]
         labels = torch.full((len(rows), max(map(len, rows), default=0)), IGNORED_LABEL, dtype=torch.long)
         for label, ids in zip(labels, rows):

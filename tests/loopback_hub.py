@@ -1,7 +1,8 @@
 """A small Hub on the loopback for tests: what the client library asks of the real one, and its bad days on request.
 
 `with LoopbackHub() as hub:` serves `hub.endpoint`. Repositories, branches, pull requests and commits live in memory.
-A `Fault` makes chosen requests fail. `hub.environment(home)` is what a subprocess needs to use it.
+The name of a Space begins with `spaces/`. A `Fault` makes chosen requests fail. `hub.environment(home)` is what a
+subprocess needs to use it.
 """
 
 import base64
@@ -125,6 +126,10 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def owner_of(repo_id: str) -> str:
+    return repo_id.removeprefix("spaces/").partition("/")[0]
+
+
 def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
@@ -203,13 +208,13 @@ class Handler(BaseHTTPRequestHandler):
         account = self.account()
         if account is None:
             raise Refused(401, "", "Invalid username or password.")
-        if not account[1] or repo_id.partition("/")[0] != account[0]:
+        if not account[1] or owner_of(repo_id) != account[0]:
             raise Refused(403, "", "You don't have the rights to write there.")
         return account[0]
 
     def repository(self, repo_id: str) -> Repository:
         found, account = self.hub.repositories.get(repo_id), self.account()
-        if found is None or found.private and (account or ("",))[0] != repo_id.partition("/")[0]:
+        if found is None or found.private and (account or ("",))[0] != owner_of(repo_id):
             raise Refused(404 if account else 401, "RepoNotFound", "Repository not found")
         return found
 
@@ -233,10 +238,14 @@ class Handler(BaseHTTPRequestHandler):
         if account is None:
             raise Refused(401, "", "Invalid username or password.")
         repo_id = f"{wish.get('organization') or account[0]}/{wish['name']}"
+        if wish.get("type") == "space":
+            repo_id = f"spaces/{repo_id}"
+            if wish.get("sdk") not in ("gradio", "docker", "static"):
+                raise Refused(400, "", '"sdk" must be one of gradio, docker, static')
         self.writer(repo_id)
         url = f"{self.hub.endpoint}/{repo_id}"
         if repo_id in self.hub.repositories:
-            return 409, {"error": "You already created this model repo", "url": url}, {}
+            return 409, {"error": "You already created this repo", "url": url}, {}
         private = bool(wish.get("private")) or wish.get("visibility") == "private"
         self.hub.make(repo_id, private=private)
         return 200, {"url": url, "name": repo_id, "id": repo_id}, {}
@@ -328,9 +337,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, repo_id: str, revision: str | None = None):
         commit = self.commit_of(repo_id, revision or "main")
-        facts = {"_id": repo_id, "id": repo_id, "modelId": repo_id, "sha": commit.oid, "createdAt": DATE}
+        name = repo_id.removeprefix("spaces/")
+        facts = {"_id": repo_id, "id": name, "modelId": name, "sha": commit.oid, "createdAt": DATE}
         facts |= {"private": self.hub.repositories[repo_id].private, "disabled": False, "gated": False, "tags": []}
-        facts |= {"downloads": 0, "likes": 0, "lastModified": DATE, "author": repo_id.partition("/")[0]}
+        facts |= {"downloads": 0, "likes": 0, "lastModified": DATE, "author": owner_of(repo_id)}
         return 200, {**facts, "siblings": [{"rfilename": name} for name in sorted(commit.files)]}, {}
 
     def entry(self, commit: Commit, name: str) -> dict:
@@ -385,21 +395,22 @@ class Handler(BaseHTTPRequestHandler):
 for _method in ("GET", "HEAD", "POST", "PUT", "DELETE"):
     setattr(Handler, f"do_{_method}", Handler.do)  # the names that the server of the standard library looks for
 
-REPO = r"([^/]+/[^/]+?)"
+REPO = r"((?:spaces/)?[^/]+/[^/]+?)"
+API = rf"/api/(?:models/)?{REPO}"
 ROUTES = {
     r"GET /api/whoami-v2": Handler.whoami,
     r"POST /api/repos/create": Handler.create,
     r"POST /api/validate-yaml": Handler.validate_card,
-    rf"POST /api/models/{REPO}/preupload/(.+)": Handler.preupload,
+    rf"POST {API}/preupload/(.+)": Handler.preupload,
     rf"POST /{REPO}\.git/info/lfs/objects/batch": Handler.large_batch,
     r"PUT /blobs/([0-9a-f]{64})": Handler.put_blob,
-    rf"POST /api/models/{REPO}/branch/(.+)": Handler.make_branch,
-    rf"POST /api/models/{REPO}/commit/(.+)": Handler.commit,
-    rf"GET /api/models/{REPO}": Handler.info,
-    rf"GET /api/models/{REPO}/revision/(.+)": Handler.info,
-    rf"GET /api/models/{REPO}/tree/([^/]+)(?:/(.*))?": Handler.tree,
-    rf"POST /api/models/{REPO}/paths-info/(.+)": Handler.paths_info,
-    rf"GET /api/models/{REPO}/refs": Handler.refs,
+    rf"POST {API}/branch/(.+)": Handler.make_branch,
+    rf"POST {API}/commit/(.+)": Handler.commit,
+    rf"GET {API}": Handler.info,
+    rf"GET {API}/revision/(.+)": Handler.info,
+    rf"GET {API}/tree/([^/]+)(?:/(.*))?": Handler.tree,
+    rf"POST {API}/paths-info/(.+)": Handler.paths_info,
+    rf"GET {API}/refs": Handler.refs,
     rf"(?:GET|HEAD) /{REPO}/resolve/([^/]+|refs/pr/\d+)/(.+)": Handler.download,
 }
 

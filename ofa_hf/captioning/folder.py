@@ -4,8 +4,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -17,12 +19,22 @@ from ofa_hf.image_processing_ofa import PictureError, load_picture
 
 PICTURE_SUFFIXES = frozenset(".jpg .jpeg .jfif .png .webp .gif .bmp .tif .tiff .avif .jp2 .ppm .mpo".split())
 BATCHES_AHEAD = 2  # read while the model works on another one
+MOST_READERS = 16  # threads; a large photo takes a core some 15 ms, a fast GPU half a millisecond
+MODEL_ADVICE = "Give a folder that `ofa-hf convert` or `ofa-hf finetune` wrote, or the id of such a model on the Hub."
+
+Source = TypeVar("Source")
+Small = TypeVar("Small")
 
 
-def find_pictures(inputs: Iterable[str | os.PathLike]) -> list[str]:
+def find_pictures(
+    inputs: Iterable[str | os.PathLike], leave_out: Callable[[str], bool] = lambda file: False
+) -> list[str]:
     """List picture files: files as they are named, folders with all their subfolders, each file once, in order.
 
     In folders, hidden files and files that are not named like a picture are left out.
+
+    Args:
+        leave_out: says of a file that it is none of the user's pictures.
 
     Raises:
         UserError: a folder cannot be read, or there is no picture at all.
@@ -31,7 +43,8 @@ def find_pictures(inputs: Iterable[str | os.PathLike]) -> list[str]:
     found = {}
     for path in inputs:
         for file in _walk(path) if os.path.isdir(path) else [path]:
-            found.setdefault(os.path.abspath(file), file)
+            if not leave_out(file):
+                found.setdefault(os.path.abspath(file), file)
     if not found:
         raise UserError(
             f"No pictures in {', '.join(inputs)}. Looked for files ending in {' '.join(sorted(PICTURE_SUFFIXES))}, in "
@@ -55,6 +68,34 @@ def _walk(folder: str) -> Iterator[str]:
                 yield os.path.join(parent, name)
 
 
+def check_model(model: str) -> None:
+    """Look whether there is such an OFA model, without loading it.
+
+    Raises:
+        UserError: it is not there, or not OFA.
+    """
+    if not os.path.isdir(model) and model.count("/") != 1:  # ids on the Hub are `owner/name`
+        raise UserError(
+            f"The model {model} is no folder on this machine and no id of the form owner/name. {MODEL_ADVICE}"
+        )
+    with _telling_failures(model):
+        kind = OFAConfig.get_config_dict(model)[0].get("model_type")
+    if kind != "ofa":
+        found = f"its config.json says model_type={kind!r}" if kind else "no config.json says what it is"
+        raise UserError(f"The model {model} is not OFA: {found}. {MODEL_ADVICE}")
+
+
+@contextmanager
+def _telling_failures(model: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # transformers, safetensors and torch raise everything from OSError to bare Exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        raise UserError(f"The model {model} cannot be loaded ({reason}). {MODEL_ADVICE}") from error
+
+
 def load_captioner(model: str, device: str | None = None, dtype: str = "auto") -> OFAImageToTextPipeline:
     """Load a Hub-ready folder or Hub id as a pipeline, with this package's own code.
 
@@ -66,24 +107,13 @@ def load_captioner(model: str, device: str | None = None, dtype: str = "auto") -
     Raises:
         UserError: it is not there, not OFA, or not whole.
     """
-    advice = "Give a folder that `ofa-hf convert` or `ofa-hf finetune` wrote, or the id of such a model on the Hub."
-    if not os.path.isdir(model) and model.count("/") != 1:  # ids on the Hub are `owner/name`
-        raise UserError(f"The model {model} is no folder on this machine and no id of the form owner/name. {advice}")
-    try:
-        kind = OFAConfig.get_config_dict(model)[0].get("model_type")
-        if kind != "ofa":
-            found = f"its config.json says model_type={kind!r}" if kind else "no config.json says what it is"
-            raise UserError(f"The model {model} is not OFA: {found}. {advice}")
+    check_model(model)
+    with _telling_failures(model):
         processor = OFAProcessor.from_pretrained(model)
         network, loading = OFAForConditionalGeneration.from_pretrained(model, dtype=dtype, output_loading_info=True)
         _refuse_incomplete(model, loading)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return OFAImageToTextPipeline(model=network.eval(), processor=processor, device=device)
-    except UserError:
-        raise
-    except Exception as error:  # transformers, safetensors and torch raise everything from OSError to bare Exception
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        raise UserError(f"The model {model} cannot be loaded ({reason}). {advice}") from error
 
 
 def _refuse_incomplete(model: str, loading: dict) -> None:
@@ -96,51 +126,83 @@ def _refuse_incomplete(model: str, loading: dict) -> None:
         )
 
 
+def load_file(file: str) -> Image.Image:
+    """Open a picture by its path, whatever that looks like."""
+    return load_picture(Path(file))
+
+
 def read_pictures(
-    files: Iterable[str], size: dict[str, int], resample: int, ahead: int
-) -> Iterator[tuple[str, Image.Image | PictureError]]:
+    sources: Iterable[Source],
+    size: dict[str, int],
+    resample: int,
+    ahead: int,
+    load: Callable[[Source], Image.Image] = load_file,
+) -> Iterator[tuple[Source, Image.Image | PictureError]]:
+    """Read pictures as RGB images of one size; see `read_each`."""
+    pixels = (size["width"], size["height"])
+
+    def shrink(picture: Image.Image) -> Image.Image:
+        return picture if picture.size == pixels else picture.resize(pixels, resample)
+
+    return read_each(sources, shrink, ahead, load)
+
+
+def read_each(
+    sources: Iterable[Source],
+    shrink: Callable[[Image.Image], Small],
+    ahead: int,
+    load: Callable[[Source], Image.Image] = load_file,
+) -> Iterator[tuple[Source, Small | PictureError]]:
     """Read and shrink pictures in threads, up to `ahead` of whoever asks, so that memory stays flat.
 
-    Gives `(file, picture)` in order, the picture being an RGB image of the asked `size` or the error it ended in.
+    Gives `(source, result)` in order: what `shrink` made of the RGB picture, or the error that reading ended in.
+
+    Args:
+        sources: paths, or whatever `load` takes.
     """
-    files, waiting = iter(files), deque()
-    pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="pictures")
-    pixels = (size["width"], size["height"])
+
+    def read(source: Source) -> Small | PictureError:
+        try:
+            return shrink(load(source))
+        except PictureError as error:
+            return error
+        except MemoryError as error:
+            return PictureError(f"{source} does not fit into memory {error}. Make it smaller first.")
+
+    sources, waiting = iter(sources), deque()
+    pool = ThreadPoolExecutor(num_readers(), thread_name_prefix="pictures")
     try:
-        waiting.extend((file, pool.submit(_read, file, pixels, resample)) for file in islice(files, ahead))
+        waiting.extend((source, pool.submit(read, source)) for source in islice(sources, ahead))
         while waiting:
-            file, future = waiting.popleft()
-            waiting.extend((file, pool.submit(_read, file, pixels, resample)) for file in islice(files, 1))
-            yield file, future.result()
+            source, future = waiting.popleft()
+            waiting.extend((source, pool.submit(read, source)) for source in islice(sources, 1))
+            yield source, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _read(file: str, size: tuple[int, int], resample: int) -> Image.Image | PictureError:
-    try:
-        picture = load_picture(Path(file))
-        return picture if picture.size == size else picture.resize(size, resample)
-    except PictureError as error:
-        return error
-    except MemoryError as error:
-        return PictureError(f"{file} does not fit into memory {error}. Make it smaller first.")
+def num_readers() -> int:
+    """Threads that read pictures: this process's share of the machine's cores."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
+    return max(1, min(MOST_READERS, (os.cpu_count() or 1) // processes))
 
 
 def caption_files(
     captioner: OFAImageToTextPipeline,
-    files: Iterable[str],
+    files: Iterable[Source],
     *,
     batch_size: int = 8,
-    on_failure: Callable[[str, PictureError], None],
+    on_failure: Callable[[Source, PictureError], None],
+    load: Callable[[Source], Image.Image] = load_file,
     **options,
-) -> Iterator[tuple[str, list[dict]]]:
+) -> Iterator[tuple[Source, list[dict]]]:
     """Caption files one after another, reading the next ones while the model works.
 
     Args:
         captioner: what `load_captioner` gave.
-        files: paths.
+        files: paths, or whatever `load` makes an RGB picture of.
         batch_size: pictures that go through the model together.
-        on_failure: called with the path and error of each picture that cannot be read.
+        on_failure: called with the file and error of each picture that cannot be read.
         options: of the pipeline, such as `prompt`, `num_return_sequences`, `num_beams`, `return_scores`.
 
     Returns:
@@ -150,7 +212,8 @@ def caption_files(
     settings, names = captioner.image_processor, deque()
 
     def readable() -> Iterator[Image.Image]:
-        for file, picture in read_pictures(files, settings.size, settings.resample, (BATCHES_AHEAD + 1) * batch_size):
+        ahead = (BATCHES_AHEAD + 1) * batch_size
+        for file, picture in read_pictures(files, settings.size, settings.resample, ahead, load):
             if isinstance(picture, PictureError):
                 on_failure(file, picture)
             else:
@@ -169,6 +232,20 @@ def beam_settings(captioner: OFAImageToTextPipeline, num_captions: int, num_beam
     """`generate` settings that give so many captions: at least one beam for each.
 
     Raises:
+        UserError: see `check_beams`.
+    """
+    check_beams(num_captions, num_beams)
+    default = captioner.model.generation_config.num_beams or 1
+    settings = {"num_return_sequences": num_captions}
+    if num_beams is not None or default < num_captions:
+        settings["num_beams"] = num_beams or num_captions
+    return settings
+
+
+def check_beams(num_captions: int, num_beams: int | None) -> None:
+    """Look whether there is at least one beam for each caption.
+
+    Raises:
         UserError: fewer beams than captions were asked for.
     """
     if num_beams is not None and num_beams < num_captions:
@@ -176,8 +253,3 @@ def beam_settings(captioner: OFAImageToTextPipeline, num_captions: int, num_beam
             f"--num-beams {num_beams} cannot give --num-captions {num_captions}. Accepted: at least one beam for each "
             f"caption. Raise --num-beams, or leave it out."
         )
-    default = captioner.model.generation_config.num_beams or 1
-    settings = {"num_return_sequences": num_captions}
-    if num_beams is not None or default < num_captions:
-        settings["num_beams"] = num_beams or num_captions
-    return settings

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from ofa_hf import __version__
-from ofa_hf.errors import UserError
+from ofa_hf.errors import UserError, text_of_os_error
 
 
-COMMANDS = ("caption", "convert", "finetune", "evaluate", "demo")  # in the order of the help text
+COMMANDS = ("caption", "convert", "finetune", "evaluate", "export", "demo")  # in the order of the help text
 
 SUCCESS, FAILURE = 0, 1
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at exit
         return READER_LEFT
     except OSError as error:  # a full disk, a folder that may not be written: the user's to mend, no fault of the code
-        return _fail(args.command, str(error))
+        return _fail(args.command, text_of_os_error(error))
     return SUCCESS if status is None else status
 
 

@@ -1,15 +1,21 @@
-"""`ofa-hf demo`: everything once, on a shop that the demo draws itself."""
+"""`ofa-hf demo`: everything once, on a shop that the demo draws itself; `--web`: a page to try models on."""
 
 import argparse
 import json
 import sys
 
 
-HELP = "convert, finetune, score and caption once, on an embedded shop, in about five minutes"
+HELP = "convert, finetune, score and caption once, on an embedded shop, in about five minutes; --web: a page"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT", help="folder for data, model and report; an earlier demo is replaced")
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        nargs="?",
+        default="outputs/demo",
+        help="folder for data, model and report; an earlier demo is replaced (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of drawing and training (default: 0)")
     parser.add_argument(
         "--compare-freeze",
@@ -17,9 +23,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train twice more, with the word embedding trained and locked: loss, time and memory of both",
     )
     parser.add_argument("--json", action="store_true", help="end with the result as one JSON object")
+    web = parser.add_argument_group("the page, instead of the demo")
+    web.add_argument("--web", action="store_true", help="serve a page that captions pictures, until Ctrl-C")
+    web.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="DIR_OR_ID",
+        help="to caption with; several are a choice on the page (default: what a demo left in OUT)",
+    )
+    web.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
+    web.add_argument("--port", type=int, help="default: the first free one from 7860 on")
 
 
 def run(args: argparse.Namespace) -> int:
+    return serve_page(args) if args.web else run_journey(args)
+
+
+def serve_page(args: argparse.Namespace) -> int:
+    from ofa_hf.demo.serve import models_to_serve, serve
+
+    def tell(address: str) -> None:
+        print(f"Page     {address}", flush=True)
+        print("Ctrl-C ends it.", file=sys.stderr, flush=True)
+
+    serve(models_to_serve(args.out, args.model), host=args.host, port=args.port, tell=tell)
+    return 0
+
+
+def run_journey(args: argparse.Namespace) -> int:
     from ofa_hf.demo.journey import run_demo
 
     def tell(line: str) -> None:

@@ -28,7 +28,7 @@ from ofa_hf.conversion.sources import ACCOUNT_FILE, OFFICIAL_KIND, Source, open_
 from ofa_hf.conversion.torch_file import FileRefused
 from ofa_hf.conversion.vocabulary import build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
 from ofa_hf.conversion.workspace import publish, workspace_for
-from ofa_hf.errors import UserError
+from ofa_hf.errors import UserError, full_disk_told
 from ofa_hf.publishing.card import write_card
 
 
@@ -94,7 +94,10 @@ def convert(
         UserError: anything about the checkpoint, the options or the disk that stands in the way; nothing is written.
     """
     target = Path(out).absolute()
-    with workspace_for(target, overwrite) as workspace:
+    with (
+        full_disk_told(target.parent, "Free some room and convert again; nothing half-written was kept."),
+        workspace_for(target, overwrite) as workspace,
+    ):
         try:
             job = Conversion(open_source(checkpoint), progress)
             values = job.run(workspace, vocab, as_dtype(dtype), prompt, image_size, generation or {}, verify)

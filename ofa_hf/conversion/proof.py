@@ -124,7 +124,7 @@ def ask_fresh_process(request: dict, scratch: Path) -> tuple[dict, dict[str, tor
     (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
     program = Path(__file__).with_name("proof_child.py").read_text(encoding="utf-8")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
-    command = [sys.executable, "-c", program, str(scratch / "request.json")]
+    command = [sys.executable, "-c", program, str(scratch / "request.json"), str(os.getpid())]
     result = subprocess.run(
         command, cwd=scratch, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT
     )

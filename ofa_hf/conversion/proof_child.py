@@ -1,11 +1,13 @@
 """Runs in a fresh process that cannot import `ofa_hf`: load a Hub-ready folder as a stranger would, say what it does.
 
-`python -c <this text> REQUEST.json`: answers in the files that the request names. It shares no code with the package
-on purpose.
+`python -c <this text> REQUEST.json PARENT`: answers in the files that the request names, and ends when the process
+with the number PARENT does. It shares no code with the package on purpose.
 """
 
 import json
+import os
 import sys
+import threading
 import time
 
 
@@ -15,6 +17,13 @@ class NoPackage:
     def find_spec(self, name, path=None, target=None):
         if name == "ofa_hf" or name.startswith("ofa_hf."):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent is gone: nobody waits for the answer."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 def load_processor(folder: str, picture):
@@ -72,6 +81,7 @@ def main(request: dict) -> None:
 
 
 if __name__ == "__main__":
+    threading.Thread(target=end_with, args=(int(sys.argv[2]),), daemon=True).start()
     sys.meta_path.insert(0, NoPackage())
     with open(sys.argv[1], encoding="utf-8") as file:
         main(json.load(file))

@@ -289,7 +289,17 @@ def read_zip_directory(data: mmap.mmap) -> dict[str, Record]:
         if name.startswith("/") or "\\" in name or ".." in name.split("/"):
             raise FileRefused(f"it holds a part named like a path outside the archive: {shown(name)}")
         records[name] = record
+    refuse_overlaps(records)
     return records
+
+
+def refuse_overlaps(records: dict[str, Record]) -> None:
+    """Parts that share bytes would let a small file claim any number of weights."""
+    end = 0
+    for name, record in sorted(records.items(), key=lambda item: item[1].begin):
+        if record.begin < end and record.size:
+            raise FileRefused(f"its part {shown(name)} overlaps another, which torch.save never does")
+        end = max(end, record.begin + record.size)
 
 
 def find_zip_directory(data: mmap.mmap) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from huggingface_hub.utils import WeakFileLock
 from ofa_hf.conversion.download import cache_folder
 from ofa_hf.conversion.sources import ACCOUNT_FILE
 from ofa_hf.errors import UserError
+
+
+SECONDS_TO_END = 5.0  # for a process whose parent was killed
 
 
 @contextmanager
@@ -51,7 +55,16 @@ def clean_up(target: Path) -> None:
     for leftover in [entry for entry in target.parent.iterdir() if entry.name.startswith(prefix_of(target))]:
         if not target.exists() and (leftover / "previous" / ACCOUNT_FILE).exists():
             os.rename(leftover / "previous", target)
-        shutil.rmtree(leftover)
+        remove(leftover)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, also one in which the proof of a killed conversion still writes for a moment."""
+    end = time.monotonic() + SECONDS_TO_END
+    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists():
+        time.sleep(0.1)
+        shutil.rmtree(folder, ignore_errors=time.monotonic() < end)
 
 
 def check_target(target: Path, overwrite: bool) -> None:

@@ -4,15 +4,12 @@ A source is a `Recipe`. A finished folder has the fingerprint of all it depends 
 written is called otherwise and removed by the next build.
 """
 
-import errno
 import hashlib
 import json
 import logging
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,11 +33,15 @@ from ofa_hf.data.problems import (
     write_report,
 )
 from ofa_hf.data.shards import INDEX_FILE, Options, Shard, ShardResult, drop_rows, read_shards
-from ofa_hf.errors import UserError
+from ofa_hf.errors import UserError, full_disk_told
 
 
 logger = logging.getLogger(__name__)
 
+FULL_DISK_ADVICE = (
+    "The build needs about as much room as the pictures. Free some, or choose another place with cache_dir or the "
+    "variable HF_HOME; nothing half-built was kept."
+)
 FORMAT_VERSION = 1  # part of every fingerprint: count up when the same files give other rows
 
 
@@ -64,7 +65,7 @@ def build(recipe: Recipe, options: Options, num_proc: int = 1, cache_dir: str | 
         UserError: no usable row, a full disk, a process that was killed; in strict mode the first problem.
     """
     folder = cache_root(cache_dir) / f"{recipe.name}-{fingerprint(recipe.identity, options)}"
-    with disk_errors_for_the_user(folder.parent):
+    with full_disk_told(folder.parent, FULL_DISK_ADVICE):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # a second process waits here and then finds the folder
             if not folder.is_dir():
@@ -99,20 +100,6 @@ def file_identity(path: str | Path) -> list:
     if not status.st_size:
         raise UserError(f"{path} is empty (0 bytes). Give the complete file; perhaps its download broke off.")
     return [str(path), status.st_size, status.st_mtime_ns]
-
-
-@contextmanager
-def disk_errors_for_the_user(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, sqlite3.OperationalError) as error:
-        is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error)
-        if not is_full:
-            raise
-        raise UserError(
-            f"The disk that holds {folder} is full. The build needs about as much room as the pictures. Free some, or "
-            "choose another place with cache_dir or the variable HF_HOME; nothing half-built was kept."
-        ) from error
 
 
 def build_folder(recipe: Recipe, options: Options, num_proc: int, folder: Path) -> None:

@@ -15,6 +15,9 @@ from ofa_hf.processing_ofa import OFAProcessor
 
 
 IGNORED = -100  # label that the loss leaves out
+# What a batch holds of rows whose encoder outputs may be known: `(batch,)` numbers in the data set, `(batch,)` flags
+# of those that are known, and their tensors; `pixel_values` are of the others alone, and missing if there are none.
+ROW_NUMBERS, IS_ENCODED, ENCODED = "row_numbers", "is_encoded", "encoded"
 MAX_WORKERS = 256  # slots for counting, one a data loader worker
 
 
@@ -46,7 +49,18 @@ class OFACaptionCollator:
         return int(self._cut.sum())
 
     def encode_pictures(self, rows: list[dict[str, Any]]) -> BatchFeature:
-        return self.processor(images=[open_row_picture(row) for row in rows], return_tensors="pt")
+        pictures = [open_row_picture(row) for row in rows if "encoded" not in row]
+        if "row_number" not in rows[0]:
+            return self.processor(images=pictures, return_tensors="pt")
+        batch = self.processor(text=[self.processor.prompt] * len(rows), return_tensors="pt")
+        if pictures:
+            batch["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        encoded = [row["encoded"] for row in rows if "encoded" in row]
+        if encoded:
+            batch[ENCODED] = torch.stack(encoded)
+        batch[IS_ENCODED] = torch.tensor(["encoded" in row for row in rows])
+        batch[ROW_NUMBERS] = torch.tensor([row["row_number"] for row in rows])
+        return batch
 
     def encode_captions(self, captions: list[str]) -> LongTensor:
         """Labels `(captions, tokens)`, each ending with `</s>`, padded with −100."""

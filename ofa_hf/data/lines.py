@@ -56,11 +56,16 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | Pr
 def picture_id(value: Any) -> str:
     """An id as text: numbers are accepted, everything else gives the empty text."""
     is_id = isinstance(value, (str, int)) and not isinstance(value, bool)
-    return " ".join(str(value).split()) if is_id else ""
+    return " ".join(whole_characters(str(value)).split()) if is_id else ""
 
 
 def caption_list(value: Any) -> list[str] | None:
     """Captions from a text or a list of texts; None if it is neither."""
     captions = [value] if isinstance(value, str) else value
     is_list = isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)
-    return captions if is_list else None
+    return [whole_characters(caption) for caption in captions] if is_list else None
+
+
+def whole_characters(text: str) -> str:
+    """The text with � for each half character, as of an emoji cut in two: JSON can spell one, but no file holds it."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

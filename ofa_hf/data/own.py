@@ -13,7 +13,7 @@ from datasets import Dataset, Image, IterableDataset
 
 from ofa_hf.data.build import Recipe, build, file_identity
 from ofa_hf.data.caption_index import CaptionIndex
-from ofa_hf.data.lines import caption_list, picture_id, read_json_lines
+from ofa_hf.data.lines import caption_list, picture_id, read_json_lines, whole_characters
 from ofa_hf.data.pictures import stored_picture, why_broken
 from ofa_hf.data.problems import (
     BROKEN_PICTURE,
@@ -128,7 +128,7 @@ def index_table(path: Path, encoding: str, columns: Columns, index: CaptionIndex
 
 def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
     """Yield line number and row of a CSV with a header."""
-    csv.field_size_limit(MAX_FIELD)
+    limit_before = csv.field_size_limit(MAX_FIELD)  # of the whole process, so it is put back
     try:
         with path.open(encoding=encoding, newline="") as stream:
             rows = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
@@ -145,11 +145,13 @@ def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any] | 
             f"{path} cannot be read as {encoding} ({error}). Save it as UTF-8, or name its encoding; spreadsheets in "
             "Chinese often write gb18030."
         ) from error
+    finally:
+        csv.field_size_limit(limit_before)
 
 
 def index_row(index: CaptionIndex, file: str, line: int, row: dict, columns: Columns) -> Iterator[Problem]:
     name = row.get(columns.image)
-    name = str(name).strip() if isinstance(name, (str, int)) else ""
+    name = whole_characters(str(name)).strip() if isinstance(name, (str, int)) else ""
     image_id = picture_id(row.get(columns.image_id)) if columns.image_id else name
     captions = caption_list(row.get(columns.caption))
     if captions is None:
@@ -191,7 +193,14 @@ def find_picture(folder: Path, name: str) -> Path | None:
     suffixes = sorted(PICTURE_SUFFIXES)
     endings = ["", *suffixes, *map(str.upper, suffixes)]  # cameras write .JPG
     candidates = (folder / (name + ending) for ending in endings)
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if is_file(path)), None)
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have, such as one that is too long
+        return False
 
 
 class FolderPictures(Mapping):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
@@ -58,19 +59,59 @@ class GroupedCaptions(torch.utils.data.Dataset):
 
     The index is a pair `(picture, caption numbers)` of `GroupedCaptionSampler`; a plain number gives all captions. The
     choice lies in the index, so it reaches data loader workers, persistent ones too, without any state.
+
+    Args:
+        encoded: what is known of the pictures, by their number in the data set: `number in encoded`,
+            `encoded[number]`. Items then have a `row_number`, and those that are known `encoded` in the place of
+            `image`: their picture is not even read.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, encoded: Any = None):
         self.dataset = dataset
+        self.encoded = encoded
+        self._texts = dataset if encoded is None else dataset.select_columns(["image_id", "captions"])
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int | tuple[int, Sequence[int]]) -> dict[str, Any]:
         picture, numbers = index if isinstance(index, tuple) else (index, None)
-        row = self.dataset[int(picture)]
+        picture = int(picture)
+        is_known = self.encoded is not None and picture in self.encoded
+        row = (self._texts if is_known else self.dataset)[picture]
         chosen = row["captions"] if numbers is None else [row["captions"][number] for number in numbers]
-        return {"image_id": row["image_id"], "image": row["image"], "captions": chosen}
+        known = {"encoded": self.encoded[picture]} if is_known else {"image": row["image"]}
+        number = {} if self.encoded is None else {"row_number": picture}
+        return {"image_id": row["image_id"], **known, "captions": chosen, **number}
+
+
+class StreamedCaptions(torch.utils.data.IterableDataset):
+    """Items as of `GroupedCaptions` from rows that stream in, each picture with up to k of its captions at a time.
+
+    Pictures are shuffled within a buffer, a picture's captions among themselves, anew in every epoch. The groups of a
+    picture follow each other, so with k below the number of captions they tend to share a batch.
+
+    Args:
+        rows: `{"image_id", "image", "captions"}`, see `stream_rows`.
+        captions_per_picture: k.
+        buffer_size: pictures, as they are stored, that are held in memory to be shuffled.
+    """
+
+    def __init__(
+        self, rows: datasets.IterableDataset, captions_per_picture: int, seed: int = 0, buffer_size: int = 1000
+    ):
+        self.rows = rows.shuffle(seed=seed, buffer_size=buffer_size)
+        self.captions_per_picture, self.seed, self.epoch = captions_per_picture, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.rows.set_epoch(epoch)
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(self.rows):
+            captions = np.random.default_rng([self.seed, self.epoch, number]).permutation(row["captions"]).tolist()
+            for start in range(0, len(captions), self.captions_per_picture):
+                yield {**row, "captions": captions[start : start + self.captions_per_picture]}
 
 
 class GroupedCaptionSampler(torch.utils.data.Sampler):

@@ -8,7 +8,7 @@ from typing import Any
 
 from ofa_hf.demo.shop import Product, is_right
 from ofa_hf.evaluation import EvaluationResult
-from ofa_hf.evaluation.report import STYLE, picture_tag
+from ofa_hf.evaluation.page import html_page, picture_tag
 
 
 MORE_STYLE = """
@@ -18,20 +18,14 @@ MORE_STYLE = """
 .label { color: var(--dim); font-size: .75rem; display: block; }
 """
 
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>OFA on the embedded shop</title><style>{style}</style></head><body><main>
-<h1>OFA on the embedded shop</h1>
-<p class="intro">A small OFA learned to write selling copy for products that this demo drew itself. It went the way any
-model goes here: official checkpoint → convert → finetune with a locked encoder → score. None of the
+BODY = """<p class="intro">A small OFA learned to write selling copy for products that this demo drew itself. It went
+the way any model goes here: official checkpoint → convert → finetune with a locked encoder → score. None of the
 {count} combinations of kind, colour and pattern below was shown in training.</p>
 <dl class="scores">{scores}</dl>
 <h2>Finetuning, step by step</h2>
 {curves}
 <h2>Unseen products, before and after</h2>
-<div class="cards">{cards}</div>
-</main></body></html>
-"""
+<div class="cards">{cards}</div>"""
 
 CARD = """<article class="{verdict}">{picture}<div class="text">
 <span class="label">before</span><p class="before" lang="zh">{before}</p>
@@ -58,14 +52,13 @@ def write_demo_report(
         curves: PNGs of losses and scores.
         accuracy: share of captions that name kind and colour rightly, 0 to 1.
     """
-    page = PAGE.format(
-        style=STYLE + MORE_STYLE,
+    body = BODY.format(
         count=len(after.predictions),
         scores=tiles(before, after, accuracy),
         curves="".join(map(curve_tag, curves)),
         cards="".join(card(name, before, after, products[name], pictures) for name in after.predictions),
     )
-    path.write_text(page, encoding="utf-8")
+    path.write_text(html_page("OFA on the embedded shop", body, MORE_STYLE), encoding="utf-8")
 
 
 def curve_tag(path: Path) -> str:

@@ -343,9 +343,9 @@ def draw(product: Product, seed: int, size: int = 160) -> Image.Image:
     sprite = paint(product, rng)
     if rng.random() < 0.5:
         sprite = ImageOps.mirror(sprite)
-    sprite = sprite.rotate(rng.uniform(-13, 13), Image.Resampling.BILINEAR, expand=True)
+    sprite = sprite.rotate(rng.uniform(-9, 9), Image.Resampling.BILINEAR, expand=True)
     sprite = sprite.crop(sprite.getbbox())
-    sprite = ImageOps.contain(sprite, (round(size * rng.uniform(0.62, 0.86)),) * 2, Image.Resampling.BICUBIC)
+    sprite = ImageOps.contain(sprite, (round(size * rng.uniform(0.72, 0.9)),) * 2, Image.Resampling.BICUBIC)
     scene = draw_background(size, rng)
     margin = size // 25
     corner = tuple(rng.randint(margin, max(margin, size - side - margin)) for side in sprite.size)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ofa_hf.data.lines import whole_characters
 from ofa_hf.errors import UserError
 
 
@@ -57,14 +58,14 @@ def read_caption_lines(path: str | Path, form: str) -> Iterator[tuple[int, str, 
         try:
             row = json.loads(line)
             image_id, text = row["image_id"], row["text"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise malformed_line(path, number, line, form) from error
         texts = [text] if isinstance(text, str) else text
         is_id = isinstance(image_id, (str, int)) and not isinstance(image_id, bool)
         if not is_id or not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
             raise malformed_line(path, number, line, form)
         seen = True
-        yield number, str(image_id), texts
+        yield number, whole_characters(str(image_id)), [whole_characters(each) for each in texts]
     if not seen:
         raise UserError(f"{path} is empty. Expected JSONL, one picture a line: {form}")
 

@@ -49,7 +49,8 @@ class Bundle:
         return [f"{size:>14,}  {name}" for name, size in sizes.items()]
 
     def stage(self, folder: str | Path) -> Path:
-        """Lay the files out in a folder of their own, which is replaced; large ones as links where the disk can.
+        """Lay the files out in a folder of their own, which is replaced once all are there; large ones as links where
+        the disk can.
 
         Raises:
             UserError: the folder holds something that was not laid out here.
@@ -58,15 +59,29 @@ class Bundle:
         marker = folder.with_name(f".{folder.name}.staged")
         if folder.exists() and any(folder.iterdir()) and not marker.exists():
             raise UserError(f"{folder} holds other files, which are never replaced. Name another --work folder.")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        new, old = (folder.with_name(f".{folder.name}.{age}") for age in ("new", "old"))
+        for leftover in (new, old):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._write(new)
         marker.touch()
-        for name, one in self.files.items():
-            if isinstance(one, bytes):
-                (folder / name).write_bytes(one)
-            else:
-                link_or_copy(one, folder / name)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
         return folder
+
+    def _write(self, folder: Path) -> None:
+        """Write all files into a new folder, or none."""
+        folder.mkdir(parents=True)
+        try:
+            for name, one in self.files.items():
+                if isinstance(one, bytes):
+                    (folder / name).write_bytes(one)
+                else:
+                    link_or_copy(one, folder / name)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def link_or_copy(source: Path, target: Path) -> None:

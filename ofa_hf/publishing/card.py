@@ -87,7 +87,12 @@ def write_card(folder: str | Path, repo_id: str | None = None, licence: str | No
         UserError: the folder misses a file, or a card of the owner's has broken metadata.
     """
     path = Path(folder) / CARD_FILE
-    path.write_text(current_card(folder, repo_id, licence), encoding="utf-8")
+    draft = path.with_suffix(".draft")  # a card that is half there would be taken for the owner's own
+    try:
+        draft.write_text(current_card(folder, repo_id, licence), encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
     return path
 
 

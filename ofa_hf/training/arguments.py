@@ -7,10 +7,12 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from transformers.utils import logging
@@ -65,7 +67,18 @@ WITHOUT_EFFECT = frozenset(
         "predict_with_generate",  # evaluation always captions
     }
 )
+ENCODER_DTYPES = ("float32", "bfloat16")
 DROP_PATH_RATES = ("encoder_drop_path_rate", "decoder_drop_path_rate", "resnet_drop_path_rate")
+
+KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", type(None): "null"}
+
+
+def _fits(value: Any, kind: type) -> bool:
+    """Whether a value can stand for one of this kind: a switch is no number, a whole number is one."""
+    if kind in (int, float):
+        is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return is_number and abs(value) < 2**63  # false of NaN too
+    return isinstance(value, (str, PathLike) if kind is str else kind)
 
 
 @dataclass
@@ -86,6 +99,12 @@ class FinetuneArguments:
     )
     dataset_split: str = field(default="train", metadata={"help": "Split of `dataset_name` to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split of `dataset_name` to evaluate on."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read `dataset_name` while training, and store and count nothing beforehand; needs max_steps."
+        },
+    )
     image_column: str = field(default="image", metadata={"help": "Column with the picture, or its file name."})
     caption_column: str = field(default="caption", metadata={"help": "Column with the caption or a list of them."})
     merge_test: bool = field(
@@ -109,6 +128,20 @@ class FinetuneArguments:
         metadata={
             "help": "Train the word embedding through the locked encoder too, at the cost of its backward pass."
         },
+    )
+    cache_encoder_outputs: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute what the locked encoder makes of a picture once, and keep it on disk: its outputs if the "
+            "word embedding is locked too, else the ResNet's part. The size is told before training starts."
+        },
+    )
+    encoder_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of that cache; runs may share it. Default: in output_dir."}
+    )
+    encoder_dtype: str | None = field(
+        default=None,
+        metadata={"help": "Precision of the locked encoder and its cache: float32 or bfloat16; default the run's."},
     )
     freeze_resnet: bool = field(default=False, metadata={"help": "Fix BatchNorm alone, as the official code does."})
     label_smoothing: float = field(default=0.0, metadata={"help": "Share of the target spread over the vocabulary."})
@@ -142,6 +175,11 @@ class FinetuneArguments:
     num_proc: int = field(default=1, metadata={"help": "Processes that read the data files."})
 
     def __post_init__(self):
+        for name, kind in get_type_hints(FinetuneArguments).items():  # a JSON file may hold anything
+            kinds = get_args(kind) or (kind,)
+            if not any(_fits(getattr(self, name), each) for each in kinds):
+                accepted = " or ".join(KINDS[each] for each in kinds)
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be {accepted}.")
         pairs = (("train", self.train_caption_file, self.train_image_file),)
         pairs += (("test", self.test_caption_file, self.test_image_file),)
         for name, captions, images in pairs:
@@ -155,6 +193,8 @@ class FinetuneArguments:
         for name, lowest in (("captions_per_picture", 1), ("max_seq_length", 2), ("num_proc", 1), ("lora_rank", 0)):
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {lowest}.")
+        if self.encoder_dtype not in (None, *ENCODER_DTYPES):
+            raise UserError(f"encoder_dtype is {self.encoder_dtype}; it must be one of {', '.join(ENCODER_DTYPES)}.")
         for name in ("label_smoothing", "drop_worst_ratio", "dropout", *DROP_PATH_RATES):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be from 0 to below 1.")
@@ -193,7 +233,7 @@ def parse_arguments(
     fixed = {"remove_unused_columns": False, "logging_nan_inf_filter": False}
     try:
         ours, trainers = parser.parse_dict({**defaults, **values, **fixed})
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, AttributeError, ImportError, OSError) as error:  # transformers looks at few types
         raise UserError(f"The arguments do not go together: {error}") from error
     return ours, trainers
 
@@ -207,7 +247,7 @@ def _read_json(json_file: str | Path) -> dict[str, Any]:
             f"Cannot read the arguments file {json_file}: {error.strerror}. Give the path of a JSON file, or a ready "
             f"recipe by its name: {', '.join(RECIPES)}."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{json_file} is not JSON: {error}. It must hold one object of names and values.") from error
     if not isinstance(values, dict):
         raise UserError(f"{json_file} holds a {type(values).__name__}; it must hold one object of names and values.")
@@ -283,13 +323,23 @@ def _translate(values: dict[str, Any]) -> dict[str, Any]:
 
 def _warmup(values: dict[str, Any]) -> dict[str, Any]:
     """Warm-up steps, or below 1 a share of all steps: transformers 4 has a name for each, transformers 5 one."""
-    given = [values[name] for name in ("warmup_steps", "warmup_ratio") if values.get(name) is not None]
+    given = [_number(name, values[name]) for name in ("warmup_steps", "warmup_ratio") if values.get(name) is not None]
     if not given:
         return {}
-    value = next((float(value) for value in given if float(value)), 0.0)
+    value = next(filter(None, given), 0.0)
     if value >= 1:
         return {"warmup_steps": int(value)}
     return {"warmup_ratio": value, "warmup_steps": 0} if "warmup_ratio" in _TRAINER_NAMES else {"warmup_steps": value}
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (ValueError, TypeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{name} is {value!r}; it must be a number. `ofa-hf finetune --help` tells more.")
+    return number
 
 
 def _refuse_unknown(unknown: set[str], known: set[str], source: str | Path | None) -> None:

@@ -1,6 +1,5 @@
 """The checkpoints in a run's output folder: which one to go on from, and what to say when the disk is full."""
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -10,12 +9,10 @@ from pathlib import Path
 from transformers import Seq2SeqTrainingArguments
 from transformers.utils import logging
 
-from ofa_hf.errors import UserError
+from ofa_hf.errors import UserError, is_full_disk
 
 
 logger = logging.get_logger(__name__)
-
-DISK_FULL_WORDS = ("No space left", "os error 28", "quota exceeded", "file write failed", "unexpected pos")
 
 
 def checkpoints_in(folder: str | Path) -> list[Path]:
@@ -67,7 +64,7 @@ def refuse_old_run(trainer_args: Seq2SeqTrainingArguments) -> None:
     Raises:
         UserError: there are some in the output folder, and the run does not go on from one.
     """
-    if checkpoint_to_resume(trainer_args) is None and checkpoints_in(trainer_args.output_dir):
+    if checkpoint_to_resume(trainer_args) is None and any(map(is_complete, checkpoints_in(trainer_args.output_dir))):
         raise UserError(
             f"{trainer_args.output_dir} holds checkpoints of an earlier run. Go on with it by "
             "--resume_from_checkpoint true, delete them, or name another output_dir."
@@ -84,8 +81,7 @@ def saving_to(folder: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not is_full and not any(words in str(error) for words in DISK_FULL_WORDS):
+        if isinstance(error, UserError) or not is_full_disk(error):
             raise
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)

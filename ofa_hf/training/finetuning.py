@@ -1,6 +1,7 @@
 """Finetuning as a recipe: data, model, what is locked, trainer, result."""
 
 import copy
+import dataclasses
 import json
 import logging as standard_logging
 import math
@@ -25,7 +26,16 @@ from transformers import (
 from transformers.utils import logging
 
 import ofa_hf
-from ofa_hf.data import GroupedCaptions, OFAGroupedCollator, caption_counts, load_folder, load_muge, load_rows
+from ofa_hf.data import (
+    GroupedCaptions,
+    OFAGroupedCollator,
+    caption_counts,
+    load_folder,
+    load_muge,
+    load_rows,
+    stream_rows,
+)
+from ofa_hf.data.pairs import StreamedCaptions
 from ofa_hf.errors import UserError
 from ofa_hf.publishing.card import write_card
 from ofa_hf.publishing.facts import trainer_facts
@@ -33,6 +43,7 @@ from ofa_hf.publishing.push import Destination, connect, prepare_repository, pub
 from ofa_hf.training.arguments import CHECKPOINTING, DROP_PATH_RATES, FinetuneArguments
 from ofa_hf.training.callbacks import KeepCurve, PrintLines, ShowProgress, StopOnSignal
 from ofa_hf.training.checkpoints import checkpoint_to_resume, refuse_old_run, saving_to
+from ofa_hf.training.encoder_cache import FlushCache, make_locked_encoder
 from ofa_hf.training.locking import lock
 from ofa_hf.training.summary import describe_run
 from ofa_hf.training.trainer import OFATrainer
@@ -75,7 +86,7 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
     publishes = wishes.push_to_hub and trainer_args.process_index == 0
     repository = open_repository(wishes) if publishes else None
     set_seed(trainer_args.seed)
-    with quiet(trainer_args), saving_to(trainer_args.output_dir):
+    with quiet(trainer_args), saving_to(trainer_args.output_dir), dead_workers_told():
         train_rows, eval_rows = load_data(args)
         model, processor = load_model(args)
         lock(model, args)
@@ -126,6 +137,27 @@ def refuse_impossible(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArgu
             f"captions_per_picture is {args.captions_per_picture} but a batch holds "
             f"{trainer_args.per_device_train_batch_size} captions. Raise per_device_train_batch_size or lower it."
         )
+    if args.streaming and (not args.dataset_name or trainer_args.max_steps <= 0 or args.cache_encoder_outputs):
+        raise UserError(
+            "streaming reads dataset_name without counting it, so it needs dataset_name and max_steps, and keeps no "
+            "encoder cache. Give both and leave cache_encoder_outputs out, or leave streaming out."
+        )
+    wish = "encoder_dtype" if args.encoder_dtype else "cache_encoder_outputs" if args.cache_encoder_outputs else None
+    if wish and not args.freeze_encoder:
+        raise UserError(
+            f"{wish} is about a locked encoder, but freeze_encoder is false. Lock it, or leave {wish} out."
+        )
+    sharding = next((name for name in ("fsdp", "deepspeed") if getattr(trainer_args, name, None)), None)
+    if wish and sharding:
+        raise UserError(
+            f"{wish} runs the encoder by itself, but {sharding} spreads the encoder's weights over processes. Train "
+            f"with DDP (torchrun alone), or leave {wish} out."
+        )
+    if args.encoder_dtype and args.embed_gradient_through_encoder:
+        raise UserError(
+            "encoder_dtype is for an encoder without gradients, but embed_gradient_through_encoder sends them through "
+            "it. Leave one of them out."
+        )
     scored = (args.eval_split if args.dataset_name else args.test_caption_file) and not args.merge_test
     if not scored and (trainer_args.eval_strategy != "no" or args.early_stopping_patience):
         raise UserError(
@@ -164,13 +196,28 @@ def quiet(trainer_args: Seq2SeqTrainingArguments) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def dead_workers_told() -> Iterator[None]:
+    """One line where torch raises a bare `RuntimeError`: a process that loads data was killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"A data loader process ended ({str(error).splitlines()[0].rstrip('. ')}), most likely because memory ran "
+            "out. Use fewer dataloader_num_workers or a smaller per_device_train_batch_size, and go on with "
+            "--resume_from_checkpoint true if there is a checkpoint."
+        ) from error
+
+
 # --------------------------------------------------------------------------------------------------- data
 
 
-def load_data(args: FinetuneArguments) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Rows to train on and rows to evaluate on, one a picture."""
+def load_data(args: FinetuneArguments) -> tuple[datasets.Dataset | datasets.IterableDataset, datasets.Dataset | None]:
+    """Rows to train on, streamed if asked for, and rows to evaluate on, one a picture."""
     if args.dataset_name:
-        train_rows = load_named_rows(args, args.dataset_split)
+        train_rows = stream_named_rows(args) if args.streaming else load_named_rows(args, args.dataset_split)
         return train_rows, load_named_rows(args, args.eval_split) if args.eval_split else None
     train_rows = load_files(args, args.train_caption_file, args.train_image_file)
     if args.test_caption_file is None:
@@ -202,6 +249,16 @@ def load_named_rows(args: FinetuneArguments, split: str) -> datasets.Dataset:
         rows = rows[split]
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     return load_rows(rows, **columns, num_proc=args.num_proc, strict=args.strict)
+
+
+def stream_named_rows(args: FinetuneArguments) -> datasets.IterableDataset:
+    saved = Path(args.dataset_name) / "dataset_dict.json"
+    if saved.exists() or (Path(args.dataset_name) / "state.json").exists():  # by `save_to_disk`
+        rows = datasets.load_from_disk(args.dataset_name)
+        rows = (rows[args.dataset_split] if saved.exists() else rows).to_iterable_dataset()
+    else:
+        rows = datasets.load_dataset(args.dataset_name, split=args.dataset_split, streaming=True)
+    return stream_rows(rows, image_column=args.image_column, caption_column=args.caption_column, strict=args.strict)
 
 
 # -------------------------------------------------------------------------------------------------- model
@@ -289,18 +346,28 @@ def make_trainer(
     trainer_args.per_device_train_batch_size //= args.captions_per_picture
     trainer_args.warmup_steps = warmup_steps(args, trainer_args, train_rows)
     trainer_args.warmup_ratio = 0.0  # transformers 4 rounds it up
+    encoder = make_locked_encoder(args, trainer_args, model, processor, train_rows, eval_rows)
+    stores = [*(encoder.stores if encoder else ()), None, None]
+    if args.streaming:
+        train_dataset = StreamedCaptions(train_rows, args.captions_per_picture, trainer_args.seed)
+        # Each process takes its batches off the stream: cut up by accelerate, labels would part from their pictures.
+        trainer_args.accelerator_config = dataclasses.replace(trainer_args.accelerator_config, dispatch_batches=False)
+    else:
+        train_dataset = GroupedCaptions(train_rows, stores[0])
     callbacks = [KeepCurve(), StopOnSignal(), PrintLines() if trainer_args.disable_tqdm else ShowProgress()]
+    callbacks += [FlushCache(encoder)] if encoder else []
     if args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     try:
         trainer = OFATrainer(
             model=model,
             args=trainer_args,
-            train_dataset=GroupedCaptions(train_rows),
-            eval_dataset=None if eval_rows is None else GroupedCaptions(eval_rows),
+            train_dataset=train_dataset,
+            eval_dataset=None if eval_rows is None else GroupedCaptions(eval_rows, stores[1]),
             data_collator=OFAGroupedCollator(processor, max_caption_tokens=args.max_seq_length),
             finetune_args=args,
             processor=processor,
+            encoder=encoder,
             callbacks=callbacks,
         )
     except (RuntimeError, ImportError, ValueError) as error:  # such as a tracker of report_to that is not installed
@@ -330,6 +397,7 @@ def train(trainer: OFATrainer) -> dict[str, float]:
 
     Raises:
         TrainingStopped: a signal came; a checkpoint was written first.
+        UserError: the loss or a weight is no number any more.
     """
     stop = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, StopOnSignal))
     try:
@@ -342,6 +410,7 @@ def train(trainer: OFATrainer) -> dict[str, float]:
             f"{trainer.args.output_dir}. Run the same command with --resume_from_checkpoint true to go on.",
             stop.received,
         )
+    trainer.refuse_broken_model()
     return dict(outcome.metrics)
 
 

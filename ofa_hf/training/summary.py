@@ -1,10 +1,11 @@
 """What a run is about to do, as one short block for the user."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from ofa_hf.data import caption_counts, report_of
 from ofa_hf.errors import UserError
@@ -12,7 +13,7 @@ from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.locking import count_parameters
 
 
-def describe_run(args: FinetuneArguments, trainer, train_rows: Dataset, eval_rows: Dataset | None) -> str:
+def describe_run(args: FinetuneArguments, trainer, train_rows, eval_rows: Dataset | None) -> str:
     """Model, data, batch, steps and device of a run, a line each."""
     lines = {
         "model": f"{args.model_name_or_path}: {count_parameters(trainer.model)}",
@@ -23,6 +24,7 @@ def describe_run(args: FinetuneArguments, trainer, train_rows: Dataset, eval_row
         "steps": describe_steps(trainer),
         "device": describe_device(trainer.args),
         "output": str(Path(trainer.args.output_dir).resolve()),
+        **describe_cache(trainer.encoder),
     }
     return "\n".join(f"{name:10} {text}" for name, text in lines.items())
 
@@ -38,7 +40,9 @@ def describe_locks(args: FinetuneArguments) -> str:
     return _and(parts) + (f"; locked: {_and(locked)}" if locked else "")
 
 
-def describe_data(rows: Dataset) -> str:
+def describe_data(rows: Dataset | IterableDataset) -> str:
+    if isinstance(rows, IterableDataset):
+        return "streamed, not counted"
     try:
         return report_of(rows).summary()
     except UserError:  # a caller's own rows have no report
@@ -52,8 +56,24 @@ def describe_batch(args: FinetuneArguments, trainer_args) -> str:
     return f"{pictures * captions * steps * processes:,} captions = {factors}"
 
 
+def describe_cache(encoder) -> dict[str, str]:
+    """What the encoder cache keeps, its size, and what is there already; nothing without a cache."""
+    if encoder is None or not encoder.plans:
+        return {}
+    plans, parent = encoder.plans, encoder.plans[0].folder.parent
+    total, free = sum(plan.num_bytes for plan in plans), shutil.disk_usage(parent).free
+    kept = " + ".join(f"{plan.num_rows:,}" for plan in plans)
+    there = sum(store.num_written for store in encoder.stores)
+    return {
+        "cache": f"{plans[0].describe()} × {kept} pictures = {total / 1e9:.2f} GB, of which {there:,} are there "
+        f"already; {free / 1e9:.1f} GB free in {parent}"
+    }
+
+
 def describe_steps(trainer) -> str:
     args = trainer.args
+    if isinstance(trainer.train_dataset, torch.utils.data.IterableDataset):
+        return f"{args.max_steps:,}, {args.warmup_steps:,} of them warm-up"
     per_epoch = max(1, -(-len(trainer.get_train_dataloader()) // args.gradient_accumulation_steps))
     total = args.max_steps if args.max_steps > 0 else -(-per_epoch * args.num_train_epochs // 1)
     return f"{int(total):,}, {per_epoch:,} an epoch, {args.warmup_steps:,} of them warm-up"

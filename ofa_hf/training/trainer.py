@@ -20,6 +20,7 @@ from ofa_hf.evaluation.generate import generate_captions, show_progress
 from ofa_hf.modeling_ofa import IGNORED_LABEL
 from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.checkpoints import checkpoints_in, saving_to
+from ofa_hf.training.encoder_cache import LockedEncoder
 
 
 logger = logging.get_logger(__name__)
@@ -52,11 +53,15 @@ class OFATrainer(Seq2SeqTrainer):
     Args:
         finetune_args: what the loss leaves out and how evaluation captions.
         processor: of the model; saved with every checkpoint.
+        encoder: how the locked encoder runs, if not as a part of the model's `forward`.
         others: as for `Seq2SeqTrainer`; data sets are `GroupedCaptions`, so one item is a picture with its captions.
     """
 
-    def __init__(self, *args, finetune_args: FinetuneArguments, processor, **kwargs):
+    def __init__(
+        self, *args, finetune_args: FinetuneArguments, processor, encoder: LockedEncoder | None = None, **kwargs
+    ):
         super().__init__(*args, processing_class=processor, **kwargs)
+        self.encoder = encoder
         self.finetune_args = finetune_args
         self.processor = processor
         self.last_predictions: dict[str, str] = {}
@@ -119,7 +124,7 @@ class OFATrainer(Seq2SeqTrainer):
         return super()._get_num_items_in_batch(counted, device)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs):
-        ours, inputs = self.finetune_args, dict(inputs)
+        ours, inputs = self.finetune_args, self._encoded(dict(inputs), self.train_dataset)
         if model.training:
             base = self.accelerator.unwrap_model(model)
             inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(inputs["labels"])
@@ -127,6 +132,12 @@ class OFATrainer(Seq2SeqTrainer):
             inputs["label_smoothing"] = ours.label_smoothing
             inputs["drop_worst_ratio"] = ours.drop_worst_ratio if self._drops_worst() else 0.0
         return super().compute_loss(model, {**inputs, "return_logits": False}, *args, **kwargs)
+
+    def _encoded(self, inputs: dict[str, Any], dataset) -> dict[str, Any]:
+        """Inputs of `forward`, with pictures replaced by what the locked encoder makes of them."""
+        if self.encoder is None:
+            return inputs
+        return self.encoder(self.accelerator.unwrap_model(self.model), inputs, getattr(dataset, "encoded", None))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
         self._refuse_bad_loss()  # of the step before: reading this one's would wait for the device
@@ -139,6 +150,16 @@ class OFATrainer(Seq2SeqTrainer):
         (step, loss), self._last_loss = self._last_loss or (0, None), None
         if loss is not None and not torch.isfinite(loss):
             self._stop(f"The loss of step {step} is {loss.item()}, so training stopped")
+
+    def refuse_broken_model(self) -> None:
+        """Raises `UserError` if the last step gave a loss that is no number, or left a weight that is none."""
+        self._refuse_bad_loss()
+        weights = self.model.named_parameters()
+        bad = next((name for name, value in weights if not torch.isfinite(value).all()), None)
+        if bad:
+            self._stop(
+                f"After step {self.state.global_step} the weight {bad} is no longer finite, so training stopped"
+            )
 
     def _stop(self, reason: str) -> None:
         good = [str(path) for path in checkpoints_in(self.args.output_dir)][-1:]
@@ -157,18 +178,21 @@ class OFATrainer(Seq2SeqTrainer):
     # -- checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
-        self._refuse_bad_loss()
-        bad = next((name for name, value in model.named_parameters() if not torch.isfinite(value).all()), None)
-        if bad:
-            self._stop(
-                f"After step {self.state.global_step} the weight {bad} is no longer finite, so training stopped"
-            )
+        self.refuse_broken_model()
         with saving_to(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Written by every process. The first then writes the file that makes a checkpoint complete, so it waits."""
+        super()._save_rng_state(output_dir)
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         with self._resuming(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.encoder is not None:
+            self.encoder.refuse_other_weights(self.accelerator.unwrap_model(self.model))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with self._resuming(checkpoint):
@@ -213,10 +237,13 @@ class OFATrainer(Seq2SeqTrainer):
             batch = self._prepare_inputs(batch)
             number = (batch["labels"] != IGNORED_LABEL).sum()
             with torch.no_grad(), self.accelerator.autocast():
+                batch = self._encoded(batch, dataset)
                 loss = model(**batch, return_logits=False, label_smoothing=0.0, num_items_in_batch=1).loss
             totals += torch.stack([loss.double(), number.double()])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         loss_sum, num_tokens = self.accelerator.reduce(totals, "sum").tolist()
+        if not math.isfinite(loss_sum):
+            self._stop(f"The evaluation loss after step {self.state.global_step} is {loss_sum}, so training stopped")
         metrics = {"loss": loss_sum / max(1.0, num_tokens), **self._caption_scores(dataset)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))

@@ -1,11 +1,13 @@
 """`ofa-hf caption` as a user starts it: a model folder, files and folders."""
 
 import csv
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor
+from ofa_hf.captioning import folder
+from ofa_hf.captioning.compare import plain
 from ofa_hf.cli import main
 from ofa_hf.conversion.vocabulary import build_tokenizer
 
@@ -21,12 +25,10 @@ from ofa_hf.conversion.vocabulary import build_tokenizer
 PIECES = ["[PAD]", "[UNK]", "<", ">", "?", *"图片描述了什么内容一只猫红色的裙子蓝"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "words.txt").write_text("".join(f"{piece}\n" for piece in PIECES), encoding="utf-8")
-    tokenizer = build_tokenizer(folder / "words.txt")
-    torch.manual_seed(3)
+def write_model(place, seed):
+    (place / "words.txt").write_text("".join(f"{piece}\n" for piece in PIECES), encoding="utf-8")
+    tokenizer = build_tokenizer(place / "words.txt")
+    torch.manual_seed(seed)
     sizes = {f"{side}_{name}": 32 for side in ("encoder", "decoder") for name in ("ffn_dim",)}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     config = OFAConfig(
@@ -40,9 +42,19 @@ def model(tmp_path_factory):
     )
     network = OFAForConditionalGeneration(config)
     network.generation_config.num_beams, network.generation_config.max_length = 2, 6
-    network.save_pretrained(folder)
-    OFAProcessor(OFAImageProcessor(size=32), tokenizer).save_pretrained(folder)
-    return folder
+    network.save_pretrained(place)
+    OFAProcessor(OFAImageProcessor(size=32), tokenizer).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"), seed=3)
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("other"), seed=4)
 
 
 @pytest.fixture
@@ -131,3 +143,86 @@ def test_a_model_that_lacks_weights_is_refused(model, shop, tmp_path, caption):
     status, _, err = caption(shop, "--model", tmp_path / "model")
     assert status == 1
     assert "decoder.layers.0.fc1.weight" in err.splitlines()[-1]
+
+
+def lines_of(text: str) -> list[list[str]]:
+    return [line.split("\t") for line in text.splitlines()]
+
+
+def test_several_models_make_a_table_of_what_each_says_alone(model, other_model, shop, caption):
+    (shop / "broken.jpg").write_text("no picture")
+    said = {name: dict(lines_of(caption(shop, "--model", name)[1])) for name in (model, other_model)}
+    assert said[model] != said[other_model]
+    page = shop / "page.html"
+    arguments = (shop, "--model", model, "--model", other_model, "--report", page)
+    for _ in range(2):  # again, with small pictures of the first time among the shop's
+        status, out, err = caption(*arguments)
+        assert (status, out) == (1, f"{page}\n")
+        assert err.count("skipped") == 1  # not once a model
+        assert err.count("5 of 6 pictures captioned, 1 not readable") == 2
+        text = page.with_suffix(".md").read_text(encoding="utf-8")
+        assert text.count("![](page_files/") == 5
+        for file in said[model]:
+            row = next(line for line in text.splitlines() if line.startswith("|") and f"{plain(file)} |" in line)
+            assert row.split(" | ")[1:] == [plain(said[model][file]), plain(said[other_model][file]) + " |"]
+    assert page.read_text(encoding="utf-8").count("<img ") == 5
+
+
+def test_without_a_page_each_line_names_its_model(model, other_model, shop, caption):
+    both = ("--model", model, "--model", other_model)
+    _, out, _ = caption(shop, *both)
+    lines = lines_of(out)
+    assert [line[:2] for line in lines] == [
+        [str(shop / f"{index}.jpg"), str(name)] for name in (model, other_model) for index in range(5)
+    ]
+    _, out, _ = caption(shop / "0.jpg", *both, "--json")
+    rows = list(map(json.loads, out.splitlines()))
+    assert [row["model"] for row in rows] == [str(model), str(other_model)]
+    assert [row["caption"] for row in rows] == [lines[0][2], lines[5][2]]
+
+
+def test_a_table_is_made_of_captions_that_an_interrupted_run_left(model, other_model, shop, caption):
+    output, page = shop.parent / "captions.csv", shop.parent / "page.html"
+    arguments = (shop, "--model", model, "--model", other_model, "--output", output, "--report", page)
+    assert caption(*arguments)[0] == 0
+    whole, table = output.read_bytes(), page.read_text(encoding="utf-8")
+    output.write_bytes(whole[: 2 * len(whole) // 3])  # killed in the middle of the second model
+    status, _, err = caption(*arguments)
+    assert status == 0
+    assert "0 of 5 pictures captioned, 0 not readable, 5 were captioned before" in err
+    assert page.read_text(encoding="utf-8") == table
+    rows = list(csv.DictReader(output.read_text(encoding="utf-8").splitlines()))
+    assert sorted((row["model"], row["file"]) for row in rows) == sorted(
+        (str(name), str(shop / f"{index}.jpg")) for name in (model, other_model) for index in range(5)
+    )
+
+
+def test_one_model_is_in_memory_at_a_time(model, other_model, shop, caption, monkeypatch):
+    networks, load = [], folder.load_captioner
+
+    def load_and_remember(*arguments):
+        gc.collect()
+        assert not [network for network in networks if network() is not None], "the one before is still there"
+        captioner = load(*arguments)
+        networks.append(weakref.ref(captioner.model))
+        return captioner
+
+    monkeypatch.setattr(folder, "load_captioner", load_and_remember)
+    assert caption(shop, "--model", model, "--model", other_model, "--report", shop.parent / "page.md")[0] == 0
+    assert len(networks) == 2
+    assert not (shop.parent / "page.html").exists()
+
+
+def test_a_comparison_that_cannot_work_ends_before_it_begins(model, shop, tmp_path, caption, monkeypatch):
+    monkeypatch.setattr(folder, "load_captioner", lambda *_: pytest.fail("a model was loaded"))
+    (tmp_path / "mine.html").write_text("years of work")
+    for arguments, problem in (
+        (("--model", tmp_path / "mistyped", "--report", tmp_path / "page.html"), "is no folder on this machine"),
+        (("--report", tmp_path / "page.pdf"), "no known ending"),
+        (("--report", tmp_path / "mine.html"), "would replace"),
+    ):
+        status, out, err = caption(shop, "--model", model, *arguments)
+        assert (status, out) == (1, "")
+        assert problem in err.splitlines()[-1]
+    with pytest.raises(SystemExit, match="2"):
+        caption(shop, "--model", model, "--report", tmp_path / "page.html", "--json")

@@ -40,6 +40,7 @@ LAYERS = {
     "publishing": 2,
     "conversion": 2,
     "captioning": 3,
+    "export": 3,
     "training": 3,
     "evaluation": 3,
     "demo": 3,

@@ -2,6 +2,7 @@ import base64
 import hashlib
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -248,3 +249,21 @@ def test_a_saved_image_processor_comes_back_equal(tmp_path):
     loaded = OFAImageProcessor.from_pretrained(tmp_path)
     assert np.array_equal(loaded(photo())["pixel_values"], processor(photo())["pixel_values"])
     assert loaded.size == {"height": 32, "width": 48}
+
+
+@pytest.mark.parametrize("source", ["a\nb\x1b[31m.jpg", "half \ud83d.jpg", "x" * 10**6, b"\x1b[31m\n\x00 no picture"])
+def test_an_error_is_one_short_printable_line_whatever_the_name_or_file_holds(source):
+    with pytest.raises(PictureError) as error:
+        load_picture(source)
+    text = str(error.value)
+    assert text.isprintable()
+    assert len(text) < 1300
+
+
+def test_a_drawing_is_refused_before_another_program_draws_it_however_it_comes(monkeypatch, tmp_path):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    data = encoded(photo(), "EPS")
+    (tmp_path / "drawing.eps").write_bytes(data)
+    for source in (data, tmp_path / "drawing.eps", Image.open(tmp_path / "drawing.eps")):
+        with pytest.raises(PictureError, match="a drawing in EPS"):
+            load_picture(source)

@@ -146,3 +146,62 @@ def test_folding_is_left_behind_with_its_block_and_does_not_reach_other_threads(
         assert kernels.is_folding()
     assert seen == [False]
     assert not kernels.is_folding()
+
+
+def test_gradients_of_a_weight_are_summed_over_all_rows_however_many():
+    gradient, x = torch.randn(1700, 3), torch.randn(1700, 4)
+    torch.testing.assert_close(kernels._onednn_weight_gradient(gradient, x), gradient.T @ x, rtol=1e-4, atol=1e-3)
+
+
+# ------------------------------------------------------------------------------- attention with a trained bias
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias_batch", [1, 2])
+def test_attention_with_a_trained_bias_gives_the_values_and_gradients_of_torchs(dtype, bias_batch):
+    shapes = ((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 4), (bias_batch, 3, 5, 7))
+    tensors = [torch.randn(shape).to(dtype) for shape in shapes]
+    ours = [tensor.clone().requires_grad_() for tensor in tensors]
+    theirs = [tensor.double().requires_grad_() for tensor in tensors]
+    assert kernels.biased_attention_pays(ours[0], ours[3])
+    result, goal = kernels.biased_attention(*ours, 0.4), torch.randn(2, 5, 3, 4)
+    query, key, value, bias = theirs
+    expected = nn.functional.scaled_dot_product_attention(query, key, value, bias, scale=0.4).transpose(1, 2)
+    (result * goal).sum().backward()
+    (expected * goal).sum().backward()
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for mine, other in ((result, expected), *((one.grad, two.grad) for one, two in zip(ours, theirs, strict=True))):
+        assert (mine - other).norm() <= tolerance * other.norm()
+    assert ours[3].grad.dtype == dtype
+
+
+def test_torchs_attention_is_used_where_no_bias_is_trained():
+    query, bias = torch.randn(1, 1, 2, 2), torch.randn(1, 1, 2, 2, requires_grad=True)
+    assert not kernels.biased_attention_pays(query, bias.detach())
+    with kernels.plain_kernels():
+        assert not kernels.biased_attention_pays(query, bias)
+    with torch.no_grad():
+        assert not kernels.biased_attention_pays(query, bias)
+
+
+# ------------------------------------------------------------------------------------------------------ dropout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_keeps_the_mean(dtype):
+    x = torch.ones(301, 333, dtype=dtype, requires_grad=True)  # no multiple of the four that are drawn at once
+    dropped = kernels.OFADropout(0.3)(x)
+    dropped.sum().backward()
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert dropped.float().unique().tolist() == pytest.approx([0, 1 / 0.7], rel=1e-2)
+    assert torch.equal(x.grad, dropped)
+
+
+def test_dropout_follows_the_seed_and_draws_anew_each_time():
+    layer, x = kernels.OFADropout(0.5), torch.ones(100)
+    torch.manual_seed(1)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(1)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, second)
+    assert torch.equal(layer.eval()(x), x)

@@ -219,6 +219,20 @@ def test_embedding_may_also_be_trained_through_the_locked_encoder(model, tiny_ba
     assert_same_gradients({name: unlocked[name] for name in names}, found, 1e-5)
 
 
+def test_cells_in_the_place_of_pictures_give_the_same_states_and_train_the_same(model, tiny_batch):
+    model.lock_encoder(train_embeddings=True, through_encoder=True)
+    with torch.no_grad():
+        cells = model.encoder.embed_pictures(tiny_batch["pixel_values"])
+    assert cells.shape == (3, 4, 4, 32)
+    loss, from_pictures = trained(model, **tiny_batch)
+    others = {name: value for name, value in tiny_batch.items() if name != "pixel_values"}
+    again, from_cells = trained(model, **others, picture_cells=cells)
+    assert again == loss
+    assert_same_gradients(from_pictures, from_cells, 0.0)
+    with pytest.raises(ValueError, match="beside 3 prompts"):
+        model(**others, picture_cells=cells[:2])
+
+
 def test_unlocked_encoder_trains_again(model, tiny_batch):
     model.train()
     model.lock_encoder()

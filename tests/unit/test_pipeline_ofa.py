@@ -2,6 +2,8 @@ import base64
 import functools
 import http.server
 import io
+import multiprocessing
+import os
 import threading
 
 import numpy as np
@@ -150,3 +152,29 @@ def test_a_broken_picture_in_a_list_is_named(captioner, files, tmp_path):
 
 def test_text_alone_is_answered_too(captioner):
     assert captioner({"text": "一只猫"})[0].keys() == {"generated_text"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start by fork")
+def test_a_process_forked_from_one_that_captioned_with_several_threads_captions_too(captioner, files):
+    def caption() -> str:
+        return captioner(str(files[0]))[0]["generated_text"]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = caption()
+        process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(caption() != expected))
+        process.start()
+        process.join(60)
+        process.kill()
+        assert process.exitcode == 0
+        assert torch.get_num_threads() == 2  # here nothing changed
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_opened_picture_that_breaks_off_is_captioned_from_what_is_there(captioner, files):
+    data = open(files[1], "rb").read()  # noqa: SIM115
+    whole = captioner(files[1])
+    broken = Image.open(io.BytesIO(data[: len(data) * 3 // 4]))  # decoded when somebody looks at its pixels
+    assert captioner(broken)[0].keys() == whole[0].keys()

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from PIL import Image
@@ -127,3 +129,23 @@ def test_a_saved_processor_comes_back_with_its_prompt_and_sizes(processor, tmp_p
         assert loaded.image_processor.size == {"height": 32, "width": 48}
         assert loaded(text="一只猫")["input_ids"].tolist() == saved(text="一只猫")["input_ids"].tolist()
     assert OFAProcessor.from_pretrained(tmp_path, prompt="红").prompt == "红"
+
+
+def test_threads_that_share_a_processor_do_not_disturb_each_others_settings(processor):
+    calls = [
+        lambda: processor(text=["一只猫", "红"])["input_ids"].tolist(),
+        lambda: processor(text=["一只猫", "红"], max_length=4)["input_ids"].tolist(),
+        lambda: processor(text=["一只猫", "红"], padding=False, return_tensors=None)["input_ids"],
+        lambda: processor.encode_labels(["一只猫", "红"], max_tokens=3).tolist(),
+    ]
+    expected = [call() for call in calls]
+    with ThreadPoolExecutor(8) as pool:
+        seen = list(pool.map(lambda number: calls[number % 4](), range(800)))
+    assert seen == expected * 200
+
+
+def test_half_characters_encode_as_nothing(processor):
+    """An emoji cut in two leaves one, which the tokenizers library takes for no text at all."""
+    whole = processor(text="一只猫")["input_ids"]
+    assert processor(text="一只\ud83d猫")["input_ids"].equal(whole)
+    assert processor.encode_labels(["猫\ude00"]).equal(processor.encode_labels(["猫"]))

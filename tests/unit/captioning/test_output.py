@@ -61,6 +61,37 @@ def test_csv_columns_that_differ_are_refused(tmp_path):
         CaptionFile(tmp_path / "captions.csv", 2)
 
 
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
+def test_a_file_of_several_models_is_continued_for_each_of_them(tmp_path, name):
+    path = tmp_path / name
+    for model, captions in (("shop/a", ONE), ("shop/b", TWO[1:])):
+        with CaptionFile(path, 1, model) as output:
+            assert output.done == set()
+            output.write("a.jpg", captions)
+    with CaptionFile(path, 1, "shop/b") as output:
+        assert output.done == {str(tmp_path.cwd() / "a.jpg")}
+        assert output.captions() == {str(tmp_path.cwd() / "a.jpg"): ["蓝色,裙子"]}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith(("a.jpg,shop/b", '{"file": "a.jpg", "model": "shop/b"'))]
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
+def test_captions_of_one_model_and_of_several_do_not_mix(tmp_path, name):
+    for first, then in ((None, "shop/a"), ("shop/a", None)):
+        path = tmp_path / f"{first is None}_{name}"
+        with CaptionFile(path, 1, first) as output:
+            output.write("a.jpg", ONE)
+        with pytest.raises(UserError, match="for one model or for several"):
+            CaptionFile(path, 1, then)
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
+def test_what_was_written_can_be_read_again(tmp_path, name):
+    with CaptionFile(tmp_path / name, 2) as output:
+        output.write('b "quoted"\nline.jpg', TWO)
+        assert output.captions() == {str(tmp_path.cwd() / 'b "quoted"\nline.jpg'): [row["caption"] for row in TWO]}
+
+
 def test_an_unknown_ending_and_a_second_writer_are_refused(tmp_path):
     with pytest.raises(UserError, match="no known ending"):
         CaptionFile(tmp_path / "captions.txt", 1)
@@ -75,6 +106,10 @@ def test_the_screen_shows_one_caption_a_line(capsys):
     CaptionPrinter(as_json=False, with_names=False).write("a.jpg", TWO)
     CaptionPrinter(as_json=False, with_names=True).write("a.jpg", ONE)
     CaptionPrinter(as_json=True, with_names=True).write("a.jpg", ONE)
+    CaptionPrinter(as_json=False, with_names=True, model="shop/a").write("a.jpg", ONE)
+    CaptionPrinter(as_json=True, with_names=True, model="shop/a").write("a.jpg", ONE)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ['红色的"裙子"', "蓝色,裙子", 'a.jpg\t红色的"裙子"']
     assert json.loads(lines[3]) == {"file": "a.jpg", **ONE[0]}
+    assert lines[4] == 'a.jpg\tshop/a\t红色的"裙子"'
+    assert json.loads(lines[5]) == {"file": "a.jpg", "model": "shop/a", **ONE[0]}

@@ -52,9 +52,17 @@ def test_user_error_is_one_line_on_stderr_and_status_1(probe, capsys):
 
 
 def test_error_of_the_operating_system_is_one_line_that_names_the_file(probe, capsys):
-    probe.run = raising(OSError(28, "No space left on device", "captions.jsonl"))
+    probe.run = raising(OSError(13, "Permission denied", "captions.jsonl"))
     assert cli.main(["probe"]) == 1
-    assert capsys.readouterr().err == "ofa-hf probe: [Errno 28] No space left on device: 'captions.jsonl'\n"
+    assert capsys.readouterr().err == "ofa-hf probe: [Errno 13] Permission denied: 'captions.jsonl'\n"
+
+
+def test_a_full_disk_is_one_line_that_says_what_to_do(probe, capsys):
+    probe.run = raising(OSError(28, "No space left on device"))
+    assert cli.main(["probe"]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("ofa-hf probe: The disk is full")
+    assert "Free some room" in line
 
 
 def test_a_fault_of_the_code_keeps_its_traceback(probe):

@@ -234,3 +234,15 @@ def test_two_conversions_of_one_file_are_equal(official_file, vocab_file, tmp_pa
         convert_quickly(official_file, tmp_path / name, vocab_file)
     first, second = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("a", "b"))
     assert first == second
+
+
+def test_a_disk_that_fills_up_while_a_library_writes_is_told_and_leaves_nothing(
+    official_file, vocab_file, out, monkeypatch
+):
+    def write(*_, **__):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers and safetensors say it
+
+    monkeypatch.setattr(OFAProcessor, "save_pretrained", write)
+    with pytest.raises(UserError, match=r"The disk that holds .* is full\. Free some room"):
+        convert_quickly(official_file, out, vocab_file)
+    assert nothing_was_left(out)

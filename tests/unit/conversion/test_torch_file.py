@@ -247,3 +247,18 @@ def test_mutated_files_are_read_or_refused_but_never_crash(tmp_path):
                 tensor.load()
         except (*REFUSED, AttributeError):  # AttributeError: a value that is no tensor any more has no load()
             pass
+
+
+def test_parts_that_share_bytes_are_refused(tmp_path):
+    """A small file could claim any number of weights."""
+    path = save(tmp_path / "file", {"a": torch.zeros(3), "b": torch.ones(3)})
+    rewrite_zip(path, lambda parts: None)
+    with zipfile.ZipFile(path, "a") as archive:
+        first = archive.NameToInfo["file/data/0"]
+        again = zipfile.ZipInfo("file/data/7")
+        again.CRC, again.file_size, again.compress_size = first.CRC, first.file_size, first.compress_size
+        again.header_offset = first.header_offset
+        archive.filelist.append(again)
+        archive._didModify = True  # the directory is written again, no part is
+    with pytest.raises(FileRefused, match="overlaps"):
+        content(path)

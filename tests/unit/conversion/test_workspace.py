@@ -1,9 +1,17 @@
 """A folder appears whole or not at all, and a good one is never lost."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
+import psutil
 import pytest
 
+from ofa_hf.conversion import proof_child
 from ofa_hf.conversion.workspace import publish, workspace_for
 from ofa_hf.errors import UserError
 
@@ -105,3 +113,39 @@ def test_two_processes_do_not_convert_into_one_folder(target):
         pass
     done.set()
     process.join()
+
+
+def test_a_proof_that_outlived_its_conversion_and_still_writes_does_not_stop_the_next_one(target):
+    scratch = target.parent / ".out.converting-abc" / "proof"
+    scratch.mkdir(parents=True)
+    end = time.monotonic() + 0.5
+
+    def write():
+        number = 0
+        while time.monotonic() < end:
+            number += 1
+            with suppress(FileNotFoundError):  # the folder is gone
+                scratch.mkdir(parents=True, exist_ok=True)
+                (scratch / str(number)).touch()
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        with workspace_for(target, overwrite=False) as workspace:
+            publish(build(workspace), target, workspace)
+        writing.result()
+    assert (target / "conversion.json").exists()
+
+
+def test_a_proof_ends_when_its_conversion_was_killed(tmp_path):
+    os.mkfifo(tmp_path / "request.json")  # nobody writes into it: the proof would wait for ever
+    parent = (
+        "import os, subprocess, sys, time\n"
+        "program, request = open(sys.argv[1]).read(), sys.argv[2]\n"
+        "proof = subprocess.Popen([sys.executable, '-c', program, request, str(os.getpid())])\n"
+        "print(proof.pid, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", parent, proof_child.__file__, str(tmp_path / "request.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        proof = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+    assert not psutil.wait_procs([proof], timeout=30)[1], "the proof lives on"

@@ -1,5 +1,6 @@
 """Promises of `ofa_hf.data.own`: a shop's own files, in the forms shops have them."""
 
+import csv
 import json
 
 import datasets
@@ -176,3 +177,28 @@ def test_pictures_of_a_folder_are_found_with_and_without_their_suffix(photos):
     assert "gone" not in pictures
     with pytest.raises(UserError, match="not a folder"):
         FolderPictures(photos / "nowhere")
+
+
+def test_a_name_too_long_for_a_file_is_a_picture_that_is_not_there(photos, tmp_path):
+    rows = [{"image": "scarf.jpg", "caption": "红"}, {"image": "字" * 300, "caption": "红"}]
+    captions = write(tmp_path / "captions.jsonl", "\n".join(map(json.dumps, rows)))
+    dataset = load_folder(captions, photos, num_proc=0, cache_dir=tmp_path / "cache")
+    assert dataset["image_id"][:] == ["scarf.jpg"]
+    assert kinds(dataset)["caption without picture"] == 1
+
+
+def test_half_a_character_in_a_caption_or_a_name_does_not_stop_the_build(photos, tmp_path):
+    rows = [{"image": "scarf.jpg", "caption": "红\ud83d"}, {"image": "\ude00", "caption": "红"}]
+    captions = write(tmp_path / "captions.jsonl", "\n".join(map(json.dumps, rows)))
+    dataset = load_folder(captions, photos, num_proc=0, cache_dir=tmp_path / "cache")
+    assert dataset["captions"][:] == [["红\ufffd"]]
+
+
+def test_the_host_programs_limit_for_csv_fields_stays_as_it_was(photos, tmp_path):
+    before = csv.field_size_limit(12345)
+    try:
+        captions = write(tmp_path / "captions.csv", f"image,caption\nscarf.jpg,{'红' * 20_000}\n")
+        assert len(load_folder(captions, photos, num_proc=0, cache_dir=tmp_path / "cache")) == 1
+        assert csv.field_size_limit() == 12345
+    finally:
+        csv.field_size_limit(before)

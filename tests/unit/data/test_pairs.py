@@ -9,6 +9,7 @@ from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
 from torch.utils.data import BatchSampler, DataLoader
 
 from ofa_hf.data import CaptionPairs, GroupedCaptions, GroupedCaptionSampler, PicturesById, caption_counts, load_muge
+from ofa_hf.data.pairs import StreamedCaptions
 from ofa_hf.data.shards import FEATURES
 
 
@@ -126,3 +127,26 @@ def test_nonsense_is_refused():
         GroupedCaptionSampler(COUNTS, -1)
     assert list(GroupedCaptionSampler([], 3)) == []
     assert torch.utils.data.Sampler in GroupedCaptionSampler.__mro__
+
+
+def test_a_stream_gives_every_caption_once_an_epoch_in_another_order_each(rows):
+    stream = StreamedCaptions(rows.to_iterable_dataset(), captions_per_picture=3, seed=1)
+
+    def epoch(number):
+        stream.set_epoch(number)
+        return [(item["image_id"], tuple(item["captions"])) for item in stream]
+
+    first, second = epoch(0), epoch(1)
+    assert first == epoch(0)
+    assert first != second
+    for groups in (first, second):
+        assert max(len(captions) for _, captions in groups) <= 3
+        found = sorted((image_id, caption) for image_id, captions in groups for caption in captions)
+        assert found == sorted((row["image_id"], caption) for row in rows for caption in row["captions"])
+
+
+def test_known_pictures_are_not_read(rows):
+    items = GroupedCaptions(rows, encoded={1: torch.ones(2)})
+    assert {"image", "encoded", "row_number"} & items[0].keys() == {"image", "row_number"}
+    assert {"image", "encoded", "row_number"} & items[1].keys() == {"encoded", "row_number"}
+    assert items[1]["captions"] == rows[1]["captions"]

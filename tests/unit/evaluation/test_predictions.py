@@ -72,3 +72,14 @@ def test_a_submission_is_in_muges_form_and_can_be_scored_again(tmp_path):
         {"image_id": "b", "text": ""},
     ]
     assert read_predictions(path) == {"a": "红围巾", "b": ""}
+
+
+def test_half_characters_are_replaced_since_no_file_can_hold_them(write, tmp_path):
+    predictions = read_predictions(write('{"image_id": "1", "text": "红\\ud83d"}'))
+    assert predictions == {"1": "红\ufffd"}
+    write_submission(predictions, tmp_path / "submission.jsonl")
+
+
+def test_a_line_nested_without_end_is_malformed(write):
+    with pytest.raises(UserError, match="line 1 is malformed"):
+        read_predictions(write("[" * 100_000))

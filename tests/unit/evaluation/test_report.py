@@ -4,7 +4,8 @@ import numpy as np
 from PIL import Image
 
 from ofa_hf.evaluation.evaluate import evaluate_predictions
-from ofa_hf.evaluation.report import THUMBNAIL_PIXELS, write_report
+from ofa_hf.evaluation.page import THUMBNAIL_PIXELS
+from ofa_hf.evaluation.report import write_report
 
 
 def result_of(captions: dict[str, str]):

@@ -1,12 +1,15 @@
 """The bundle is what the folder's own files name, whole, and nothing else."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from ofa_hf.errors import UserError
+from ofa_hf.publishing import bundle as module
 from ofa_hf.publishing.bundle import bundle_of
 from ofa_hf.publishing.facts import without_paths
 
@@ -108,3 +111,28 @@ def test_staging_replaces_its_own_folder_and_no_other(model_folder, tmp_path):
     (tmp_path / "mine" / "precious.txt").touch()
     with pytest.raises(UserError, match="never replaced"):
         bundle.stage(tmp_path / "mine")
+
+
+def test_the_bundle_of_before_stays_whole_until_the_new_one_is(model_folder, tmp_path, monkeypatch):
+    bundle = bundle_of(model_folder)
+    staged = bundle.stage(tmp_path / "bundle")
+    (staged / "of_before.txt").touch()
+
+    def stop(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "link_or_copy", stop)
+    with pytest.raises(OSError, match="No space left"):
+        bundle.stage(staged)
+    assert (staged / "of_before.txt").exists()
+    assert {*bundle.files} <= {path.name for path in staged.iterdir()}
+    assert [path.name for path in tmp_path.glob(".bundle.new*")] == []
+
+
+def test_what_a_killed_bundling_left_does_not_reach_the_next_one(model_folder, tmp_path):
+    bundle, leftovers = bundle_of(model_folder), (tmp_path / ".bundle.new", tmp_path / ".bundle.old")
+    for leftover in leftovers:
+        leftover.mkdir()
+        (leftover / "half.safetensors").touch()
+    assert {path.name for path in bundle.stage(tmp_path / "bundle").iterdir()} == set(bundle.files)
+    assert not any(map(Path.exists, leftovers))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -153,3 +154,20 @@ def test_the_licence_given_stands_in_metadata_and_text(model_folder):
     text = model_card(read_folder(model_folder), "shop/tiny", "cc-by-4.0")
     assert ModelCard(text).data.license == "cc-by-4.0"
     assert "The weights: cc-by-4.0." in text
+
+
+def test_a_card_whose_writing_is_cut_short_does_not_become_the_owners_own(model_folder, monkeypatch):
+    whole = write_card(model_folder, "shop/tiny").read_text(encoding="utf-8")
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        write_card(model_folder, "shop/other")
+    monkeypatch.undo()
+    assert (model_folder / "README.md").read_text(encoding="utf-8") == whole
+    assert not list(model_folder.glob("*.draft"))
+    assert "shop/other" in current_card(model_folder, "shop/other")
+
+
+def write_half(path, text, **options):
+    with path.open("w", **options) as file:
+        file.write(text[: len(text) // 2])
+    raise OSError(28, "No space left on device")

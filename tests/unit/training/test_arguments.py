@@ -149,3 +149,35 @@ def test_recipes_are_plain_json_that_ships_with_the_package():
     folder = Path(ofa_hf.training.__file__).parent
     for file in RECIPES.values():
         assert isinstance(json.loads((folder / file).read_text(encoding="utf-8")), dict)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("merge_test", []),
+        ("strict", 2.5),
+        ("max_seq_length", 10.5),
+        ("captions_per_picture", True),
+        ("num_proc", 10**30),
+        ("dropout", float("nan")),
+        ("model_name_or_path", None),
+        ("train_caption_file", ["a", "b"]),
+        ("warmup_steps", {}),
+        ("warmup_ratio", "soon"),
+        ("warmup_steps", float("inf")),
+        ("metric_for_best_model", {}),
+        ("accelerator_config", "no/such/file.json"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_name(tmp_path, name, value):
+    values = {"model_name_or_path": "m", "output_dir": "o", "train_caption_file": "c", "train_image_file": "i"}
+    path = write_arguments(tmp_path / "args.json", {**values, "use_cpu": True, name: value})
+    with pytest.raises(UserError):
+        parse_arguments(path)
+
+
+def test_a_file_nested_without_end_is_no_json(tmp_path):
+    path = tmp_path / "args.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is not JSON"):
+        parse_arguments(path)

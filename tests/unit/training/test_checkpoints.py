@@ -51,6 +51,11 @@ def test_a_new_run_does_not_mix_with_an_old_one(parse, tmp_path):
         refuse_old_run(parse()[1])
 
 
+def test_a_run_killed_before_its_first_checkpoint_was_complete_may_start_again(parse, tmp_path):
+    write_checkpoint(tmp_path / "out", 5, state=None)
+    refuse_old_run(parse()[1])
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -84,16 +84,39 @@ def test_merged_data_trains_on_everything_and_scores_nothing(train):
     assert not any(name.startswith("eval_") for name in ran.metrics)
 
 
-def test_a_data_set_by_name_trains_like_files(train, shop, tmp_path):
+NO_FILES = dict.fromkeys(("train_caption_file", "train_image_file", "test_caption_file", "test_image_file"))
+
+
+@pytest.fixture
+def saved_rows(shop, tmp_path) -> str:
+    """The shop's rows as a folder of the `datasets` library."""
     from datasets import DatasetDict
 
     from ofa_hf.data import load_muge
 
     rows = load_muge(shop["train_caption_file"], shop["train_image_file"]).rename_column("captions", "caption")
     DatasetDict(train=rows, valid=rows.select(range(3))).save_to_disk(tmp_path / "rows")
-    no_files = dict.fromkeys(("train_caption_file", "train_image_file", "test_caption_file", "test_image_file"))
-    ran = train(**no_files, dataset_name=str(tmp_path / "rows"), eval_split="valid", max_steps=2)
+    return str(tmp_path / "rows")
+
+
+def test_a_data_set_by_name_trains_like_files(train, saved_rows):
+    ran = train(**NO_FILES, dataset_name=saved_rows, eval_split="valid", max_steps=2)
     assert "eval_cider_d" in ran.metrics
+
+
+def test_a_streamed_data_set_trains_for_as_many_steps_as_asked(train, saved_rows, capsys):
+    changes = {**NO_FILES, "dataset_name": saved_rows, "streaming": True, "max_steps": 7}  # 4 an epoch
+    ran, again = train("1", eval_split="valid", **changes), train("2", **changes)
+    assert ran.num_steps == 7
+    assert "eval_cider_d" in ran.metrics
+    assert largest_difference(ran.folder, again.folder) == 0
+    assert "data       streamed, not counted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"max_steps": -1}, {"max_steps": 2, "cache_encoder_outputs": True}])
+def test_streaming_without_a_number_of_steps_or_with_a_cache_is_refused(train, saved_rows, changes):
+    with pytest.raises(UserError, match="needs dataset_name and max_steps, and keeps no encoder cache"):
+        train(**NO_FILES, dataset_name=saved_rows, streaming=True, **changes)
 
 
 def test_captions_that_are_cut_are_counted(train, caplog):
@@ -254,3 +277,19 @@ def test_a_damaged_optimizer_file_is_told(train):
 def test_captions_of_other_pictures_are_refused(train, shop):
     with pytest.raises(UserError, match="do not belong to the pictures"):
         train(train_caption_file=shop["test_caption_file"])
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "DataLoader worker (pid(s) 12) exited unexpectedly",
+        "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that dataloader's workers are out "
+        "of shared memory.",
+    ],
+)
+def test_a_killed_data_loader_worker_is_one_line_with_what_to_do(reason):
+    clear = r"\(DataLoader worker .*\), most likely .* Use fewer dataloader_num_workers"
+    with pytest.raises(UserError, match=clear), finetuning.dead_workers_told():
+        raise RuntimeError(reason)
+    with pytest.raises(RuntimeError, match="shape"), finetuning.dead_workers_told():
+        raise RuntimeError("shape mismatch")

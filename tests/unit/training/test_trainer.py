@@ -76,14 +76,26 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(train):
     assert largest_difference(first.folder, other.folder) > 1e-4
 
 
-@pytest.mark.parametrize("evaluated", [False, True])
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(train, tmp_path, evaluated):
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(train, tmp_path):
     wild = {"learning_rate": 1e30, "max_grad_norm": 0, "save_strategy": "steps", "save_steps": 1}
-    # The first update is good, the second loss is not.
+    # The first update leaves finite weights, the second loss is none.
     with pytest.raises(UserError, match=r"loss of step 2 is nan.*checkpoint-1, is kept.*learning_rate below 1e\+30"):
-        train(**wild, eval_strategy="steps" if evaluated else "no", eval_steps=1)
+        train(**wild)
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "out/checkpoint-1").values())
+
+
+def test_an_evaluation_loss_that_is_no_number_stops_the_run_before_it_saves(train, tmp_path):
+    wild = {"learning_rate": 1e30, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps"}
+    with pytest.raises(UserError, match=r"evaluation loss after step 1 is nan.*no checkpoint was written"):
+        train(**wild, eval_steps=1)
+    assert not list((tmp_path / "out").glob("**/model.safetensors"))
+
+
+def test_weights_that_the_very_last_step_broke_are_not_saved_as_the_model(train, tmp_path):
+    with pytest.raises(UserError, match="no longer finite"):
+        train(learning_rate=1e39, max_steps=1, save_strategy="no", lr_scheduler_type="constant")
+    assert not list((tmp_path / "out").glob("**/model.safetensors"))
 
 
 def test_weights_that_are_no_numbers_are_never_saved(build):

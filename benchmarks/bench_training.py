@@ -1,0 +1,328 @@
+"""What LiT-tuning costs: captions a second, memory and data preparation, against the plain way in the same run.
+
+    .venv/bin/python benchmarks/bench_training.py [--size tiny] [--repeats 2] [--json results.json]
+
+Plain means: every caption with a pass of its picture through the encoder, torch's own kernels, all logits at once,
+and a picture decoded for every caption. Weights and captions are random. Times are processor time on one thread,
+forward and backward without the optimizer; each repeat measures every way once, so a ratio compares neighbours. Memory
+is the peak above the imports, each in a process of its own.
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench_speed import CAPTION_TOKENS, CAPTIONS, PICTURE, PROMPT, SIZES, make_model
+from datasets import Dataset
+from PIL import Image
+
+from ofa_hf import OFAForConditionalGeneration, OFAImageProcessor
+from ofa_hf.data import CaptionPairs, GroupedCaptions
+from ofa_hf.data.collator import open_row_picture
+from ofa_hf.data.shards import FEATURES
+from ofa_hf.modeling_ofa import FusedCrossEntropy
+from ofa_hf.modeling_ofa_kernels import folding, plain_kernels
+
+
+PICTURES, VOCABULARY = 8, 30_325
+SHORTEST = 10  # tokens of the shortest caption where lengths differ
+
+
+def some_captions(number: int, same_length: bool = True) -> torch.Tensor:
+    labels = torch.randint(10, 20_000, (number, CAPTION_TOKENS))
+    if same_length:
+        return labels
+    lengths = torch.randint(SHORTEST, CAPTION_TOKENS + 1, (number,))
+    return labels.masked_fill(torch.arange(CAPTION_TOKENS) >= lengths[:, None], -100)
+
+
+def prompts(number: int) -> torch.Tensor:
+    return torch.tensor([PROMPT]).expand(number, -1)
+
+
+# -------------------------------------------------------------------------------------------------- steps
+
+
+def step_plain(model, pixel_values, labels) -> None:
+    """A picture for every caption, torch's kernels, all logits."""
+    with plain_kernels():
+        decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
+        inputs = {"input_ids": prompts(len(labels)), "pixel_values": pixel_values}
+        logits = model(**inputs, decoder_input_ids=decoder_input_ids).logits
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
+    model.zero_grad()
+
+
+def step(model, labels, **encoder_inputs) -> None:
+    model(**encoder_inputs, labels=labels, return_logits=False).loss.backward()
+    model.zero_grad()
+
+
+def in_bfloat16(run: Callable[[], None]) -> Callable[[], None]:
+    def run_in_bfloat16():
+        with torch.autocast("cpu", torch.bfloat16):
+            run()
+
+    return run_in_bfloat16
+
+
+def ways_to_train(model) -> dict[str, tuple[str, int, Callable[[], None]]]:
+    """Name → what it is compared with, captions a step, the step. Those without embeddings come first."""
+    pixel_values, labels = torch.randn(PICTURES, 3, PICTURE, PICTURE), some_captions(PICTURES * CAPTIONS)
+    uneven = some_captions(PICTURES * CAPTIONS, same_length=False)
+    pictures = {"input_ids": prompts(PICTURES), "pixel_values": pixel_values}
+    outputs = model.encode(**pictures)
+    with torch.no_grad(), folding():
+        cells = model.get_encoder().embed_pictures(pixel_values)
+
+    def plain():
+        step_plain(model, pixel_values, labels[:PICTURES])
+
+    def shared():
+        step(model, labels, **pictures)
+
+    def cached():
+        step(model, labels, encoder_outputs=outputs)
+
+    def cached_uneven():
+        step(model, uneven, encoder_outputs=outputs)
+
+    def half_encoder():
+        with torch.autocast("cpu", torch.bfloat16):
+            encoded = model.encode(**pictures)
+        step(model, labels, encoder_outputs=(encoded.last_hidden_state.float(), encoded.position_embeddings))
+
+    def cached_cells():
+        step(model, labels, input_ids=prompts(PICTURES), picture_cells=cells)
+
+    locked, trained, many = "embeddings locked", "embeddings trained", PICTURES * CAPTIONS
+    return {
+        f"{locked}, plain": ("", PICTURES, plain),
+        f"{locked}, {CAPTIONS} captions a picture": (f"{locked}, plain", many, shared),
+        f"{locked}, encoder alone in bfloat16": (f"{locked}, plain", many, half_encoder),
+        f"{locked}, bfloat16": (f"{locked}, plain", many, in_bfloat16(shared)),
+        f"{locked}, outputs cached": (f"{locked}, plain", many, cached),
+        f"{locked}, outputs cached, bfloat16": (f"{locked}, plain", many, in_bfloat16(cached)),
+        f"{locked}, outputs cached, uneven lengths": (f"{locked}, plain", many, cached_uneven),
+        f"{trained}, plain": ("", PICTURES, plain),
+        f"{trained}, {CAPTIONS} captions a picture": (f"{trained}, plain", many, shared),
+        f"{trained}, ResNet cached": (f"{trained}, plain", many, cached_cells),
+        f"{trained}, ResNet cached, bfloat16": (f"{trained}, plain", many, in_bfloat16(cached_cells)),
+    }
+
+
+def processor_seconds(run: Callable[[], None]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def measure_ways(model, repeats: int) -> list[dict]:
+    ways, times = ways_to_train(model), {}
+    for _ in range(repeats):
+        for name, (_, _, run) in ways.items():
+            if name.endswith(", plain"):
+                model.lock_encoder(train_embeddings="trained" in name)
+                model.train()
+            times.setdefault(name, []).append(processor_seconds(run))
+    return [speed_row(name, ways, times) for name in ways]
+
+
+def speed_row(name: str, ways: dict, times: dict[str, list[float]]) -> dict:
+    reference, captions, _ = ways[name]
+    rates = [captions / seconds for seconds in times[name]]
+    row = {"name": name, "captions_per_second": statistics.median(rates)}
+    if reference:
+        plain = [ways[reference][1] / seconds for seconds in times[reference]]
+        row |= with_spread([rate / other for rate, other in zip(rates, plain, strict=True)])
+    return row
+
+
+def with_spread(ratios: list[float]) -> dict[str, float]:
+    return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+
+def peak_above_now(run: Callable[[], None]) -> float:
+    """MiB of resident memory that a run takes at its peak above what the process holds already (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = resident("VmRSS")
+    run()
+    return resident("VmHWM") - before
+
+
+def resident(what: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(what)) / 1024
+
+
+def loss_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    features, weight = torch.randn(128 * 30, 768, requires_grad=True), torch.randn(VOCABULARY, 768)
+    return features, weight, torch.randint(0, VOCABULARY, (128 * 30,))
+
+
+def loss_plain(_) -> float:
+    features, weight, labels = loss_inputs()
+    return peak_above_now(lambda: torch.nn.functional.cross_entropy(features @ weight.T, labels).backward())
+
+
+def loss_in_chunks(_) -> float:
+    features, weight, labels = loss_inputs()
+    return peak_above_now(lambda: FusedCrossEntropy.apply(features, weight, labels, 0.0).backward())
+
+
+def load_locked(folder: str) -> OFAForConditionalGeneration:
+    model = OFAForConditionalGeneration.from_pretrained(folder)
+    model.lock_encoder()
+    return model.train()
+
+
+def some_pictures() -> torch.Tensor:
+    return torch.randn(PICTURES, 3, PICTURE, PICTURE)
+
+
+def memory_of_plain_step(folder: str) -> float:
+    return peak_above_now(lambda: step_plain(load_locked(folder), some_pictures(), some_captions(PICTURES)))
+
+
+def memory_of_step(folder: str, captions: int) -> float:
+    labels = some_captions(PICTURES * captions)
+    inputs = {"input_ids": prompts(PICTURES)}
+    return peak_above_now(lambda: step(load_locked(folder), labels, **inputs, pixel_values=some_pictures()))
+
+
+def memory_of_cached_step(folder: str, captions: int) -> float:
+    def run() -> None:
+        model = load_locked(folder)
+        length = (PICTURE // 16) ** 2 + len(PROMPT)
+        outputs = tuple(torch.randn(rows, length, model.config.d_model) for rows in (PICTURES, 1))
+        step(model, some_captions(PICTURES * captions), encoder_outputs=outputs)
+
+    return peak_above_now(run)
+
+
+# Name → what it is compared with, what a process of its own runs and returns.
+MEMORY = {
+    "loss of 128 × 30 tokens, plain": ("", loss_plain),
+    "loss of 128 × 30 tokens": ("loss of 128 × 30 tokens, plain", loss_in_chunks),
+    "step, 8 captions, plain": ("", memory_of_plain_step),
+    "step, 8 captions": ("step, 8 captions, plain", lambda folder: memory_of_step(folder, 1)),
+    "step, 8 captions, outputs cached": ("step, 8 captions, plain", lambda folder: memory_of_cached_step(folder, 1)),
+    "step, 80 captions": ("", lambda folder: memory_of_step(folder, CAPTIONS)),
+    "step, 80 captions, outputs cached": ("", lambda folder: memory_of_cached_step(folder, CAPTIONS)),
+}
+
+
+def measure_memory(model) -> list[dict]:
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        for name in MEMORY:
+            command = [sys.executable, __file__, "--memory-of", name, folder]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            found[name] = float(ran.stdout.splitlines()[-1])
+    rows = []
+    for name, (reference, _) in MEMORY.items():
+        rows.append({"name": name, "mebibytes": found[name]})
+        if reference:
+            rows[-1]["ratio"] = found[reference] / found[name]
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------- data
+
+
+def photo(number: int, side: int = 600) -> bytes:
+    """A JPEG about as detailed, and so as slow to decode, as a shop's photo: some 75 kB."""
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 255, (side // 8, side // 8, 3), dtype=np.uint8)).resize((side, side))
+    pixels = np.asarray(coarse, dtype=np.int16) + rng.integers(-10, 10, (side, side, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def measure_data(repeats: int, pictures: int = 20) -> list[dict]:
+    """Processor time a caption from stored bytes to `pixel_values`, with and without sharing."""
+    rows = [
+        {"image_id": str(number), "image": {"bytes": photo(number), "path": None}, "captions": ["一件"] * CAPTIONS}
+        for number in range(pictures)
+    ]
+    rows, processor = Dataset.from_list(rows, features=FEATURES), OFAImageProcessor(size=PICTURE)
+
+    def prepare(items) -> None:
+        for index in range(len(items)):
+            processor([open_row_picture(items[index])], return_tensors="pt")
+
+    shared, pairs = GroupedCaptions(rows), CaptionPairs(rows)
+    prepare(shared)
+    times = [
+        (processor_seconds(lambda: prepare(pairs)), processor_seconds(lambda: prepare(shared))) for _ in range(repeats)
+    ]
+    plain, fast = zip(*times, strict=True)
+    captions = pictures * CAPTIONS
+    return [
+        {"name": "a picture decoded for every caption", "milliseconds": 1000 * statistics.median(plain) / captions},
+        {
+            "name": f"a picture decoded for its {CAPTIONS} captions",
+            "milliseconds": 1000 * statistics.median(fast) / captions,
+            **with_spread([slow / quick for slow, quick in times]),
+        },
+    ]
+
+
+# --------------------------------------------------------------------------------------------------- main
+
+
+def show(title: str, unit: str, key: str, rows: list[dict]) -> None:
+    print(f"\n{title}")
+    for row in rows:
+        ratio = f"{row['ratio']:6.1f} ×" if "ratio" in row else ""
+        spread = f" ({row['lowest']:.1f}–{row['highest']:.1f})" if "lowest" in row else ""
+        print(f"{row['name']:52} {row[key]:9.2f} {unit} {ratio}{spread}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--memory-of", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if args.memory_of:
+        name, folder = args.memory_of
+        print(MEMORY[name][1](folder))
+        return
+    model = make_model(args.size)
+    results = {"size": args.size, "torch": torch.__version__, "speed": measure_ways(model, args.repeats)}
+    show(
+        f"LiT-tuning, {args.size}, {PICTURES} pictures of {PICTURE} px a step",
+        "captions/s",
+        "captions_per_second",
+        results["speed"],
+    )
+    results["memory"] = measure_memory(model)
+    show("Peak memory above the imports", "MiB", "mebibytes", results["memory"])
+    results["data"] = measure_data(args.repeats)
+    show("Data: processor time a caption", "ms", "milliseconds", results["data"])
+    if args.json:
+        args.json.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

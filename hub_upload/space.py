@@ -1,0 +1,170 @@
+"""A Space that captions pictures with models on the Hub: the page of `ofa_hf/demo/web.py`, alone in a repository."""
+
+import importlib.metadata
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceCardData
+
+import ofa_hf.demo
+from ofa_hf.demo.examples import draw_examples
+from ofa_hf.errors import UserError
+from ofa_hf.publishing.bundle import Bundle
+from ofa_hf.publishing.push import connect, patiently
+
+
+APP = Path(ofa_hf.demo.__file__).with_name("web.py")
+MARKER = "page.json"  # what the page reads; also says that a Space is one of these, and may be updated
+EXAMPLE = re.compile(r"example_\d+\.jpg")
+REQUIREMENTS = ("torch", "torchvision", "transformers", "pillow")  # the Space brings Gradio by `sdk_version`
+CODE = "pipeline_ofa.py"  # what a model repository must have for the page to load it
+TITLE = "OFA 看图说话 · image captioning"
+MESSAGE = "Publish a page that captions pictures with OFA"
+
+TEXT = """
+放上一张图片，OFA 用中文描述它；给出多条描述及其分数。图片一小时后从服务器上删除。
+
+Add a picture, and OFA describes it in Chinese: several captions with their scores. Pictures are deleted from the
+server after an hour. The address with `?lang=en` shows the page in English.
+
+Models: {models}. `page.json` names them; `app.py` is the whole page.
+"""
+
+
+@dataclass(frozen=True)
+class Space:
+    """A page on its way to the Hub.
+
+    Args:
+        repo_id: `owner/name` of the Space.
+        models: Hub ids, the first one chosen at the start.
+        private: of a new Space.
+        tell: called with what happens now.
+    """
+
+    repo_id: str
+    models: tuple[str, ...]
+    title: str = TITLE
+    private: bool | None = None
+    message: str | None = None
+    tell: Callable[[str], None] = lambda step: None
+
+    def bundle(self, work: Path) -> tuple[Bundle, Path]:
+        """What goes up, and a folder in `work` that holds nothing else.
+
+        Raises:
+            UserError: the packages here do not go together on a Space.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            examples = {path.name: path.read_bytes() for path in draw_examples(Path(folder))}
+        files = {
+            "app.py": APP.read_bytes(),  # not a link to it, which an editor would follow
+            "requirements.txt": "".join(f"{line}\n" for line in requirements()).encode(),
+            "README.md": space_card(self.title, self.models).encode(),
+            MARKER: (json.dumps({"models": self.models}, ensure_ascii=False, indent=2) + "\n").encode(),
+            **examples,
+        }
+        bundle = Bundle(files)
+        self.tell(f"laying out {len(bundle.files)} files, {bundle.size:,} bytes")
+        return bundle, bundle.stage(work / self.repo_id.replace("/", "--") / "space")
+
+    def publish(self, bundle: Bundle) -> dict[str, Any]:
+        """Make the Space unless it exists, and commit the page; safe to repeat.
+
+        Raises:
+            UserError: a model is not there, the Space is somebody else's page, or the Hub refuses.
+        """
+        api = connect(self.repo_id)
+        for model in self.models:
+            self.look_at(api, model)
+        self.tell(f"uploading to the Space {self.repo_id}")
+        make = {"repo_type": "space", "space_sdk": "gradio", "private": self.private, "exist_ok": True}
+        patiently(lambda: api.create_repo(self.repo_id, **make), self.repo_id)
+        commit = patiently(lambda: self.commit(api, bundle), self.repo_id)
+        return {"space": f"{api.endpoint}/spaces/{self.repo_id}", "commit": commit}
+
+    def look_at(self, api: HfApi, model: str) -> None:
+        """Raises `UserError` if the page could not load a model."""
+        try:
+            info = patiently(lambda: api.model_info(model), model)
+        except UserError as error:
+            raise UserError(
+                f"The page cannot load {model}: {error} A page needs models that are on the Hub: publish this one "
+                f"first, with `python -m hub_upload publish`."
+            ) from error
+        if CODE not in {file.rfilename for file in info.siblings or ()}:
+            raise UserError(
+                f"The page cannot load {model}: the repository has no {CODE}, as those that this project publishes "
+                f"have. Publish it anew, with `python -m hub_upload publish` or `upgrade`."
+            )
+        if info.private:
+            self.tell(f"{model} is private: give the Space a secret HF_TOKEN that may read it, in its settings")
+
+    def commit(self, api: HfApi, bundle: Bundle) -> str:
+        head = api.space_info(self.repo_id)
+        names = {file.rfilename for file in head.siblings or ()}
+        if "app.py" in names and MARKER not in names:
+            raise UserError(
+                f"The Space {self.repo_id} holds another app, which is never replaced. Give another --repo-id."
+            )
+        old = sorted(name for name in names - bundle.files.keys() if EXAMPLE.fullmatch(name))
+        operations = [CommitOperationAdd(name, one) for name, one in sorted(bundle.files.items())]
+        info = api.create_commit(
+            self.repo_id,
+            [*operations, *map(CommitOperationDelete, old)],
+            commit_message=self.message or MESSAGE,
+            repo_type="space",
+            parent_commit=head.sha,
+        )
+        return info.oid
+
+
+def requirements() -> list[str]:
+    """The packages of this environment, in which the page was tested.
+
+    Raises:
+        UserError: it is one that no Space can have.
+    """
+    pinned = {name: version_of(name) for name in REQUIREMENTS}
+    if pinned["transformers"].startswith("4."):
+        raise UserError(
+            f"A Space cannot have transformers {pinned['transformers']}: Gradio 6 and transformers 4 need different "
+            f"versions of huggingface_hub. Run this with transformers 5."
+        )
+    return [f"{name}=={version}" for name, version in pinned.items()]
+
+
+def version_of(package: str) -> str:
+    """Version without the part that tells one build from another (2.15.0+cpu)."""
+    try:
+        return importlib.metadata.version(package).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"The Space is given the versions of this environment, but {package} is not here. Install what the page "
+            f"needs: `pip install 'ofa-hf[web]'`."
+        ) from error
+
+
+def space_card(title: str, models: Sequence[str]) -> str:
+    """README.md of the Space: what the Hub builds it from, and a few words."""
+    data = SpaceCardData(
+        title=title,
+        emoji="🖼️",
+        colorFrom="indigo",
+        colorTo="purple",
+        sdk="gradio",
+        sdk_version=version_of("gradio"),
+        python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
+        app_file="app.py",
+        license="apache-2.0",
+        models=list(models),
+        short_description="Chinese captions for pictures, with scores",
+    )
+    names = ", ".join(f"[{model}](https://huggingface.co/{model})" for model in models)
+    return f"---\n{data.to_yaml()}\n---\n{TEXT.format(models=names)}"

@@ -1,0 +1,46 @@
+"""`ofa-hf export`: a model folder for those who serve elsewhere."""
+
+import argparse
+
+
+HELP = "write a model as ONNX graphs with a script that captions without torch, or with int8 weights"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL_DIR", help="Hub-ready folder, or Hub id")
+    parser.add_argument("out", metavar="OUT", help="folder to write; it must not exist yet")
+    parser.add_argument("--format", choices=("onnx", "int8"), required=True, help="what to write")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="int8: of all that is not quantised (default: as stored)",
+    )
+    parser.add_argument("--parts", choices=("all", "decoder"), default="all", help="int8: what to quantise")
+    parser.add_argument(
+        "--pictures", metavar="FOLDER", help="int8: compare captions on these pictures (default: some drawn ones)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the whole account as one JSON object")
+    parser.set_defaults(usage_error=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+    import sys
+
+    def progress(step: str) -> None:
+        print(step, file=sys.stderr)
+
+    if args.format == "onnx":
+        if args.dtype or args.pictures or args.parts != "all":
+            args.usage_error("--dtype, --parts and --pictures go with --format int8; ONNX graphs are float32")
+        from ofa_hf.export.onnx import export_onnx
+
+        export = export_onnx(args.model, args.out, progress)
+    else:
+        from ofa_hf.export.int8 import export_int8
+
+        export = export_int8(
+            args.model, args.out, dtype=args.dtype, parts=args.parts, pictures=args.pictures, progress=progress
+        )
+    print(json.dumps(export.values, ensure_ascii=False) if args.json else "\n".join(export.lines))
+    return 0

@@ -1,0 +1,76 @@
+"""What both kinds of export share: libraries they need, a place to write, what the folder says about itself."""
+
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ofa_hf import OFAImageToTextPipeline
+from ofa_hf.conversion.workspace import publish, workspace_for
+from ofa_hf.errors import UserError, full_disk_told
+
+
+EXPORT_FILE = "export.json"
+
+
+@dataclass
+class Export:
+    """What an export did; `values` is what `export.json` holds."""
+
+    folder: Path
+    values: dict[str, Any]
+    lines: list[str]
+
+
+def need_libraries(extra: str, *names: str) -> None:
+    """Raises `UserError` unless all of these can be imported."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"This export needs {', '.join(names)}, but {', '.join(missing)} cannot be imported. "
+            f"Install the extra: pip install 'ofa-hf[{extra}]'."
+        )
+
+
+def refuse_quantised(captioner: OFAImageToTextPipeline, model: str) -> None:
+    """Raises `UserError` if the weights are quantised already."""
+    if getattr(captioner.model.config, "quantization_config", None):
+        raise UserError(f"The weights of {model} are quantised already. Give the folder it was made from.")
+
+
+def refuse_existing(out: str | Path) -> None:
+    """Raises `UserError` if there is something at `out` already."""
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already; an export never replaces files. Give a folder that does not exist.")
+
+
+@contextmanager
+def new_folder(out: str | Path) -> Iterator[tuple[Path, Path]]:
+    """A folder to fill, and one for scratch; the first appears at `out` at the end, whole or not at all.
+
+    Raises:
+        UserError: `out` holds something.
+    """
+    refuse_existing(out)
+    target = Path(out).absolute()
+    full_disk = full_disk_told(target.parent, "Nothing was kept. Free some room and export again.")
+    with full_disk, workspace_for(target, overwrite=False) as workspace:
+        folder, scratch = workspace / "folder", workspace / "scratch"
+        folder.mkdir()
+        scratch.mkdir()
+        yield folder, scratch
+        publish(folder, target, workspace)
+
+
+def source_name(model: str) -> str:
+    """A model as a stranger may know it: a folder by its name alone, without the path on this machine."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def write_facts(folder: Path, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+    (folder / EXPORT_FILE).write_text(text, encoding="utf-8")

@@ -1,0 +1,201 @@
+"""A Hub-ready folder with int8 weights: torchao quantises, the Auto classes load it, and the effect is measured.
+
+Quantised are the products inside the layers, a scale for each row, and their inputs a scale for each token. Left alone
+are the word embedding, which is the output projection too, the picture trunk (convolutions), and the projections of
+positions, which run once a shape and not once a token.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+
+from ofa_hf import OFAForConditionalGeneration, OFAImageToTextPipeline, __version__
+from ofa_hf.captioning.folder import find_pictures, load_captioner
+from ofa_hf.conversion.convert import as_dtype
+from ofa_hf.demo.shop import draw, split_products
+from ofa_hf.errors import UserError
+from ofa_hf.export.folder import (
+    Export,
+    need_libraries,
+    new_folder,
+    refuse_existing,
+    refuse_quantised,
+    source_name,
+    write_facts,
+)
+from ofa_hf.image_processing_ofa import load_picture
+from ofa_hf.publishing.card import write_card
+
+
+FRESH_PROGRAM = Path(__file__).with_name("int8_child.py")
+NUM_PICTURES = 16
+TIMEOUT = 1800  # seconds
+POSITION_PROJECTIONS = (
+    *(f"encoder.pos_{what}_linear" for what in "qk"),
+    *(f"decoder.{side}_pos_{what}_linear" for side in ("self", "cross") for what in "qk"),
+)
+LEFT_ALONE = {
+    "all": ("decoder.output_projection", "encoder.image_proj", *POSITION_PROJECTIONS),
+    "decoder": ("decoder.output_projection", "encoder", *POSITION_PROJECTIONS),
+}
+
+
+def int8_config(parts: str = "all") -> transformers.TorchAoConfig:
+    """For `from_pretrained(…, quantization_config=…)`: what `ofa-hf export --format int8` quantises.
+
+    Args:
+        parts: "all" (layers of encoder and decoder) or "decoder".
+    """
+    need_libraries("int8", "torchao")
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+
+    kind = Int8DynamicActivationInt8WeightConfig()
+    return transformers.TorchAoConfig(kind, modules_to_not_convert=list(LEFT_ALONE[parts]))
+
+
+def export_int8(
+    model: str,
+    out: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    parts: str = "all",
+    pictures: str | Path | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Export:
+    """Write a model with int8 weights, check it in a fresh process, and tell what quantising changed.
+
+    Args:
+        model: Hub-ready folder or Hub id.
+        out: folder to write; it appears whole or not at all.
+        dtype: of all that is not quantised; by default as stored.
+        parts: "all" or "decoder".
+        pictures: folder of pictures to compare captions on; by default `NUM_PICTURES` drawn products.
+        progress: called with what happens now.
+
+    Raises:
+        UserError: torchao or transformers 5 is missing, the model cannot be loaded or is quantised already, or the
+            written folder says something else than the model in memory.
+    """
+    need_libraries("int8", "torchao")
+    if int(transformers.__version__.split(".")[0]) < 5:
+        raise UserError(
+            f"transformers {transformers.__version__} cannot save int8 weights as safetensors; 5 can. Export with "
+            f"transformers 5, or quantise at every load: from_pretrained(…, quantization_config=int8_config())."
+        )
+    refuse_existing(out)
+    progress("loading the model")
+    captioner = load_captioner(model, "cpu", dtype="auto" if dtype is None else as_dtype(dtype))
+    refuse_quantised(captioner, model)
+    shown = load_pictures(pictures)
+    with new_folder(out) as (folder, scratch):
+        progress(f"captioning {len(shown)} pictures before")
+        before = answers_of(captioner, shown)
+        progress("quantising")
+        quantised = quantise(captioner, model, parts)
+        quantised.model.save_pretrained(folder)
+        quantised.processor.save_pretrained(folder)
+        progress("captioning after, and in a fresh process")
+        after = answers_of(quantised, shown)
+        check_in_fresh_process(folder, scratch, shown, after)
+        effect = compare(before, after) | {"megabytes": weights_size(folder) / 1e6}
+        values = {"format": "int8", "model": source_name(model), "parts": parts, "dtype": str(captioner.model.dtype)}
+        values |= {"pictures": "drawn" if pictures is None else "given", "effect": effect, "versions": versions()}
+        write_facts(folder, values)
+        write_card(folder)
+    return Export(Path(out), values, describe(model, out, values))
+
+
+def quantise(captioner: OFAImageToTextPipeline, model: str, parts: str) -> OFAImageToTextPipeline:
+    """The same model with int8 weights."""
+    network = OFAForConditionalGeneration.from_pretrained(
+        model, dtype=captioner.model.dtype, quantization_config=int8_config(parts)
+    )
+    return OFAImageToTextPipeline(model=network.eval(), processor=captioner.processor, device="cpu")
+
+
+def load_pictures(folder: str | Path | None) -> list[Image.Image]:
+    """The first pictures of a folder, or drawn ones."""
+    if folder is not None:
+        return [load_picture(Path(file)) for file in find_pictures([folder])[:NUM_PICTURES]]
+    _, products = split_products(0)
+    return [draw(product, seed) for seed, product in enumerate(products[:NUM_PICTURES])]
+
+
+@torch.no_grad()
+def answers_of(captioner: OFAImageToTextPipeline, pictures: list[Image.Image]) -> list[dict[str, Any]]:
+    """For each picture the greedy tokens and the scores of the first token `(vocabulary,)`."""
+    answers = []
+    for picture in pictures:
+        inputs = captioner.processor(images=picture, return_tensors="pt")
+        inputs["pixel_values"] = inputs["pixel_values"].to(captioner.model.dtype)
+        tokens = captioner.model.generate(**inputs, num_beams=1)
+        scores = captioner.model(**inputs, decoder_input_ids=tokens[:, :1]).logits[0, 0]
+        answers.append({"tokens": tokens[0].tolist(), "scores": scores.float()})
+    return answers
+
+
+def compare(before: list[dict], after: list[dict]) -> dict[str, Any]:
+    """What quantising changed: scores of the first token, captions, and tokens up to the first that differs."""
+    differences = [(a["scores"] - b["scores"]).abs() for a, b in zip(before, after, strict=True)]
+    same = sum(a["tokens"] == b["tokens"] for a, b in zip(before, after, strict=True))
+    return {
+        "pictures": len(before),
+        "same_captions": same,
+        "same_first_tokens": sum(int(a["scores"].argmax() == b["scores"].argmax()) for a, b in zip(before, after)),
+        "mean_score_difference": float(torch.stack(differences).mean()),
+        "max_score_difference": float(torch.stack(differences).max()),
+    }
+
+
+def check_in_fresh_process(folder: Path, scratch: Path, pictures: list[Image.Image], expected: list[dict]) -> None:
+    """Let a process that cannot import this package caption from the folder.
+
+    Raises:
+        UserError: it cannot load the folder, or says something else.
+    """
+    for number, picture in enumerate(pictures):
+        picture.save(scratch / f"{number:04d}.png")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
+    program = FRESH_PROGRAM.read_text(encoding="utf-8")
+    command = [sys.executable, "-c", program, str(folder), str(scratch), str(torch.get_num_threads())]
+    result = subprocess.run(
+        command, cwd=scratch, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT
+    )
+    if result.returncode:
+        reason = (result.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {result.returncode}"])[-1]
+        raise UserError(f"The written folder does not load in a fresh process: {reason[:500]}. Nothing was kept.")
+    found = json.loads((scratch / "tokens.json").read_text(encoding="utf-8"))
+    if found != [one["tokens"] for one in expected]:
+        raise UserError("The written folder captions otherwise than the model it was saved from. Nothing was kept.")
+
+
+def weights_size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def versions() -> dict[str, str]:
+    import torchao
+
+    libraries = (torch, torchao, transformers)
+    return {"ofa_hf": __version__, **{library.__name__: library.__version__ for library in libraries}}
+
+
+def describe(model: str, out: str | Path, values: dict) -> list[str]:
+    effect = values["effect"]
+    return [
+        f"{model} → {out}: int8 weights in {values['parts']} layers, the rest {values['dtype']}, "
+        f"{effect['megabytes']:,.0f} MB",
+        f"effect on {effect['pictures']} {values['pictures']} pictures: {effect['same_captions']} greedy captions and "
+        f"{effect['same_first_tokens']} first tokens are the same; scores of the first token differ by "
+        f"{effect['mean_score_difference']:.2g} on average, {effect['max_score_difference']:.2g} at most",
+        "a fresh process without this package loaded it through AutoModelForImageTextToText and said the same",
+        f"Score it where captions matter: ofa-hf evaluate --model {out} --captions … --images …",
+    ]

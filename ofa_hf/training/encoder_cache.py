@@ -1,0 +1,313 @@
+"""The locked encoder of a run: in a precision of its own, and its work kept on disk for the epochs to come.
+
+What a picture and the prompt become in a locked encoder never changes, so it is computed once. How much of it can be
+kept depends on the word embedding, which the encoder shares with the decoder and reads the prompt with:
+
+- embedding locked: the encoder's outputs;
+- embedding trained: the picture's cells before the first layer, that is all of the ResNet. The layers mix cells with
+  the prompt's words, so from there on everything moves with the embedding.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+
+import ofa_hf
+from ofa_hf.data.collator import ENCODED, IS_ENCODED, ROW_NUMBERS
+from ofa_hf.errors import UserError, is_full_disk
+from ofa_hf.modeling_ofa_kernels import folding
+from ofa_hf.training.row_store import RowStore, bytes_on_disk
+
+
+FORMAT_VERSION = 1  # part of every identity: count up when the same things give other rows
+ABOUT_FILE = "about.json"
+OUTPUTS, CELLS = "encoder outputs", "picture cells"
+# What else of the config the encoder's numbers depend on; the rest shows in the weights.
+CONFIG_NAMES = ("encoder_attention_heads", "attn_scale_factor", "token_bucket_size", "image_bucket_size")
+WORD_EMBEDDING = "embed_tokens.weight"
+CELL_PARTS = ("embed_images.", "image_proj.", "patch_layernorm_embedding.", "type_embedding.")
+PICTURE_INPUTS = ("pixel_values", "input_ids", "attention_mask")
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """A cache that could be made: where, of what, how large."""
+
+    kind: str
+    folder: Path
+    num_rows: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    identity: Mapping[str, Any]
+    positions: Tensor | None  # `(1, S, d_model)` position embeddings that belong to encoder outputs
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_rows * torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    @property
+    def missing_bytes(self) -> int:
+        return max(0, self.num_bytes - bytes_on_disk(self.folder))
+
+    def open(self) -> RowStore:
+        store = RowStore(self.folder, self.num_rows, self.shape, self.dtype)
+        about = self.folder / ABOUT_FILE
+        if not about.exists():
+            draft = about.with_suffix(f".{os.getpid()}")
+            draft.write_text(json.dumps(dict(self.identity), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            draft.replace(about)
+        return store
+
+    def describe(self) -> str:
+        size = " × ".join(map(str, self.shape))
+        dtype = str(self.dtype).removeprefix("torch.")
+        each = self.num_bytes / self.num_rows / 1e6
+        return f"{self.kind}, {size} {dtype}, {each:.2f} MB"
+
+
+def plan_caches(
+    model, processor, data_sets: Iterable[Dataset], parent: str | Path, dtype: torch.dtype
+) -> list[CachePlan]:
+    """What of a locked encoder's work on the pictures of data sets can be kept, and how much room it takes.
+
+    Args:
+        parent: holds a folder for each cache, named after all that the cache depends on.
+
+    Raises:
+        UserError: the encoder is not locked, or pictures have no common size.
+    """
+    kind = what_can_be_kept(model, processor)
+    identity = {
+        "format": FORMAT_VERSION,
+        "package": ofa_hf.__version__,
+        "kind": kind,
+        "dtype": str(dtype),
+        "weights": weights_digest(model, kind),
+        "config": {name: getattr(model.config, name) for name in CONFIG_NAMES},
+        "processor": processor.image_processor.to_dict(),
+        "prompt": processor(text=[processor.prompt])["input_ids"].tolist() if kind == OUTPUTS else None,
+    }
+    shape, positions = row_shape(model, processor, kind)
+    plans = []
+    for rows in data_sets:
+        own = {**identity, "pictures": pictures_fingerprint(rows)}
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        folder = Path(parent) / f"{kind.replace(' ', '-')}-{digest}"
+        plans.append(CachePlan(kind, folder, len(rows), shape, dtype, own, positions))
+    return plans
+
+
+def what_can_be_kept(model, processor) -> str:
+    trained = [name for name, parameter in model.get_encoder().named_parameters() if parameter.requires_grad]
+    if trained and trained != [WORD_EMBEDDING]:
+        raise UserError(
+            f"cache_encoder_outputs keeps what a locked encoder computes, but {trained[0]} (+{len(trained) - 1} more) "
+            "is trained. Lock it with freeze_encoder true, or leave the cache out."
+        )
+    if not processor.image_processor.do_resize:
+        raise UserError(
+            "cache_encoder_outputs needs pictures of one size, but the processor has do_resize off. Set do_resize to "
+            "true in preprocessor_config.json, or leave the cache out."
+        )
+    return CELLS if trained else OUTPUTS
+
+
+@torch.no_grad()
+def row_shape(model, processor, kind: str) -> tuple[tuple[int, ...], Tensor | None]:
+    """Shape of what is kept of one picture, and its position embeddings, from the encoder itself."""
+    size = processor.image_processor.size
+    inputs = processor(images=[PIL.Image.new("RGB", (size["width"], size["height"]))], return_tensors="pt")
+    inputs = inputs.to(model.device)
+    if kind == CELLS:
+        return tuple(model.get_encoder().embed_pictures(inputs["pixel_values"]).shape[1:]), None
+    output = model.encode(**inputs)
+    return tuple(output.last_hidden_state.shape[1:]), output.position_embeddings
+
+
+def weights_digest(model, kind: str) -> str:
+    """Digest of all weights that what is kept depends on."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.get_encoder().state_dict().items()):
+        if kind == OUTPUTS or name.startswith(CELL_PARTS):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def pictures_fingerprint(rows: Dataset) -> str:
+    """Fingerprint of the pictures and their order; of those that lie in files, their sizes and times of change."""
+    images = rows.select_columns("image")
+    digest = hashlib.sha256(images._fingerprint.encode())
+    for batch in images.with_format("arrow").iter(batch_size=10_000):
+        for path in pc.struct_field(batch["image"], "path").to_pylist():
+            if path and Path(path).is_file():
+                status = Path(path).stat()
+                digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def require_room(plans: Sequence[CachePlan], parent: str | Path) -> None:
+    """Refuse caches that the disk cannot hold.
+
+    Raises:
+        UserError: says how much is needed and how much is free.
+    """
+    needed = sum(plan.missing_bytes for plan in plans)
+    parent = Path(parent).resolve()
+    existing = next(folder for folder in (parent, *parent.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        halve = ", halve it with encoder_dtype bfloat16" if plans[0].dtype == torch.float32 else ""
+        raise UserError(
+            f"The encoder cache needs {needed / 1e9:.1f} GB more, but the disk of {parent} has {free / 1e9:.1f} GB "
+            f"free. Free some room (older caches there may go), name another disk with encoder_cache_dir{halve}, or "
+            "leave cache_encoder_outputs out."
+        )
+
+
+class LockedEncoder:
+    """Stands between a Trainer and its model: runs the locked encoder, or reads what it gave before.
+
+    Args:
+        dtype: float32, or the reduced precision that the encoder computes in and the cache keeps. The decoder goes on
+            in the precision of the run.
+        plans: caches to open, see `plan_caches`; without any, every picture is encoded whenever it comes.
+        passes_gradients: the word embedding is trained through the encoder too, so only cells can come from here.
+    """
+
+    def __init__(self, dtype: torch.dtype, plans: Sequence[CachePlan] = (), passes_gradients: bool = False):
+        self.dtype, self.plans, self.passes_gradients = dtype, list(plans), passes_gradients
+        self.stores = [plan.open() for plan in self.plans]
+
+    def __call__(self, model, batch: Mapping[str, Any], store: RowStore | None = None) -> dict[str, Any]:
+        """A batch of the collator → arguments of `forward`, with `encoder_outputs` in the place of pictures.
+
+        Args:
+            store: of the data set that the batch comes from; what is not in it yet is computed and written.
+        """
+        batch = dict(batch)
+        inputs = {name: batch.pop(name) for name in PICTURE_INPUTS if name in batch}
+        if store is None:
+            return {**batch, "encoder_outputs": self._encode(model, **inputs)}
+        rows, is_encoded, encoded = batch.pop(ROW_NUMBERS), batch.pop(IS_ENCODED), batch.pop(ENCODED, None)
+        pixel_values = inputs.pop("pixel_values", None)
+        states = encoded
+        if pixel_values is not None:
+            states = torch.empty(len(rows), *store.shape, dtype=store.dtype, device=pixel_values.device)
+            if encoded is not None:
+                states[is_encoded] = encoded
+            states[~is_encoded] = self._compute(model, pixel_values, inputs, store.shape).to(store.dtype)
+            self._write(store, rows[~is_encoded].tolist(), states[~is_encoded])
+        if not torch.is_autocast_enabled(states.device.type):
+            states = states.float()
+        if is_outputs(store.shape):
+            return {**batch, "encoder_outputs": (states, self.plans[0].positions.to(states.device))}
+        if self.passes_gradients:
+            return {**batch, **inputs, "picture_cells": states}
+        return {**batch, "encoder_outputs": self._encode(model, **inputs, picture_cells=states)}
+
+    def _precision(self, device: torch.device) -> AbstractContextManager:
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def _encode(self, model, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+        with self._precision(inputs["input_ids"].device):
+            output = model.encode(**inputs)
+        is_half = torch.is_autocast_enabled(output.last_hidden_state.device.type)
+        states = output.last_hidden_state if is_half else output.last_hidden_state.float()
+        found = (states, output.position_embeddings, output.attention_mask)
+        return tuple(item for item in found if item is not None)
+
+    def _compute(self, model, pixel_values: Tensor, prompts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+        if is_outputs(shape):
+            prompts = {name: tensor[: len(pixel_values)] for name, tensor in prompts.items()}
+            return self._encode(model, pixel_values=pixel_values, **prompts)[0]
+        with self._precision(pixel_values.device), torch.no_grad(), folding():
+            return model.get_encoder().embed_pictures(pixel_values)
+
+    @staticmethod
+    def _write(store: RowStore, rows: list[int], states: Tensor) -> None:
+        new = [place for place, row in enumerate(rows) if row not in store]  # another process may have been faster
+        try:
+            store.write([rows[place] for place in new], states[new])
+        except OSError as error:
+            why = "its disk is full" if is_full_disk(error) else error.strerror
+            raise UserError(
+                f"The encoder cache in {store.folder} cannot be written: {why}. What it holds stays valid. "
+                "Free some room, or leave cache_encoder_outputs out, and go on with --resume_from_checkpoint true."
+            ) from error
+
+    def flush(self) -> None:
+        """Bring to the disk what was computed so far."""
+        for store in self.stores:
+            store.flush()
+
+    def refuse_other_weights(self, model) -> None:
+        """Refuse a model whose locked encoder is not the one the caches belong to.
+
+        Raises:
+            UserError: a checkpoint of another base model was loaded.
+        """
+        for plan in self.plans[:1]:
+            if weights_digest(model, plan.kind) != plan.identity["weights"]:
+                raise UserError(
+                    "The checkpoint has another encoder than model_name_or_path, so the encoder cache is not its own. "
+                    "Name the model that the checkpoint's run started from, or leave cache_encoder_outputs out."
+                )
+
+
+class FlushCache(TrainerCallback):
+    """Brings the cache to the disk whenever a checkpoint is, after an evaluation and at the end."""
+
+    def __init__(self, encoder: LockedEncoder):
+        self.encoder = encoder
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        self.encoder.flush()
+
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        self.encoder.flush()
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.encoder.flush()
+
+
+def make_locked_encoder(args, trainer_args, model, processor, train_rows, eval_rows) -> LockedEncoder | None:
+    """What the arguments ask for; None where they leave the encoder as it is.
+
+    Pictures to evaluate on are kept too if they are evaluated more than once.
+
+    Raises:
+        UserError: see `plan_caches` and `require_room`.
+    """
+    if not (args.cache_encoder_outputs or args.encoder_dtype):
+        return None
+    dtype = getattr(torch, args.encoder_dtype) if args.encoder_dtype else dtype_of_run(trainer_args)
+    if not args.cache_encoder_outputs:
+        return LockedEncoder(dtype)
+    parent = Path(args.encoder_cache_dir or Path(trainer_args.output_dir) / "encoder_cache")
+    data_sets = [train_rows] + ([eval_rows] if eval_rows is not None and trainer_args.eval_strategy != "no" else [])
+    plans = plan_caches(model, processor, data_sets, parent, dtype)
+    require_room(plans, parent)
+    return LockedEncoder(dtype, plans, args.embed_gradient_through_encoder and plans[0].kind == CELLS)
+
+
+def dtype_of_run(trainer_args) -> torch.dtype:
+    return torch.bfloat16 if trainer_args.bf16 else torch.float16 if trainer_args.fp16 else torch.float32
+
+
+def is_outputs(shape: Sequence[int]) -> bool:
+    """Rows of encoder outputs are `(S, d_model)`, of cells `(rows, columns, d_model)`."""
+    return len(shape) == 2

@@ -1,0 +1,115 @@
+"""Rows of numbers in a file, written in any order and by any number of processes, read a row at a time.
+
+Beside the values lies one byte a row that says whether it is written. It is set after the values are safely on the
+disk, so whoever sees it may read the row, and a run that was killed loses the last rows it wrote and nothing else.
+"""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+VALUES, WRITTEN = "values.bin", "written.bin"
+FLUSH_BYTES = 256 * 2**20  # rows wait until there are so many, or
+FLUSH_SECONDS = 10.0  # for so long, before they are brought to the disk and marked as written
+
+
+class RowStore:
+    """`num_rows` tensors of one shape and dtype in `folder`, each of them there or not.
+
+    Args:
+        folder: made if it does not exist; what it holds must be of the same shape and dtype.
+
+    `row in store` tells whether a row is there, `store[row]` reads it. A copy sees what it wrote itself, and at once
+    what copies in other processes marked as written. The files are as long as all rows from the start but take up room
+    only as they fill.
+    """
+
+    def __init__(self, folder: str | Path, num_rows: int, shape: Sequence[int], dtype: torch.dtype):
+        self.folder, self.num_rows, self.shape, self.dtype = Path(folder), num_rows, tuple(shape), dtype
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._open()
+
+    def _open(self) -> None:
+        # Not by `open`: a second process must neither empty the files nor fail where they exist.
+        self._values, self._marks = (
+            os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666) for name in (VALUES, WRITTEN)
+        )
+        if os.fstat(self._values).st_size != self.num_rows * self.row_bytes:  # new, or cut off by somebody
+            os.ftruncate(self._marks, 0)
+            os.ftruncate(self._values, self.num_rows * self.row_bytes)
+        os.ftruncate(self._marks, self.num_rows)
+        self._written = np.memmap(self.folder / WRITTEN, dtype=np.uint8, mode="r")
+        self._waiting: set[int] = set()
+        self._last_flush = time.monotonic()
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def num_written(self) -> int:
+        return int(np.count_nonzero(self._written))
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __contains__(self, row: int) -> bool:
+        return bool(self._written[row]) or row in self._waiting
+
+    def __getitem__(self, row: int) -> Tensor:
+        # Not through a map, whose pages would count as memory of this process.
+        size = self.row_bytes
+        values = np.fromfile(self.folder / VALUES, dtype=np.uint8, count=size, offset=row * size)
+        return torch.from_numpy(values).view(self.dtype).view(self.shape)
+
+    def write(self, rows: Sequence[int], values: Tensor) -> None:
+        """Write `(len(rows), *shape)` values.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        values = values.detach().to("cpu", self.dtype).contiguous()
+        if values.shape[1:] != self.shape:
+            raise ValueError(f"Rows have the shape {self.shape}, not {tuple(values.shape[1:])}.")
+        for row, value in zip(rows, values, strict=True):
+            content = memoryview(value.view(-1).view(torch.uint8).numpy())
+            offset = row * self.row_bytes
+            while content:
+                count = os.pwrite(self._values, content, offset)
+                content, offset = content[count:], offset + count
+            self._waiting.add(row)
+        many = len(self._waiting) * self.row_bytes >= FLUSH_BYTES
+        if many or time.monotonic() - self._last_flush > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what was written to the disk, then mark it."""
+        if self._waiting:
+            os.fsync(self._values)
+            for row in self._waiting:
+                os.pwrite(self._marks, b"\1", row)
+        self._waiting, self._last_flush = set(), time.monotonic()
+
+    def __getstate__(self) -> tuple:
+        return self.folder, self.num_rows, self.shape, self.dtype
+
+    def __setstate__(self, state: tuple) -> None:
+        self.folder, self.num_rows, self.shape, self.dtype = state
+        self._open()
+
+    def __del__(self):
+        for name in ("_values", "_marks"):
+            if name in self.__dict__:
+                os.close(self.__dict__[name])
+
+
+def bytes_on_disk(folder: str | Path) -> int:
+    """What a store in `folder` takes up already."""
+    return sum(path.stat().st_blocks * 512 for path in Path(folder).glob("*.bin"))

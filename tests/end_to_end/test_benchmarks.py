@@ -1,0 +1,72 @@
+"""The benchmarks run, in small: a figure in a document must not depend on a script that no longer works."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+NANO = {"d_model": 32, "layers": 1, "heads": 2, "resnet_type": "resnet18"}
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A benchmark as a module, with a model size for tests."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    monkeypatch.setitem(importlib.import_module("bench_speed").SIZES, "nano", NANO)
+
+    def load(name: str, **constants):
+        module = importlib.import_module(name)
+        for constant, value in constants.items():
+            monkeypatch.setattr(module, constant, value)
+        return module
+
+    return load
+
+
+def test_the_gpu_table_has_every_row_also_in_small_without_a_gpu(script, tmp_path):
+    bench = script("bench_gpu", PICTURE=64, TOKENS=3, CAPTIONS=2)
+    options = ["--device", "cpu", "--size", "nano", "--batch-size", "2", "--repeats", "1", "--compile"]
+    bench.main([*options, "--json", str(tmp_path / "gpu.json")])
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    names = [row["name"] for row in found["rows"]]
+    starts = ("captioning, one", "captioning, batch", "captioning, static", "encoder", "LiT step, enc", "LiT step, 1")
+    for start in starts:
+        assert any(name.startswith(start) for name in names), start
+    assert all(row["per_second"] > 0 and row["share_of_peak"] > 0 for row in found["rows"])
+    assert [each["kernels"] > 0 for each in found["profiles"]] == [True] * 3
+
+
+def test_the_folder_benchmark_captions_every_picture_both_ways(script, tmp_path):
+    bench = script("bench_folder", PICTURE=32)
+    bench.SETTINGS.update(min_length=3, max_length=3)
+    (tmp_path / "shop").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / "shop" / f"{number}.png")
+    options = ["--photos", str(tmp_path / "shop"), "--pictures", "8", "--turns", "2", "--batch-size", "2"]
+    bench.main([*options, "--size", "nano", "--json", str(tmp_path / "folder.json")])
+    found = json.loads((tmp_path / "folder.json").read_text())
+    assert found["pictures"] == 8
+    assert found["speed_of_model"] > 0
+
+
+def test_the_data_benchmark_tells_memory_of_every_step(script, tmp_path):
+    options = ["--pictures", "12", "--side", "32", "--num-proc", "1", "--workers", "1", "--folder", str(tmp_path)]
+    script("data_memory").main([*options, "--json", str(tmp_path / "memory.json")])
+    found = json.loads((tmp_path / "memory.json").read_text())
+    assert found["pairs"] == 120
+    assert [row["pairs"] for row in found["rows"]] == [120] * 6
+    assert found["rows"][3]["work"] == "one epoch of batches, 1 workers"
+
+
+def test_growth_is_compared_with_what_the_documentation_says(script, capsys):
+    growth = script("bench_scaling").Growth("beams", 0.9, 1.1, "linear.")
+    for x in (1, 2, 4):
+        growth.add(x, f"{x} beams", 1, 3.0 * x, 0)
+    assert growth.exponent == pytest.approx(1)
+    growth.show()
+    assert "time ~ x ^ 1.00, as documented" in capsys.readouterr().out
+    growth.add(8, "8 beams", 1, 300.0, 0)
+    assert not growth.fits

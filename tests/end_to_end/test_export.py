@@ -1,0 +1,126 @@
+"""The real command: ONNX graphs that onnxruntime runs without torch, int8 weights that a stranger loads."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_shop
+import torch
+import transformers
+from PIL import Image
+
+from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor
+
+
+LARGEST = 480
+TOLERANCE = 1e-4
+
+
+def export(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "ofa_hf", "export", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model that knows positions for 480 pixels."""
+    folder = tiny_shop.write_model(tmp_path_factory.mktemp("export") / "tiny")
+    config = OFAConfig.from_pretrained(folder)
+    config.image_bucket_size, config.init_range = LARGEST // 16, 0.3
+    torch.manual_seed(0)
+    model = OFAForConditionalGeneration(config)
+    model.generation_config.update(num_beams=3, max_length=12, no_repeat_ngram_size=3, early_stopping=True)
+    model.save_pretrained(folder)
+    processor = OFAProcessor.from_pretrained(folder)
+    OFAProcessor(OFAImageProcessor(size=256), processor.tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return OFAForConditionalGeneration.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(folder):
+    """`ofa-hf export --format onnx`, once: tracing takes half a minute."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(library, reason=f"{library} (the extra onnx) is not installed")
+    result = export(folder, folder.parent / "onnx", "--format", "onnx", "--json")
+    assert result.returncode == 0, result.stderr
+    return folder.parent / "onnx", json.loads(result.stdout)
+
+
+@pytest.mark.slow
+def test_the_folder_is_whole_and_was_proven(exported):
+    out, values = exported
+    assert values["proof"]["max_difference"] < TOLERANCE
+    assert values == json.loads((out / "export.json").read_text())
+    assert "exported by ofa-hf" in (out / "README.md").read_text()
+    names = {file.name for file in out.iterdir()}
+    assert {"encoder.onnx", "decoder.onnx", "caption.py", "generation_config.json", "tokenizer.json"} <= names
+    assert names.isdisjoint({"modeling_ofa.py", "model.safetensors"})
+    assert {entry.name for entry in out.parent.iterdir()} >= {"tiny", "onnx"}
+    assert not list(out.parent.glob(".onnx*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(256, 256), (LARGEST, LARGEST), (100, 333)])
+def test_batches_of_any_size_with_padded_prompts_give_torchs_scores(exported, model, size):
+    from ofa_hf.export.caption_onnx import Model, Steps
+
+    runner = Model.load(exported[0])
+    input_ids = torch.tensor([[0, 9, 14, 20, 16, 2], [0, 31, 2, 1, 1, 1]])
+    inputs = {"pixel_values": torch.randn(2, 3, *size), "input_ids": input_ids}
+    inputs["attention_mask"] = (input_ids != 1).long()
+    rows = torch.randint(4, 40, (6, 5))  # three beams a picture
+    with torch.no_grad():
+        expected = model(**inputs, decoder_input_ids=rows).logits.numpy()
+    steps = Steps(runner, runner.encoder({name: value.numpy() for name, value in inputs.items()}))
+    for step in range(rows.shape[1]):
+        scores = steps(rows[:, step].numpy())
+        assert np.abs(scores - expected[:, step]).max() < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("size", [256, LARGEST])
+def test_captions_have_the_tokens_of_generate(exported, model, folder, tmp_path, num_beams, size):
+    from ofa_hf.export.caption_onnx import Captioner
+
+    captioner, processor = Captioner(exported[0], num_beams=num_beams), OFAProcessor.from_pretrained(folder)
+    captioner.picture_settings["size"] = {"height": size, "width": size}
+    for number in range(3):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(path)
+        inputs = processor(images=str(path), size=size, return_tensors="pt")
+        expected = model.generate(**inputs, num_beams=num_beams)[0]
+        found = captioner(path)
+        assert found["tokens"] == expected.tolist()
+        assert found["caption"] == processor.decode(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 4 cannot save int8 weights")
+def test_the_command_writes_int8_weights_and_tells_the_effect(folder, tmp_path):
+    pytest.importorskip("torchao", reason="torchao (the extra int8) is not installed")
+    (tmp_path / "pictures").mkdir()
+    for colour in ("red", "blue"):
+        Image.new("RGB", (20, 30), colour).save(tmp_path / "pictures" / f"{colour}.png")
+    pictures = ("--pictures", tmp_path / "pictures")
+    result = export(folder, tmp_path / "int8", "--format", "int8", "--dtype", "bfloat16", *pictures, "--json")
+    assert result.returncode == 0, result.stderr
+    values = json.loads(result.stdout)
+    assert values["dtype"] == "torch.bfloat16"
+    assert values["effect"]["pictures"] == 2
+    assert values["effect"]["mean_score_difference"] < 0.2
+    assert (tmp_path / "int8" / "README.md").is_file()
+
+
+@pytest.mark.parametrize("words", [(), ("--format", "onnx", "--dtype", "bfloat16")])
+def test_wrong_usage_is_status_2(words):
+    assert export("model", "out", *words).returncode == 2
