@@ -238,7 +238,7 @@ def measure_memory(model) -> list[dict]:
     for name, (reference, _) in MEMORY.items():
         rows.append({"name": name, "mebibytes": found[name]})
         if reference:
-            rows[-1]["ratio"] = found[reference] / found[name]
+            rows[-1]["ratio"] = found[reference] / max(found[name], 0.1)  # a cached step may need nothing new
     return rows
 
 
