@@ -23,6 +23,7 @@ from ofa_hf.modeling_ofa import OFAForConditionalGeneration, masked
 
 OPSET = 18
 SMALLEST_SIDE = 17  # pixels; a picture of one cell is another graph
+TRACED_SIDE = 32  # any other gives the same graph
 ENCODER_FILE, DECODER_FILE = "encoder.onnx", "decoder.onnx"
 ENCODER_INPUTS = ("pixel_values", "input_ids", "attention_mask")
 DECODER_INPUTS = ("decoder_input_ids", "encoder_mask", "cross_positions")
@@ -116,9 +117,9 @@ def as_cache(states: tuple[Tensor, ...]) -> DynamicCache:
     return cache
 
 
-def example_inputs(model: OFAForConditionalGeneration, side: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def example_inputs(model: OFAForConditionalGeneration) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Inputs of both graphs; no two sizes are alike, so that none is taken for another."""
-    config = model.config
+    config, side = model.config, TRACED_SIDE
     encoder_inputs = (torch.zeros(2, 3, side, side), torch.full((2, 7), 5), torch.ones(2, 7, dtype=torch.int64))
     head_dim = config.d_model // config.decoder_attention_heads
     source = (-(-side // 16)) ** 2 + 7
@@ -132,15 +133,10 @@ def example_inputs(model: OFAForConditionalGeneration, side: int) -> tuple[tuple
 
 
 @torch.no_grad()
-def write_graphs(model: OFAForConditionalGeneration, folder: Path, side: int) -> None:
-    """Write both graphs, weights beside them in `.data` files.
-
-    Args:
-        model: in float32, with eager attention.
-        side: of the pictures that the graph is traced with, in pixels; others of up to the model's limit work too.
-    """
+def write_graphs(model: OFAForConditionalGeneration, folder: Path) -> None:
+    """Write both graphs of a model in float32 with eager attention; weights lie beside them in `.data` files."""
     layers = model.config.decoder_layers
-    encoder_inputs, decoder_inputs = example_inputs(model, side)
+    encoder_inputs, decoder_inputs = example_inputs(model)
     batch, rows, text, source, past, tokens = map(
         torch.export.Dim, ("batch", "rows", "text", "source", "past", "tokens")
     )

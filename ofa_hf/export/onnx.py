@@ -60,7 +60,7 @@ def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = l
         captioner.processor.save_pretrained(folder)
         for code in folder.glob("*.py"):  # of the processor, for transformers
             code.unlink()
-        write_graphs(captioner.model, folder, min(captioner.image_processor.size.values()))
+        write_graphs(captioner.model, folder)
         shutil.copyfile(SCRIPT, folder / "caption.py")
         progress("comparing onnxruntime with torch")
         proof = prove(captioner, folder, scratch)

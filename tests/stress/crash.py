@@ -300,6 +300,28 @@ class FinetuneInTwo(Finetune):
         return in_two_processes(partial(super().run, place))
 
 
+class FinetuneWithALateProcess(FinetuneInTwo):
+    """The same where the second process is late with its part of a checkpoint, which random moments hit too rarely."""
+
+    name = "finetune with a late process"
+
+    def __init__(self, folder: Path):
+        Job.__init__(self, folder)
+        self.arguments = tiny_shop.write_arguments(folder / "args.json", self.shop(folder / "shop"))
+
+    def run(self, place: Path) -> int:
+        from transformers import Seq2SeqTrainer
+
+        save = Seq2SeqTrainer._save_rng_state
+
+        def save_late(trainer, folder):
+            time.sleep(trainer.args.process_index)
+            save(trainer, folder)
+
+        Seq2SeqTrainer._save_rng_state = save_late
+        return super().run(place)
+
+
 class FinetuneCached(Finetune):
     """The same with the encoder's outputs kept on disk, which a batch of other pictures gives with other last bits."""
 
@@ -344,6 +366,19 @@ SLOW_ON_A_FULL_DISK = (Convert, CaptionCsv, Finetune, FinetuneCached)
 
 
 # -------------------------------------------------------------------------------------------------- kills
+
+
+def kill_when_a_checkpoint_looks_complete(seed: int, amount: int, folder: Path) -> Figures:
+    """Kill training in two processes as soon as a checkpoint has its last file; the late process's part is there."""
+    job, last_file = FinetuneWithALateProcess(folder / "inputs"), Path("out/checkpoint-2/trainer_state.json")
+    for number in range(amount):
+        place, log = folder / f"kill-{number}", folder / f"kill-{number}.log"
+        child = processes.fork(partial(job.run, place), log)
+        while not (place / last_file).exists():
+            assert processes.ended(child, 0.005) is None, processes.tail(log)
+        processes.kill_group(child)
+        assert (place / last_file).with_name("rng_state_1.pth").exists(), f"kill {number}"
+    return {"kills": amount}
 
 
 def kill_often(job: Job, seed: int, kills: int, folder: Path) -> Figures:

@@ -49,6 +49,13 @@ PIECES = {
     "nothing leaves": Piece("the journeys run with every connection refused", "network:journeys", 2, 0, "rounds"),
     "kills": Piece("a killed job is completed by the next run", "crash:kills", 50, 2, "kills"),
     "kills, long jobs": Piece("a killed job is completed by the next run", "crash:kills_of_long_jobs", 8, 0, "kills"),
+    "late process": Piece(
+        "a checkpoint is complete once every process wrote its part",
+        "crash:kill_when_a_checkpoint_looks_complete",
+        5,
+        1,
+        "kills",
+    ),
     "full disk": Piece("a full disk is one clear line, a second run completes", "crash:full_disk", 12, 2, "runs"),
     "full disk, long jobs": Piece(
         "a full disk is one clear line, a second run completes", "crash:full_disk_of_long_jobs", 6, 0, "runs"
