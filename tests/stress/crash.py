@@ -99,12 +99,12 @@ class Convert(Job):
     def look(self, place: Path) -> None:
         if not (place / "out").exists():  # killed between two renames: the earlier one is put back by the next run
             (kept,) = place.glob(".out.converting-*/previous")
-            assert digests(kept, self.changing) == self.old
+            assert digests(kept, self.changing) == self.old, "the earlier folder was kept, but changed"
             return
-        assert digests(place / "out", self.changing) in (self.old, self.new)
+        assert digests(place / "out", self.changing) in (self.old, self.new), "neither the earlier folder nor the new"
 
     def check(self, place: Path) -> None:
-        assert digests(place / "out", self.changing) == self.new
+        assert digests(place / "out", self.changing) == self.new, "not the new folder"
         assert [path.name for path in place.iterdir()] == ["out"], list(place.iterdir())
 
 
@@ -157,10 +157,10 @@ class PrepareData(Job):
             return 1
 
     def look(self, place: Path) -> None:
-        assert self.rows_of(self.others, place / "cache") == self.expected_others
+        assert self.rows_of(self.others, place / "cache") == self.expected_others, "the other split has other rows"
 
     def check(self, place: Path) -> None:
-        assert self.rows_of(self.files, place / "cache") == self.expected
+        assert self.rows_of(self.files, place / "cache") == self.expected, "the split has other rows"
         left = [path.name for path in (place / "cache").iterdir() if path.is_dir() and "incomplete" in path.name]
         assert not left, left
 
@@ -196,10 +196,10 @@ class Caption(Job):
         path = place / f"captions.{self.ending}"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         whole = read_captions(text[: text.rfind("\n") + 1], self.ending)  # the last line may be torn
-        assert whole == self.expected[: len(whole)]
+        assert whole == self.expected[: len(whole)], whole
 
     def check(self, place: Path) -> None:
-        assert self.read(place) == self.expected
+        assert self.read(place) == self.expected, self.read(place)
 
 
 class CaptionCsv(Caption):
@@ -351,10 +351,10 @@ class Bundle(Job):
         folder = place / "new" / "bundle"
         if not folder.exists():  # killed between two renames
             folder = place / "new" / ".bundle.new"
-        assert digests(folder) == self.expected
+        assert digests(folder) == self.expected, f"{folder.name} is not the earlier layout"
 
     def check(self, place: Path) -> None:
-        assert digests(place / "new" / "bundle") == self.expected
+        assert digests(place / "new" / "bundle") == self.expected, "not the same layout"
         left = {path.name for path in (place / "new").iterdir()} - {"bundle", ".bundle.staged"}
         assert not left, left
 

@@ -3,6 +3,7 @@
 A job runs in a fork of this process, which has imported everything already: a run takes what the work itself takes.
 """
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import psutil
 from stress.pieces import NotHere
+from tqdm.std import TqdmDefaultWriteLock, tqdm
 
 
 PATIENCE = 120.0  # seconds; whatever takes longer hangs
@@ -33,10 +35,20 @@ def fork(job: Callable[[], int | None], log: Path) -> int:
 def _run_here(job: Callable[[], int | None], log: Path) -> int:
     """The child's life, with a group and streams of its own; returns the job's exit status."""
     os.setsid()
+    take_own_progress_lock()
     sys.stdout = sys.stderr = log.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
     for number in (1, 2):
         os.dup2(sys.stdout.fileno(), number)
     return status_of(job)
+
+
+def take_own_progress_lock() -> None:
+    """Forks share tqdm's lock between processes: one that a killed sibling held would never be free again."""
+    TqdmDefaultWriteLock.mp_lock = multiprocessing.RLock()
+    kinds = [tqdm]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+        kind.set_lock(TqdmDefaultWriteLock())
 
 
 def status_of(job: Callable[[], int | None]) -> int:
