@@ -17,7 +17,12 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.generation import GenerationMixin, LogitsProcessor
+from transformers.generation import (
+    GenerationMixin,
+    LogitsProcessor,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput, Seq2SeqLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -31,7 +36,10 @@ from .modeling_ofa_kernels import (
     biased_attention_pays,
     folding,
     linear,
+    linear_gelu,
+    number_of_parts,
     packed_weights,
+    products_pay,
 )
 from .modeling_ofa_memory import PackedMemory, ShapeMemory
 from .modeling_ofa_packing import RealTokens
@@ -258,6 +266,7 @@ class OFAAttention(nn.Module):
         keys, values = self._split_heads(self.k_proj(states)), self._split_heads(self.v_proj(states))
         if self.is_cross:
             cache.is_updated[self.layer_idx] = True
+            keys, values = keys.contiguous(), values.contiguous()  # every step reads them
             return cache.cross_attention_cache.update(keys, values, self.layer_idx, None)
         where = {"cache_position": positions}  # transformers 4 writes a static cache at 0 unless told where
         return cache.self_attention_cache.update(keys, values, self.layer_idx, where)
@@ -283,6 +292,8 @@ class OFAAttention(nn.Module):
         attend = eager_attention if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
         dropout = self.config.attention_dropout if self.training else 0.0
         query = self._split_heads(query)
+        if implementation == "sdpa" and products_pay(query):
+            attend = eager_attention
         if implementation == "sdpa" and not dropout and biased_attention_pays(query, bias):
             heads, weights = biased_attention(query, key, value, bias, self.scaling), None
         else:
@@ -324,7 +335,7 @@ class OFAEncoderLayer(GradientCheckpointingLayer):
         hidden_states = residual + drop_path(hidden_states, self.drop_path_rate, self.training)
 
         residual = hidden_states
-        hidden_states = gelu(self.fc1(self.final_layer_norm(hidden_states)))
+        hidden_states = linear_gelu(self.fc1, self.final_layer_norm(hidden_states))
         hidden_states = self.ffn_layer_norm(self.activation_dropout(hidden_states))
         hidden_states = self.dropout(self.fc2(hidden_states))
         return residual + drop_path(hidden_states, self.drop_path_rate, self.training), weights
@@ -377,16 +388,11 @@ class OFADecoderLayer(GradientCheckpointingLayer):
         hidden_states = residual + drop_path(hidden_states, self.drop_path_rate, self.training)
 
         residual = hidden_states
-        hidden_states = gelu(self.fc1(self.final_layer_norm(hidden_states)))
+        hidden_states = linear_gelu(self.fc1, self.final_layer_norm(hidden_states))
         hidden_states = self.ffn_layer_norm(self.activation_dropout(hidden_states))
         hidden_states = self.dropout(self.fc2(hidden_states))
         hidden_states = residual + drop_path(hidden_states, self.drop_path_rate, self.training)
         return hidden_states, weights, cross_weights
-
-
-def gelu(hidden_states: Tensor) -> Tensor:
-    """Exact (erf) gelu in float32, as in the original, whatever the model's dtype."""
-    return nn.functional.gelu(hidden_states.float()).to(hidden_states.dtype)
 
 
 # ------------------------------------------------------------------------------------------- base classes
@@ -672,12 +678,15 @@ class OFAEncoder(OFAPreTrainedModel):
             hidden_states = hidden_states * mask[..., None].to(hidden_states.dtype)
 
         position_embeddings, biases = self.position_scores(grid, inputs_embeds.shape[1])
-        all_states, all_weights = (), ()
-        for layer, bias in zip(self.layers, biases, strict=True):
-            all_states += (hidden_states,)
-            hidden_states, weights = layer(hidden_states, masked(bias, mask), output_attentions)
-            all_weights += (weights,)
-        hidden_states = self.layer_norm(hidden_states)
+        largest = hidden_states.shape[1] * self.config.encoder_ffn_dim
+        whole = output_attentions or output_hidden_states
+        num_parts = 1 if whole else number_of_parts(hidden_states, largest)
+        if num_parts == 1:
+            hidden_states, all_states, all_weights = self._run_layers(hidden_states, biases, mask, output_attentions)
+        else:
+            masks = [None] * num_parts if mask is None else mask.tensor_split(num_parts)
+            parts = zip(hidden_states.tensor_split(num_parts), masks, strict=True)
+            hidden_states = torch.cat([self._run_layers(states, biases, part)[0] for states, part in parts])
         output = OFAEncoderOutput(
             last_hidden_state=hidden_states,
             position_embeddings=position_embeddings,
@@ -686,6 +695,15 @@ class OFAEncoder(OFAPreTrainedModel):
             attentions=all_weights if output_attentions else None,
         )
         return output if return_dict else output.to_tuple()
+
+    def _run_layers(self, hidden_states: Tensor, biases: list[Tensor], mask: Tensor | None, output_attentions=False):
+        """All layers and the final LayerNorm; also the states before each layer and the weights of its attention."""
+        all_states, all_weights = (), ()
+        for layer, bias in zip(self.layers, biases, strict=True):
+            all_states += (hidden_states,)
+            hidden_states, weights = layer(hidden_states, masked(bias, mask), output_attentions)
+            all_weights += (weights,)
+        return self.layer_norm(hidden_states), all_states, all_weights
 
     @staticmethod
     def _check_rows(num_prompts: int, pixel_values: Tensor, patch_masks: Tensor | None) -> None:
@@ -960,6 +978,31 @@ class EndAtMaxLength(LogitsProcessor):
         ended = torch.full_like(scores, -torch.inf)
         ended[:, self.eos_token_id] = scores[:, self.eos_token_id]
         return ended
+
+
+class EndFrom(LogitsProcessor):
+    """No end before a text has `min_length` tokens: what transformers does, without a pass over all of the scores.
+
+    Args:
+        eos_token_ids: `(n,)`, the tokens that end a text.
+    """
+
+    def __init__(self, min_length: int, eos_token_ids: Tensor):
+        self.min_length, self.eos_token_ids = min_length, eos_token_ids
+
+    @classmethod
+    def of(cls, processor: LogitsProcessor) -> LogitsProcessor:
+        """One of transformers' processors in this class; others as they are."""
+        if type(processor) is MinLengthLogitsProcessor:
+            return cls(processor.min_length, processor.eos_token_id)
+        if type(processor) is MinNewTokensLengthLogitsProcessor:
+            return cls(processor.prompt_length_to_skip + processor.min_new_tokens, processor.eos_token_id)
+        return processor
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if input_ids.shape[1] >= self.min_length:
+            return scores
+        return scores.index_fill(1, self.eos_token_ids, -torch.inf)
 
 
 class SoftmaxTemperature(LogitsProcessor):
@@ -1245,6 +1288,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
 
     def _get_logits_processor(self, generation_config, *args, **kwargs):
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        processors[:] = [EndFrom.of(processor) for processor in processors]
         temperature = generation_config.temperature
         if not generation_config.do_sample and temperature not in (None, 1.0):
             processors.insert(0, SoftmaxTemperature(temperature))

@@ -18,6 +18,8 @@ from torch.nn import functional
 from .modeling_ofa_int8 import int8_linear, is_int8
 
 
+FAST_DTYPES = (torch.float32, torch.bfloat16)
+REUSED_BYTES = 20 * 2**20  # of one tensor; the C library hands out memory again up to 32 MiB, less what it trims
 _plain = False
 _folding: ContextVar[bool] = ContextVar("ofa_folding", default=False)
 _packed: ContextVar[Mapping[int, Tensor]] = ContextVar("ofa_packed", default={})  # noqa: B039 - never written to
@@ -59,7 +61,7 @@ def pack(weights: Iterable[Tensor]) -> dict[int, Tensor]:
     of the speed that the memory has.
     """
     weights = list(weights)
-    if not _for_onednn((torch.float32, torch.bfloat16), *weights):
+    if not _for_onednn(FAST_DTYPES, *weights):
         return {}
     return {id(weight): torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None) for weight in weights}
 
@@ -81,6 +83,7 @@ def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
     generator = torch.Generator().manual_seed(0)
     sizes = ((3, 5), (4, 5), (4,), (1, 3, 6, 6), (4, 3, 3, 3))
     x, weight, bias, picture, kernel = (torch.randn(size, generator=generator).to(dtype) for size in sizes)
+    picture, kernel = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (picture, kernel))
     try:
         with torch.inference_mode(False), torch.no_grad():
             product = functional.linear(x, weight, bias)
@@ -89,6 +92,7 @@ def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
             pairs = [
                 (_onednn_linear(x, weight, bias), product),
                 (_onednn_linear(x, packed, bias), product),
+                (_onednn_linear(x, weight, bias, "gelu"), functional.gelu(product)),
                 (_onednn_convolution(picture, kernel, bias, 2, 1, None), features),
                 (
                     _onednn_convolution(picture, kernel, bias, 2, 1, features),
@@ -101,8 +105,8 @@ def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
         return False
 
 
-def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
 
 
 def _onednn_convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, residual: Tensor | None):
@@ -153,13 +157,26 @@ class _OneDNNLinear(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`: `(..., C)`, `(D, C)`, `(D,)` → `(..., D)`."""
     needs_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    dtypes = (torch.float32,) if needs_gradient else (torch.float32, torch.bfloat16)
+    dtypes = (torch.float32,) if needs_gradient else FAST_DTYPES
     if x.ndim < 2 or not _for_onednn(dtypes, x, weight, bias):
         fast_int8 = not _plain and is_int8(x, weight)
         return (int8_linear if fast_int8 else functional.linear)(x, weight, bias)
     if needs_gradient:
         return _OneDNNLinear.apply(x, weight, bias)
     return _onednn_linear(x, _packed.get().get(id(weight), weight), bias)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Exact (erf) gelu in float32, as in the original, whatever the dtype."""
+    return functional.gelu(x.float()).to(x.dtype)
+
+
+def linear_gelu(module: nn.Linear, x: Tensor) -> Tensor:
+    """`gelu(module(x))`, in one pass over the numbers where nobody could tell the difference."""
+    observed = type(module) is not OFALinear or module._forward_hooks or module._forward_pre_hooks
+    if observed or torch.is_grad_enabled() or not _for_onednn(FAST_DTYPES, x, module.weight, module.bias):
+        return gelu(module(x))
+    return _onednn_linear(x, _packed.get().get(id(module.weight), module.weight), module.bias, "gelu")
 
 
 class OFALinear(nn.Linear):
@@ -196,6 +213,13 @@ class _BiasedAttention(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             of_bias = of_scores.unflatten(0, batch_and_heads).sum_to_size(ctx.bias_shape).to(ctx.bias_dtype)
         return *(one.unflatten(0, batch_and_heads) for one in (of_query, of_key, of_value)), of_bias, None
+
+
+def products_pay(query: Tensor) -> bool:
+    """Whether attention of `(B, H, Q, D)` is fastest as two products: few queries in bfloat16 on a CPU."""
+    if _plain or torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= 64
 
 
 def biased_attention_pays(query: Tensor, bias: Tensor) -> bool:
@@ -236,11 +260,24 @@ class OFADropout(nn.Dropout):
         return _Dropout.apply(x, self.p) if is_slow and 0 < self.p < 1 else super().forward(x)
 
 
+def number_of_parts(batch: Tensor, largest: int) -> int:
+    """In how many parts a CPU computes a batch fastest: in such whose intermediate tensors reuse one another's memory.
+
+    New pages of memory cost a tenth of the work, and the parts' results are the same bit for bit.
+
+    Args:
+        largest: numbers in the largest intermediate tensor of one sample.
+    """
+    if batch.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return 1
+    return -(-len(batch) // max(1, REUSED_BYTES // max(1, largest * batch.element_size())))
+
+
 def convolution_relu(
     x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, residual: Tensor | None = None
 ) -> Tensor:
     """`relu(convolution(x) + residual)` without gradients: `(B, C, H, W)` → `(B, D, H', W')`."""
-    if _for_onednn((torch.float32, torch.bfloat16), x, weight, bias, residual):
+    if _for_onednn(FAST_DTYPES, x, weight, bias, residual):
         return _onednn_convolution(x, weight, bias, stride, padding, residual)
     features = functional.conv2d(x, weight, bias, stride, padding)
     return (features if residual is None else features.add_(residual)).relu_()

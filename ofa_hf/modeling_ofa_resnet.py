@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from .configuration_ofa import RESNET_BLOCKS
-from .modeling_ofa_kernels import convolution_relu, fold_batch_norm, is_folding
+from .modeling_ofa_kernels import convolution_relu, fold_batch_norm, is_folding, number_of_parts
 from .modeling_ofa_memory import ShapeMemory
 
 
@@ -120,7 +120,14 @@ class OFAResNet(nn.Module):
         pairs = [(self.conv1, self.bn1), *(pair for block in self._blocks() for pair in block.convolutions())]
         self._folded.check([module for pair in pairs for module in pair])
         num_bytes = sum(convolution.weight.numel() * convolution.weight.element_size() for convolution, _ in pairs)
-        folded = iter(self._folded.get((), num_bytes, lambda: tuple(fold_batch_norm(*pair) for pair in pairs)))
+        folded = self._folded.get((), num_bytes, lambda: tuple(fold_batch_norm(*pair) for pair in pairs))
+        height, width = pixel_values.shape[-2:]
+        largest_map = 64 * (height // 2) * (width // 2)  # numbers a picture; as many after the first stage
+        parts = pixel_values.tensor_split(number_of_parts(pixel_values, largest_map))
+        features = [self._forward_folded_part(part, iter(folded)) for part in parts]
+        return torch.cat(features) if len(features) > 1 else features[0]
+
+    def _forward_folded_part(self, pixel_values: Tensor, folded: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         features = self.maxpool(convolution_relu(pixel_values, *next(folded), stride=2, padding=3))
         for block in self._blocks():
             features = block.forward_folded(features, folded)

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from transformers import GenerationConfig
+from transformers.generation import MinLengthLogitsProcessor, MinNewTokensLengthLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
-from ofa_hf.modeling_ofa import EndAtMaxLength, OFAEncoderOutput, SoftmaxTemperature
+from ofa_hf.modeling_ofa import EndAtMaxLength, EndFrom, OFAEncoderOutput, SoftmaxTemperature
 
 
 PAD, EOS = 1, 2
@@ -197,6 +198,18 @@ def test_last_token_is_the_end_with_its_true_score():
     ended = process(torch.zeros(2, 5), scores)
     assert torch.equal(ended[:, EOS], scores[:, EOS])
     assert ended.isinf().sum(1).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("ends", [EOS, [EOS, 7]])
+@pytest.mark.parametrize("length", [3, 4, 5])
+def test_no_end_before_its_time_as_transformers_has_it(ends, length):
+    ids, scores = torch.randint(3, 9, (2, length)), torch.randn(2, 9)
+    before = scores.clone()
+    for theirs in (MinLengthLogitsProcessor(4, ends), MinNewTokensLengthLogitsProcessor(1, 4, ends)):
+        mine = EndFrom.of(theirs)
+        assert type(mine) is EndFrom
+        assert torch.equal(mine(ids, scores), theirs(ids, scores))
+        assert torch.equal(scores, before)
 
 
 @pytest.mark.parametrize("length", [{"max_length": 6}, {"max_new_tokens": 5, "max_length": 90}])

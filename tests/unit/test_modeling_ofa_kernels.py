@@ -66,6 +66,51 @@ def test_torch_without_the_operators_falls_back(monkeypatch):
         kernels.onednn_works.cache_clear()
 
 
+def test_bfloat16_runs_on_the_fast_kernels_where_the_processor_has_them():
+    if not (kernels.onednn_works() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        pytest.skip("this processor has no products of bfloat16")
+    assert kernels.onednn_works(torch.bfloat16)
+
+
+def test_gelu_inside_a_product_gives_what_gelu_after_it_gives():
+    layer, x = kernels.OFALinear(12, 5), torch.randn(3, 7, 12)
+    with torch.no_grad():
+        found = kernels.linear_gelu(layer, x)
+    torch.testing.assert_close(found, nn.functional.gelu(layer(x)), **TOLERANCE)
+    assert kernels.linear_gelu(layer, x).requires_grad
+
+
+def test_a_hook_sees_the_product_without_gelu():
+    layer, x, seen = kernels.OFALinear(12, 5), torch.randn(7, 12), []
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        found = kernels.linear_gelu(layer, x)
+    assert torch.equal(nn.functional.gelu(seen[0]), found)
+
+
+@pytest.mark.parametrize("where", ["trunk", "encoder"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_batch_computed_in_parts_gives_the_same_bits(tiny_model, tiny_batch, monkeypatch, where, padded):
+    pixels, prompts = torch.randn(5, 3, 64, 48), torch.randint(5, 30, (5, 6))
+    if padded:
+        prompts[1, 4:] = tiny_model.config.pad_token_id
+
+    def encode():
+        if where == "encoder":
+            return tiny_model.encode(input_ids=prompts, pixel_values=pixels).last_hidden_state
+        with torch.no_grad(), kernels.folding():
+            return tiny_model.encoder.embed_images(pixels)
+
+    whole = encode()
+    counted = []
+    split = torch.Tensor.tensor_split
+    monkeypatch.setattr(torch.Tensor, "tensor_split", lambda *args: counted.append(args[1]) or split(*args))
+    monkeypatch.setattr(kernels, "REUSED_BYTES", 2 * 64 * 32 * 24 * 4)
+    parts = encode()
+    assert max(counted) > 1
+    assert torch.equal(parts, whole)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_packed_weights_give_the_product_of_the_weights(dtype, rows):
