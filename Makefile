@@ -7,10 +7,15 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 V4 := $(VENV)/v4
+EXTRAS := $(VENV)/extras
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
 JOBS ?= logical
 ARGS ?=
+BENCHES ?= speed memory training folder
+EXTRAS_TESTS = tests/unit/demo tests/unit/export tests/unit/test_modeling_ofa_int8.py tests/unit/evaluation \
+tests/unit/conversion/test_fairseq_reader.py tests/unit/training/test_finetuning.py tests/end_to_end/test_web.py \
+tests/end_to_end/test_export.py
 
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -30,7 +35,7 @@ endef
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(VENV)/.stamp ## Create the environment in .venv (again only when setup.cfg changes)
@@ -41,13 +46,23 @@ $(VENV)/.stamp: setup.cfg
 	@$(call pip_install,--editable '.[dev]')
 	@touch $@
 
+# What a list asks for beyond the environment, laid over it: $(call overlay,folder,list).
+define overlay
+rm -rf $(1) && mkdir -p $(1); \
+$(BIN)/python -m pip install --quiet --dry-run --report $(1)/report.json --requirement $(2); \
+$(BIN)/python -c 'import json; [print("{name}=={version}".format_map(item["metadata"])) \
+for item in json.load(open("$(1)/report.json"))["install"]]' > $(1)/overlay.txt; \
+$(call pip_install,--target $(1) --upgrade --no-deps --requirement $(1)/overlay.txt)
+endef
+
 $(V4)/.stamp: $(VENV)/.stamp tests/transformers_v4.txt
 	@echo "Laying transformers 4 over the environment, in $(V4)."
-	@rm -rf $(V4) && mkdir -p $(V4)
-	@$(BIN)/python -m pip install --quiet --dry-run --report $(V4)/report.json --requirement tests/transformers_v4.txt
-	@$(BIN)/python -c 'import json; [print("{name}=={version}".format_map(item["metadata"])) \
-	for item in json.load(open("$(V4)/report.json"))["install"]]' > $(V4)/overlay.txt
-	@$(call pip_install,--target $(V4) --upgrade --no-deps --requirement $(V4)/overlay.txt)
+	@$(call overlay,$(V4),tests/transformers_v4.txt)
+	@touch $@
+
+$(EXTRAS)/.stamp: $(VENV)/.stamp tests/extras.txt
+	@echo "Laying the optional libraries over the environment, in $(EXTRAS)."
+	@$(call overlay,$(EXTRAS),tests/extras.txt)
 	@touch $@
 
 .PHONY: demo
@@ -64,11 +79,19 @@ test-v4: $(V4)/.stamp ## Run the same tests on transformers 4.57.6
 	@PYTHONPATH=$(CURDIR)/$(V4) $(VERSIONS) 4
 	@PYTHONPATH=$(CURDIR)/$(V4) $(PYTEST) $(ARGS)
 
+.PHONY: test-extras
+test-extras: $(EXTRAS)/.stamp ## Run the tests of what needs optional libraries: page, int8, reference scores
+	@PYTHONPATH=$(CURDIR)/$(EXTRAS) $(VERSIONS) 5
+	@PYTHONPATH=$(CURDIR)/$(EXTRAS) $(PYTEST) $(EXTRAS_TESTS) $(ARGS)
+
 .PHONY: bench
-bench: $(VENV)/.stamp ## Measure what the performance table says (every benchmarks/bench_*.py)
-	@shopt -s nullglob; scripts=(benchmarks/bench_*.py); \
-	[ $${#scripts[@]} -gt 0 ] || { echo "Nothing to measure: benchmarks/ holds no bench_*.py." >&2; exit 1; }; \
-	for script in "$${scripts[@]}"; do $(BIN)/python "$$script" $(ARGS); done
+bench: $(VENV)/.stamp ## Measure what the performance table says, in about five minutes, into outputs/bench
+	@mkdir -p outputs/bench; for name in $(BENCHES); do \
+	$(BIN)/python benchmarks/bench_$$name.py --json outputs/bench/$$name.json $(ARGS); echo; done
+
+.PHONY: bench-check
+bench-check: $(VENV)/.stamp ## Fail if a ratio of the performance table has fallen far
+	@$(BIN)/python benchmarks/check.py
 
 .PHONY: stress
 stress: $(VENV)/.stamp ## Half an hour of hostile input, kills, full disks and long runs, with a fresh seed

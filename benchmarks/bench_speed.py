@@ -1,10 +1,10 @@
-"""How fast captioning and LiT-tuning are, as ratios within one run: our default path against our plain one.
+"""How fast captioning is, as ratios within one run: our default path against our plain one.
 
     .venv/bin/python benchmarks/bench_speed.py [--size tiny] [--repeats 3] [--json results.json]
 
 Plain means what the same network costs without the work that went into speed: torch's own kernels, BatchNorm not
-folded, one copy of a picture's encoder states for every beam or caption, all logits at once. Weights are random; every
-caption has exactly 20 tokens; the prompt has 10. The limits of the machine (a large product, a convolution, a copy in
+folded, one copy of a picture's encoder states for every beam. Weights are random; every caption has exactly 20 tokens;
+the prompt has 10. The limits of the machine (a large product, a convolution, a copy in
 memory) are measured in the same run, and transformers' BLIP of like size with the same picture, beams and length.
 """
 
@@ -92,27 +92,6 @@ def copied_encoder_states(model):
         del model._expand_inputs_for_generation, model._reorder_cache
 
 
-def lit_step(model, pixel_values, labels) -> None:
-    """One step: each picture once for all of its captions, loss in chunks."""
-    prompts = torch.tensor([PROMPT]).expand(len(pixel_values), -1)
-    model(input_ids=prompts, pixel_values=pixel_values, labels=labels, return_logits=False).loss.backward()
-    model.zero_grad()
-
-
-def lit_step_plain(model, pixel_values, labels) -> None:
-    """The same captions, each with its own copy of its picture, and all logits at once."""
-    pixel_values = pixel_values.repeat_interleave(len(labels) // len(pixel_values), dim=0)
-    prompts = torch.tensor([PROMPT]).expand(len(pixel_values), -1)
-    with plain_kernels():
-        logits = model(
-            input_ids=prompts,
-            pixel_values=pixel_values,
-            decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels),
-        ).logits
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
-    model.zero_grad()
-
-
 def limits(repeats: int) -> dict[str, float]:
     """Best of a few: GFLOP/s of a product in both precisions and of a convolution, GB/s of a copy."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
@@ -159,53 +138,44 @@ class Table:
         print(f"{name:58} {row['milliseconds']:9.0f} ms {row['per_second']:8.2f}/s {spread}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="base")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    args = parser.parse_args()
-    model, table = make_model(args.size), Table()
+def measure(size: str, repeats: int) -> dict:
+    """Print the table row by row; returns the machine's limits, whether the tokens are the same, and the rows."""
+    model, table = make_model(size), Table()
     one, eight = torch.randn(1, 3, PICTURE, PICTURE), torch.randn(8, 3, PICTURE, PICTURE)
-    found_limits = limits(args.repeats)
+    found_limits = limits(repeats)
     for name, value in found_limits.items():
         print(f"{name:58} {value:9.0f}")
 
     same = torch.equal(caption(model, eight), caption_plain(model, eight))
     print(f"float32 tokens of both paths are {'equal' if same else 'DIFFERENT'}")
-    plain = {count: seconds(lambda x=x: caption_plain(model, x), args.repeats) for count, x in ((1, one), (8, eight))}
+    plain = {count: seconds(lambda x=x: caption_plain(model, x), repeats) for count, x in ((1, one), (8, eight))}
     table.add("captioning, one picture, plain", plain[1])
-    table.add("captioning, one picture", seconds(lambda: caption(model, one), args.repeats), plain[1])
+    table.add("captioning, one picture", seconds(lambda: caption(model, one), repeats), plain[1])
     table.add("captioning, batch of 8, plain", plain[8], items=8)
-    table.add("captioning, batch of 8", seconds(lambda: caption(model, eight), args.repeats), plain[8], items=8)
-
-    labels = torch.randint(10, 20000, (2 * CAPTIONS, CAPTION_TOKENS))
-    model.lock_encoder()
-    model.train()
-    pictures = eight[:2]
-    plain_steps = seconds(lambda: lit_step_plain(model, pictures, labels), args.repeats)
-    table.add("LiT step, 2 pictures × 10 captions, plain", plain_steps, items=len(labels))
-    table.add("LiT step", seconds(lambda: lit_step(model, pictures, labels), args.repeats), plain_steps, len(labels))
-    with torch.autocast("cpu", torch.bfloat16):
-        half_steps = seconds(lambda: lit_step(model, pictures, labels), args.repeats)
-    table.add("LiT step, bfloat16 autocast", half_steps, plain_steps, len(labels))
-
-    model.unlock_encoder()
-    half = model.eval().bfloat16()
-    table.add(
-        "captioning, one picture, bfloat16", seconds(lambda: caption(half, one.bfloat16()), args.repeats), plain[1]
-    )
-    table.add(
-        "captioning, batch of 8, bfloat16", seconds(lambda: caption(half, eight.bfloat16()), args.repeats), plain[8], 8
-    )
-    if args.size == "base":
+    table.add("captioning, batch of 8", seconds(lambda: caption(model, eight), repeats), plain[8], items=8)
+    model.bfloat16()
+    half_one, half_eight = one.bfloat16(), eight.bfloat16()
+    table.add("captioning, one picture, bfloat16", seconds(lambda: caption(model, half_one), repeats), plain[1])
+    table.add("captioning, batch of 8, bfloat16", seconds(lambda: caption(model, half_eight), repeats), plain[8], 8)
+    if size == "base":
         blip = make_blip()
-        blip_times = seconds(lambda: caption_blip(blip, one), args.repeats)
+        blip_times = seconds(lambda: caption_blip(blip, one), repeats)
         table.add("BLIP-base of transformers, one picture", blip_times)
+    return {"limits": found_limits, "same_tokens": same, "rows": table.rows}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    args = parser.parse_args(arguments)
+    facts = {"size": args.size, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    facts["machine"] = platform.processor() or platform.machine()
+    print(f"Captioning, {args.size}, {facts['threads']} threads")
+    found = measure(args.size, args.repeats)
     if args.json:
-        facts = {"size": args.size, "threads": torch.get_num_threads(), "torch": torch.__version__}
-        facts |= {"machine": platform.processor() or platform.machine(), "same_tokens": same}
-        args.json.write_text(json.dumps({**facts, "limits": found_limits, "rows": table.rows}, indent=2) + "\n")
+        args.json.write_text(json.dumps({**facts, **found}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import logging as standard_logging
 import math
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import datasets
 import torch
-import transformers
 from transformers import (
     EarlyStoppingCallback,
     PretrainedConfig,
@@ -37,21 +35,19 @@ from ofa_hf.data import (
 )
 from ofa_hf.data.pairs import StreamedCaptions
 from ofa_hf.errors import UserError
-from ofa_hf.publishing.card import write_card
-from ofa_hf.publishing.facts import trainer_facts
 from ofa_hf.publishing.push import Destination, connect, prepare_repository, publish_folder
 from ofa_hf.training.arguments import CHECKPOINTING, DROP_PATH_RATES, FinetuneArguments
 from ofa_hf.training.callbacks import KeepCurve, PrintLines, ShowProgress, StopOnSignal
 from ofa_hf.training.checkpoints import checkpoint_to_resume, refuse_old_run, saving_to
 from ofa_hf.training.encoder_cache import FlushCache, make_locked_encoder
 from ofa_hf.training.locking import lock
+from ofa_hf.training.result import save_result
 from ofa_hf.training.summary import describe_run
 from ofa_hf.training.trainer import OFATrainer
 
 
 logger = logging.get_logger(__name__)
 
-RESULTS_FILE = "finetune_results.json"
 LORA_TARGETS = r".*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 MUGE_SUFFIX = ".tsv"
 
@@ -99,7 +95,7 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
         metrics = train(trainer)
         if eval_rows is not None:
             metrics.update(trainer.evaluate())
-        save(trainer, args, metrics)
+        save_result(trainer, metrics)
         if repository:
             push(wishes, repository)
     num_cut = trainer.data_collator.num_cut
@@ -415,32 +411,6 @@ def train(trainer: OFATrainer) -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------------------------- result
-
-
-def save(trainer: OFATrainer, args: FinetuneArguments, metrics: dict[str, float]) -> None:
-    """Leave a Hub-ready folder: model (adapters merged, unless asked otherwise), processor, code, results."""
-    folder = Path(trainer.args.output_dir)
-    trainer.save_state()
-    if not trainer.is_world_process_zero():
-        return
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if args.lora_rank and args.merge_lora:
-        model = model.merge_and_unload()
-    model.save_pretrained(folder)
-    trainer.processor.save_pretrained(folder)
-    versions = {"ofa_hf": ofa_hf.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
-    results = {
-        "base_model": args.model_name_or_path,
-        "arguments": {name: value for name, value in vars(args).items() if value is not None},
-        "metrics": metrics,
-        "steps": trainer.state.global_step,
-        "trainer_arguments": trainer_facts(trainer.args),
-        "versions": versions,
-    }
-    path = folder / RESULTS_FILE
-    path.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    if not args.lora_rank or args.merge_lora:  # an adapter alone is no model
-        write_card(folder)
 
 
 def open_repository(trainer_args: Seq2SeqTrainingArguments) -> str:

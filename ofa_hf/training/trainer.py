@@ -18,9 +18,11 @@ from ofa_hf.errors import UserError
 from ofa_hf.evaluation import score_captions
 from ofa_hf.evaluation.generate import generate_captions, show_progress
 from ofa_hf.modeling_ofa import IGNORED_LABEL
+from ofa_hf.publishing.push import publish_folder
 from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.checkpoints import checkpoints_in, saving_to
 from ofa_hf.training.encoder_cache import LockedEncoder
+from ofa_hf.training.result import latest_metrics, save_result
 
 
 logger = logging.get_logger(__name__)
@@ -267,3 +269,27 @@ class OFATrainer(Seq2SeqTrainer):
         scores = score_captions(predictions, references)
         self.last_predictions = predictions
         return {"cider_d": scores.cider_d, "bleu_4": scores.bleu_4, "rouge_l": scores.rouge_l}
+
+    # -- publishing
+
+    def push_to_hub(
+        self, commit_message: str = "Finetuned model", blocking: bool = True, token: str | None = None, **kwargs
+    ) -> str | None:
+        """Save the model and publish it as `ofa-hf finetune --push_to_hub true` does: card, scores, no checkpoints.
+
+        Args:
+            blocking: has no effect: the call returns when the commit is there.
+            kwargs: of `publish_folder`, such as `revision` or `create_pr`.
+
+        Returns:
+            address of the repository; None in all processes but the first.
+
+        Raises:
+            UserError: the Hub refuses, or cannot be reached.
+        """
+        save_result(self, latest_metrics(self))
+        if not self.is_world_process_zero():
+            return None
+        kwargs = {"private": self.args.hub_private_repo, "message": commit_message, **kwargs}
+        name = self.args.hub_model_id or Path(self.args.output_dir).resolve().name
+        return publish_folder(self.args.output_dir, name, token=token or self.args.hub_token, **kwargs)

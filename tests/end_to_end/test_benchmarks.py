@@ -39,6 +39,40 @@ def test_the_gpu_table_has_every_row_also_in_small_without_a_gpu(script, tmp_pat
     assert [each["kernels"] > 0 for each in found["profiles"]] == [True] * 3
 
 
+def test_the_captioning_benchmark_compares_with_the_plain_way(script, tmp_path):
+    bench = script("bench_speed", PICTURE=64)
+    bench.main(["--size", "nano", "--repeats", "1", "--json", str(tmp_path / "speed.json")])
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert found["same_tokens"]
+    assert [row["name"] for row in found["rows"] if "ratio" in row] == [
+        "captioning, one picture",
+        "captioning, batch of 8",
+        "captioning, one picture, bfloat16",
+        "captioning, batch of 8, bfloat16",
+    ]
+
+
+def test_the_training_benchmark_compares_every_way_with_the_plain_one(script, tmp_path, monkeypatch):
+    bench = script("bench_training", PICTURE=32, PICTURES=2, CAPTIONS=2, VOCABULARY=100, MEMORY={})
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    bench.main(["--size", "nano", "--repeats", "1", "--json", str(tmp_path / "training.json")])
+    found = json.loads((tmp_path / "training.json").read_text())
+    assert [row["name"] for row in found["speed"] if "ratio" not in row] == [
+        "embeddings locked, plain",
+        "embeddings trained, plain",
+    ]
+    assert len(found["speed"]) == 11
+    assert found["data"][1]["ratio"] > 0
+
+
+def test_the_memory_benchmark_measures_in_processes_of_their_own(script, tmp_path):
+    bench = script("bench_memory")
+    bench.main(["--size", "nano", "--repeats", "1", "--json", str(tmp_path / "memory.json")])
+    rows = {row["name"]: row for row in json.loads((tmp_path / "memory.json").read_text())["rows"]}
+    assert rows["loading a folder"]["ratio"] > 0
+    assert rows["loading and captioning a batch of 8"]["mebibytes"] > 1
+
+
 def test_the_folder_benchmark_captions_every_picture_both_ways(script, tmp_path):
     bench = script("bench_folder", PICTURE=32)
     bench.SETTINGS.update(min_length=3, max_length=3)

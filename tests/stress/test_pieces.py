@@ -15,7 +15,7 @@ SHARE_OF_A_LONG_RUN = 10  # a tenth; tests/stress/run.py does all of it
 
 def forks(name: str) -> bool:
     """Whether a piece forks jobs that train, which torch refuses in a process that has trained before."""
-    return PIECES[name].home.startswith(("crash:", "concurrency:", "numerics:explosions"))
+    return PIECES[name].home.startswith(("crash:", "concurrency:", "numerics:explosions", "long_runs:"))
 
 
 def run(name: str, seed: int, amount: int, folder) -> None:

@@ -1,9 +1,11 @@
 """The loss does not depend on how a batch is split; what stops a run; one update by hand."""
 
+import json
 import math
 
 import pytest
 import torch
+from loopback_hub import LoopbackHub, use_in_this_process
 from tiny_shop import NOISE, largest_difference, weights
 
 from ofa_hf.errors import UserError
@@ -162,3 +164,17 @@ def test_rows_of_another_kind_are_not_evaluated(build):
     trainer = build()
     with pytest.raises(UserError, match="Wrap the rows"):
         trainer.evaluation_loop(torch.utils.data.DataLoader([1, 2]), "Evaluation")
+
+
+def test_the_trainers_own_push_publishes_the_model_with_its_scores_and_nothing_else(build, monkeypatch):
+    trainer = build(max_steps=2, save_strategy="steps", save_steps=1, hub_model_id="shop/model")
+    trainer.train()
+    score = trainer.evaluate()["eval_cider_d"]
+    with LoopbackHub() as hub:
+        use_in_this_process(hub, monkeypatch)
+        assert trainer.push_to_hub("Second try").endswith("/shop/model")
+        files = hub.files("shop/model")
+    assert {"model.safetensors", "modeling_ofa.py", "finetune_results.json"} <= set(files)
+    assert not [name for name in files if "/" in name or name == "training_args.bin"]
+    assert json.loads(files["finetune_results.json"])["metrics"]["eval_cider_d"] == score
+    assert "model-index" in files["README.md"].decode()

@@ -1,0 +1,42 @@
+"""Fail if a ratio of the performance table has fallen far: about a minute and a half, ratios within one run only.
+
+    .venv/bin/python benchmarks/check.py
+
+The limits lie well below what is measured on a quiet machine, so that neighbours on the machine do not decide.
+"""
+
+import sys
+
+import bench_speed
+import bench_training
+import torch
+
+
+LEAST = {  # × the plain way
+    "captioning, one picture": 1.3,
+    "captioning, batch of 8": 1.15,
+    "captioning, one picture, bfloat16": 1.8,
+    "captioning, batch of 8, bfloat16": 1.6,
+    "embeddings locked, 10 captions a picture": 4,
+    "embeddings locked, outputs cached": 5,
+    "loss of 128 × 30 tokens": 10,
+    "a picture decoded for its 10 captions": 7,
+}
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    model = bench_speed.make_model("base")
+    rows = bench_speed.measure("base", repeats=1)["rows"]
+    for found in (bench_training.measure_ways(model, 1), bench_training.measure_memory(model)):
+        rows += found
+    rows += bench_training.measure_data(1)
+    ratios = {row["name"]: row.get("ratio") for row in rows}
+    fallen = {name: ratios[name] for name, least in LEAST.items() if ratios[name] < least}
+    for name, least in LEAST.items():
+        print(f"{'FALLEN' if name in fallen else 'kept':8}{name:46}{ratios[name]:6.1f} ×, at least {least}")
+    return int(bool(fallen))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

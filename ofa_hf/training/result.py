@@ -1,0 +1,51 @@
+"""What a finished run leaves: a Hub-ready folder, with an account of how it was trained and how it scored."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+
+import ofa_hf
+from ofa_hf.publishing.card import write_card
+from ofa_hf.publishing.facts import RESULTS_FILE, trainer_facts
+
+
+if TYPE_CHECKING:
+    from ofa_hf.training.trainer import OFATrainer
+
+
+def save_result(trainer: "OFATrainer", metrics: dict[str, float]) -> None:
+    """Write model (adapters merged, unless asked otherwise), processor, code, account and card to `output_dir`."""
+    folder, args = Path(trainer.args.output_dir), trainer.finetune_args
+    trainer.save_state()
+    if not trainer.is_world_process_zero():
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if args.lora_rank and args.merge_lora:
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
+    trainer.processor.save_pretrained(folder)
+    versions = {"ofa_hf": ofa_hf.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
+    results = {
+        "base_model": args.model_name_or_path,
+        "arguments": {name: value for name, value in vars(args).items() if value is not None},
+        "metrics": metrics,
+        "steps": trainer.state.global_step,
+        "trainer_arguments": trainer_facts(trainer.args),
+        "versions": versions,
+    }
+    path = folder / RESULTS_FILE
+    path.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    if not args.lora_rank or args.merge_lora:  # an adapter alone is no model
+        write_card(folder)
+
+
+def latest_metrics(trainer: "OFATrainer") -> dict[str, float]:
+    """What the Trainer last logged of training as a whole and of an evaluation."""
+    found: dict[str, float] = {}
+    for entry in trainer.state.log_history:
+        numbers = {name: value for name, value in entry.items() if isinstance(value, (int, float))}
+        found |= {name: value for name, value in numbers.items() if name.startswith(("train_", "eval_"))}
+    return found
