@@ -5,6 +5,7 @@ import dataclasses
 import logging as standard_logging
 import math
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -197,14 +198,31 @@ def dead_workers_told() -> Iterator[None]:
     """One line where torch raises a bare `RuntimeError`: a process that loads data was killed."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        reason = str(error) if isinstance(error, RuntimeError) else why_a_worker_ended()
+        if "DataLoader worker" not in reason:
             raise
         raise UserError(
-            f"A data loader process ended ({str(error).splitlines()[0].rstrip('. ')}), most likely because memory ran "
+            f"A data loader process ended ({reason.splitlines()[0].rstrip('. ')}), most likely because memory ran "
             "out. Use fewer dataloader_num_workers or a smaller per_device_train_batch_size, and go on with "
             "--resume_from_checkpoint true if there is a checkpoint."
         ) from error
+
+
+def why_a_worker_ended(patience: float = 1.0) -> str:
+    """What torch finds about data loader processes that ended, or nothing.
+
+    A process that is killed while it hands over a batch shows as a broken connection first; torch notices its end a
+    moment later, at any line of the program unless it is asked here.
+    """
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            torch._C._error_if_any_worker_fails()
+        except RuntimeError as error:
+            return str(error)
+        time.sleep(0.02)
+    return ""
 
 
 # --------------------------------------------------------------------------------------------------- data

@@ -182,9 +182,9 @@ def workers(seed: int, amount: int, folder: Path) -> Figures:
         status = processes.ended(child, processes.PATIENCE)
         processes.clear_away(child)
         assert status == 1, f"{status}\n{processes.tail(log)}"
-        text = log.read_text(encoding="utf-8")
-        assert "Traceback" not in text, text
-        assert "data loader" in text.splitlines()[-1], text
+        before, told, _ = log.read_text(encoding="utf-8").partition("A data loader process ended")
+        assert told, before
+        assert "Traceback" not in before, before  # after it the other workers may say that nobody listens any more
     return {"workers killed": amount}
 
 

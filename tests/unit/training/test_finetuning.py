@@ -293,3 +293,18 @@ def test_a_killed_data_loader_worker_is_one_line_with_what_to_do(reason):
         raise RuntimeError(reason)
     with pytest.raises(RuntimeError, match="shape"), finetuning.dead_workers_told():
         raise RuntimeError("shape mismatch")
+
+
+def test_a_worker_killed_while_it_hands_over_a_batch_is_told_the_same(monkeypatch):
+    looks = iter([None, "DataLoader worker (pid 12) is killed by signal: Killed. "])
+
+    def look():
+        if found := next(looks, None):
+            raise RuntimeError(found)
+
+    monkeypatch.setattr(torch._C, "_error_if_any_worker_fails", look)
+    told = pytest.raises(UserError, match=r"\(DataLoader worker \(pid 12\) is killed by signal: Killed\), most likely")
+    with told, finetuning.dead_workers_told():
+        raise ConnectionResetError(104, "Connection reset by peer")
+    with pytest.raises(ConnectionResetError), finetuning.dead_workers_told():
+        raise ConnectionResetError(104, "of a tracker")
