@@ -34,7 +34,7 @@ from ofa_hf.modeling_ofa import FusedCrossEntropy
 from ofa_hf.modeling_ofa_kernels import folding, plain_kernels
 
 
-PICTURES, VOCABULARY = 8, 30_325
+PICTURES, VOCABULARY = 5, 30_325
 SHORTEST = 10  # tokens of the shortest caption where lengths differ
 
 

@@ -57,6 +57,7 @@ logger = logging.get_logger(__name__)
 PIXELS_PER_CELL = 16  # the trunk's stride
 BEYOND_CODE_GRID = 1024  # position that OFA gives image codes past its code window
 IGNORED_LABEL = -100
+FEW_PICTURES = 2  # captioned at once
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 
@@ -762,7 +763,8 @@ class OFADecoder(OFAPreTrainedModel):
         tables = self._make_position_tables(config.decoder_layers, num_heads)
         self.token_rel_pos_table_list, self.image_rel_pos_table_list = tables
         self._register_text_buckets()
-        self._position_scores, self._packed = ShapeMemory(), PackedMemory()
+        self._position_scores = ShapeMemory()
+        self._packed_vocabulary, self._packed_layers = PackedMemory(), PackedMemory()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -772,14 +774,20 @@ class OFADecoder(OFAPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embed_tokens = value
 
-    def packed_weights(self) -> dict[int, Tensor]:
-        """Copies, for `kernels.packed_weights`, of all weights that every step of a generation reads."""
-        modules = [self.output_projection]
+    def packed_weights(self, num_pictures: int) -> dict[int, Tensor]:
+        """Copies, for `kernels.packed_weights`, of weights that every step of a generation reads.
+
+        With few rows a step waits for memory, and all of them pay. With many it computes, and the vocabulary's pay.
+        """
+        packed = self._packed_vocabulary.packed([self.output_projection])
+        if num_pictures > FEW_PICTURES and self.pos_ln.weight.dtype == torch.float32:
+            return packed
+        modules = []
         for layer in self.layers:
             own, cross = layer.self_attn, layer.cross_attn
             modules += [own.q_proj, own.k_proj, own.v_proj, own.out_proj, cross.q_proj, cross.out_proj]
             modules += [layer.fc1, layer.fc2]
-        return self._packed.packed(modules)
+        return packed | self._packed_layers.packed(modules)
 
     def _positions(self, ids: Tensor, as_codes: bool) -> tuple[Tensor, Tensor]:
         """Normalised embeddings `(1, L, C)` of decoder steps, and their grid positions if they are image codes."""
@@ -1245,7 +1253,9 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
 
         On a CPU the decoder's weights are read from copies in a faster layout, made anew when a weight has changed.
         """
-        with folding(), packed_weights(self.decoder.packed_weights()):
+        given = (*args[:1], *kwargs.values())
+        num_pictures = next((len(value) for value in given if isinstance(value, Tensor) and value.ndim), 1)
+        with folding(), packed_weights(self.decoder.packed_weights(num_pictures)):
             return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(

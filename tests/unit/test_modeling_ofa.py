@@ -606,12 +606,16 @@ def test_memory_keeps_within_its_bound_and_forgets_the_oldest(tiny_model, inputs
     assert 0 < len(model.encoder._position_scores.entries) < len(sizes)
 
 
-def test_packed_copies_follow_every_change_of_a_weight(tiny_model, inputs):
+@pytest.mark.parametrize("number", [1, 3])
+def test_packed_copies_follow_every_change_of_a_weight(tiny_model, inputs, number):
     model, settings = copy.deepcopy(tiny_model), {"max_new_tokens": 6, "output_logits": True}
     settings |= {"return_dict_in_generate": True, "do_sample": False, "num_beams": 1}
+    inputs, decoder = {name: value[:number] for name, value in inputs.items()}, model.decoder
     before = model.generate(**inputs, **settings)
-    assert model.decoder._packed.entries or not model.decoder.packed_weights(), "packed once, kept"
-    model.decoder.layers[0].fc2.weight.data[0, 0] += 5  # leaves no trace in version counters
+    for kept, memory in ((True, decoder._packed_vocabulary), (number < 3, decoder._packed_layers)):
+        assert bool(memory.entries) == (kept and bool(decoder.packed_weights(1))), "packed once, kept"
+    decoder.layers[0].fc2.weight.data[0, 0] += 5  # leaves no trace in version counters
+    decoder.output_projection.weight.data[7, 0] += 5
     after = model.generate(**inputs, **settings)
     fresh = copy.deepcopy(model).generate(**inputs, **settings)
     assert not torch.equal(before.logits[0], after.logits[0])
@@ -621,7 +625,7 @@ def test_packed_copies_follow_every_change_of_a_weight(tiny_model, inputs):
 def test_copies_that_would_be_too_large_are_not_made(tiny_model, inputs, monkeypatch):
     model = copy.deepcopy(tiny_model)
     monkeypatch.setattr(PackedMemory, "max_bytes", 1000)
-    assert model.decoder.packed_weights() == {}
+    assert model.decoder.packed_weights(1) == {}
     expected = tiny_model.generate(**inputs, max_new_tokens=5, num_beams=3)
     assert torch.equal(model.generate(**inputs, max_new_tokens=5, num_beams=3), expected)
 
