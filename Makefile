@@ -16,6 +16,8 @@ BENCHES ?= speed memory training folder
 EXTRAS_TESTS = tests/unit/demo tests/unit/export tests/unit/test_modeling_ofa_int8.py tests/unit/evaluation \
 tests/unit/conversion/test_fairseq_reader.py tests/unit/training/test_finetuning.py tests/end_to_end/test_web.py \
 tests/end_to_end/test_export.py
+LOWEST_TESTS = tests/unit/test_*.py $(addprefix tests/unit/,captioning cli conversion data evaluation hub_upload \
+publishing training/test_trainer.py training/test_finetuning.py)
 
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -83,6 +85,14 @@ test-v4: $(V4)/.stamp ## Run the same tests on transformers 4.57.6
 test-extras: $(EXTRAS)/.stamp ## Run the tests of what needs optional libraries: page, int8, reference scores
 	@PYTHONPATH=$(CURDIR)/$(EXTRAS) $(VERSIONS) 5
 	@PYTHONPATH=$(CURDIR)/$(EXTRAS) $(PYTEST) $(EXTRAS_TESTS) $(ARGS)
+
+.PHONY: test-lowest
+test-lowest: ## Run unit and parity tests on the oldest versions that setup.cfg accepts, in .venv-lowest
+	@.ci/make_venv $(VENV)-lowest
+	@$(VENV)-lowest/bin/python -m pip install --quiet --requirement tests/lowest.txt \
+	'peft>=0.18' 'pytest>=8' pytest-xdist hypothesis psutil
+	@$(VENV)-lowest/bin/python -m pip install --quiet --no-deps --editable .
+	@$(subst $(BIN),$(VENV)-lowest/bin,$(PYTEST)) tests/parity $(LOWEST_TESTS) $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.stamp ## Measure what the performance table says, in about five minutes, into outputs/bench

@@ -109,7 +109,7 @@ class OFAResNet(nn.Module):
 
     def _can_fold(self, pixel_values: Tensor) -> bool:
         """In captioning BatchNorm is folded into copies of the weights; the weights themselves stay as they are."""
-        if not is_folding() or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not is_folding() or self.training or torch.is_grad_enabled():
             return False
         return self.conv1.weight.device == pixel_values.device  # not so where accelerate keeps weights elsewhere
 

@@ -1,6 +1,8 @@
 """The two rules of the house, read off the syntax trees: root files travel alone; imports point one way."""
 
 import ast
+import configparser
+import re
 import subprocess
 import sys
 import time
@@ -161,3 +163,11 @@ def test_help_answers_in_half_a_second():
         return time.perf_counter() - start
 
     assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_accepted():
+    settings = configparser.ConfigParser()
+    settings.read(REPOSITORY / "setup.cfg", encoding="utf-8")
+    accepted = {re.sub(r">=([\d.]+).*", r"==\1", line) for line in settings["options"]["install_requires"].split()}
+    lines = (REPOSITORY / "tests" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    assert {line for line in lines if not line.startswith("#")} == accepted

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image, ImageFile
@@ -202,6 +203,7 @@ def test_pixel_values_equal_torchvision_bit_for_bit():
 @pytest.mark.skipif(
     not (SHARED / "golden" / "fill.py").is_file(), reason="shared/golden is not beside this repository"
 )
+@pytest.mark.skipif(PIL.__version__.split(".")[0] != "13", reason="recorded with Pillow 13; others round otherwise")
 def test_pixel_values_equal_the_recorded_official_ones(monkeypatch):
     monkeypatch.syspath_prepend(str(SHARED / "golden"))
     fill = pytest.importorskip("fill")

@@ -65,6 +65,7 @@ def kill_a_worker_in_the_middle(record: Path, lines_before: int, killed: list[in
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_nothing_is_lost_or_twice_when_a_worker_and_an_earlier_job_were_killed(model, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     count, before = 600, 3
