@@ -13,9 +13,8 @@ OUT ?= outputs/demo
 JOBS ?= logical
 ARGS ?=
 BENCHES ?= speed memory training folder
-EXTRAS_TESTS = tests/unit/demo tests/unit/export tests/unit/test_modeling_ofa_int8.py tests/unit/evaluation \
-tests/unit/conversion/test_fairseq_reader.py tests/unit/training/test_finetuning.py tests/end_to_end/test_web.py \
-tests/end_to_end/test_export.py
+EXTRAS_TESTS = $(addprefix tests/unit/,test_reference.py test_modeling_ofa_int8.py demo export evaluation \
+conversion/test_fairseq_reader.py training/test_finetuning.py) tests/end_to_end/test_web.py tests/end_to_end/test_export.py
 LOWEST_TESTS = tests/unit/test_*.py $(addprefix tests/unit/,captioning cli conversion data evaluation hub_upload \
 publishing training/test_trainer.py training/test_finetuning.py)
 
@@ -102,6 +101,11 @@ bench: $(VENV)/.stamp ## Measure what the performance table says, in about five 
 .PHONY: bench-check
 bench-check: $(VENV)/.stamp ## Fail if a ratio of the performance table has fallen far
 	@$(BIN)/python benchmarks/check.py
+
+.PHONY: docs
+docs: $(VENV)/.stamp ## Write the API reference from the docstrings into outputs/reference
+	@$(BIN)/python -m pip install --quiet 'pdoc>=15'
+	@$(BIN)/python docs/make_reference.py
 
 .PHONY: stress
 stress: $(VENV)/.stamp ## Half an hour of hostile input, kills, full disks and long runs, with a fresh seed

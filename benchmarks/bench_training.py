@@ -35,6 +35,7 @@ from ofa_hf.modeling_ofa_kernels import folding, plain_kernels
 
 
 PICTURES, VOCABULARY = 5, 30_325
+HELD = 8  # pictures of the steps whose memory is measured
 SHORTEST = 10  # tokens of the shortest caption where lengths differ
 
 
@@ -190,16 +191,16 @@ def load_locked(folder: str) -> OFAForConditionalGeneration:
 
 
 def some_pictures() -> torch.Tensor:
-    return torch.randn(PICTURES, 3, PICTURE, PICTURE)
+    return torch.randn(HELD, 3, PICTURE, PICTURE)
 
 
 def memory_of_plain_step(folder: str) -> float:
-    return peak_above_now(lambda: step_plain(load_locked(folder), some_pictures(), some_captions(PICTURES)))
+    return peak_above_now(lambda: step_plain(load_locked(folder), some_pictures(), some_captions(HELD)))
 
 
 def memory_of_step(folder: str, captions: int) -> float:
-    labels = some_captions(PICTURES * captions)
-    inputs = {"input_ids": prompts(PICTURES)}
+    labels = some_captions(HELD * captions)
+    inputs = {"input_ids": prompts(HELD)}
     return peak_above_now(lambda: step(load_locked(folder), labels, **inputs, pixel_values=some_pictures()))
 
 
@@ -207,8 +208,8 @@ def memory_of_cached_step(folder: str, captions: int) -> float:
     def run() -> None:
         model = load_locked(folder)
         length = (PICTURE // 16) ** 2 + len(PROMPT)
-        outputs = tuple(torch.randn(rows, length, model.config.d_model) for rows in (PICTURES, 1))
-        step(model, some_captions(PICTURES * captions), encoder_outputs=outputs)
+        outputs = tuple(torch.randn(rows, length, model.config.d_model) for rows in (HELD, 1))
+        step(model, some_captions(HELD * captions), encoder_outputs=outputs)
 
     return peak_above_now(run)
 
@@ -217,11 +218,14 @@ def memory_of_cached_step(folder: str, captions: int) -> float:
 MEMORY = {
     "loss of 128 × 30 tokens, plain": ("", loss_plain),
     "loss of 128 × 30 tokens": ("loss of 128 × 30 tokens, plain", loss_in_chunks),
-    "step, 8 captions, plain": ("", memory_of_plain_step),
-    "step, 8 captions": ("step, 8 captions, plain", lambda folder: memory_of_step(folder, 1)),
-    "step, 8 captions, outputs cached": ("step, 8 captions, plain", lambda folder: memory_of_cached_step(folder, 1)),
-    "step, 80 captions": ("", lambda folder: memory_of_step(folder, CAPTIONS)),
-    "step, 80 captions, outputs cached": ("", lambda folder: memory_of_cached_step(folder, CAPTIONS)),
+    f"step, {HELD} captions, plain": ("", memory_of_plain_step),
+    f"step, {HELD} captions": (f"step, {HELD} captions, plain", lambda folder: memory_of_step(folder, 1)),
+    f"step, {HELD} captions, outputs cached": (
+        f"step, {HELD} captions, plain",
+        lambda folder: memory_of_cached_step(folder, 1),
+    ),
+    f"step, {HELD * CAPTIONS} captions": ("", lambda folder: memory_of_step(folder, CAPTIONS)),
+    f"step, {HELD * CAPTIONS} captions, outputs cached": ("", lambda folder: memory_of_cached_step(folder, CAPTIONS)),
 }
 
 
