@@ -162,6 +162,8 @@ def _why_no_picture(start: bytes, label: str) -> str:
 def _check_kind_and_size(image: Image.Image, label: str, max_pixels: int) -> None:
     if image.format in REFUSED_FORMATS:
         raise PictureError(f"{label} is a drawing in {image.format}. Accepted: {FORMATS}. Convert it first.")
+    if len(image.size) != 2:  # Pillow reads as many as the file names
+        raise PictureError(f"{label} has the size {image.size}, no picture's. Accepted: {FORMATS}. Convert it.")
     width, height = image.size
     if width * height > max_pixels:
         raise PictureError(

@@ -236,6 +236,14 @@ def test_every_setting_can_be_overridden_in_a_call():
         processor(Image.new("L", (4, 4)), do_convert_rgb=False)
 
 
+def test_a_file_that_names_more_sides_than_a_picture_has_is_refused():
+    pytest.importorskip("PIL.ImImagePlugin")  # Pillow 15 will no longer have it
+    data = encoded(photo(9, 9), "IM")
+    assert load_picture(data).size == (9, 9)
+    with pytest.raises(PictureError, match=r"size \(9, 9, 9, 9\), no picture's"):
+        load_picture(data.replace(b"9*9", b"9*9*9*9", 1))
+
+
 def test_what_makes_no_batch_is_refused():
     with pytest.raises(ValueError, match="pictures of one size"):
         OFAImageProcessor(do_resize=False)([photo(), photo(5, 5)])
