@@ -48,7 +48,7 @@ PIECES = {
     "explosions": Piece("a learning rate that explodes stops the run", "numerics:explosions", 6, 1, "runs"),
     "nothing leaves": Piece("the journeys run with every connection refused", "network:journeys", 2, 0, "rounds"),
     "kills": Piece("a killed job is completed by the next run", "crash:kills", 50, 2, "kills"),
-    "kills, long jobs": Piece("a killed job is completed by the next run", "crash:kills_of_long_jobs", 8, 0, "kills"),
+    "kills, long jobs": Piece("a killed job is completed by the next run", "crash:kills_of_long_jobs", 50, 0, "kills"),
     "late process": Piece(
         "a checkpoint is complete once every process wrote its part",
         "crash:kill_when_a_checkpoint_looks_complete",
