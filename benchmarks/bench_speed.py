@@ -5,22 +5,26 @@
 Plain means what the same network costs without the work that went into speed: torch's own kernels, BatchNorm not
 folded, one copy of a picture's encoder states for every beam. Weights are random; every caption has exactly 20 tokens;
 the prompt has 10. The limits of the machine (a large product, a convolution, a copy in
-memory) are measured in the same run, and transformers' BLIP of like size with the same picture, beams and length.
+memory) are measured in the same run, and transformers' BLIP of like size with the same picture, beams and length. int8
+is measured where torchao is installed.
 """
 
 import argparse
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import BlipConfig, BlipForConditionalGeneration
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration
+from ofa_hf.export.int8 import int8_config
 from ofa_hf.modeling_ofa import OFAEncoderOutput
 from ofa_hf.modeling_ofa_kernels import plain_kernels
 
@@ -108,6 +112,15 @@ def limits(repeats: int) -> dict[str, float]:
     }
 
 
+def in_int8(model) -> OFAForConditionalGeneration:
+    """The same with the layers' weights in int8 and the rest in bfloat16, as `ofa-hf export --format int8` has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return OFAForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.bfloat16, quantization_config=int8_config()
+        )
+
+
 def make_blip() -> BlipForConditionalGeneration:
     return BlipForConditionalGeneration(BlipConfig(vision_config={"image_size": PICTURE})).eval()
 
@@ -157,6 +170,10 @@ def measure(size: str, repeats: int) -> dict:
     half_one, half_eight = one.bfloat16(), eight.bfloat16()
     table.add("captioning, one picture, bfloat16", seconds(lambda: caption(model, half_one), repeats), plain[1])
     table.add("captioning, batch of 8, bfloat16", seconds(lambda: caption(model, half_eight), repeats), plain[8], 8)
+    if find_spec("torchao"):
+        small = in_int8(model)
+        table.add("captioning, one picture, int8", seconds(lambda: caption(small, half_one), repeats), plain[1])
+        table.add("captioning, batch of 8, int8", seconds(lambda: caption(small, half_eight), repeats), plain[8], 8)
     if size == "base":
         blip = make_blip()
         blip_times = seconds(lambda: caption_blip(blip, one), repeats)

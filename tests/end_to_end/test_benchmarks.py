@@ -44,7 +44,7 @@ def test_the_captioning_benchmark_compares_with_the_plain_way(script, tmp_path):
     bench.main(["--size", "nano", "--repeats", "1", "--json", str(tmp_path / "speed.json")])
     found = json.loads((tmp_path / "speed.json").read_text())
     assert found["same_tokens"]
-    assert [row["name"] for row in found["rows"] if "ratio" in row] == [
+    assert [row["name"] for row in found["rows"] if "ratio" in row][:4] == [
         "captioning, one picture",
         "captioning, batch of 8",
         "captioning, one picture, bfloat16",
