@@ -154,6 +154,11 @@ class _OneDNNLinear(torch.autograd.Function):
         )
 
 
+def _packed_or_plain(weight: Tensor) -> Tensor:
+    """The copy that a `packed_weights` block holds of a weight, or else the weight."""
+    return _packed.get().get(id(weight), weight)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`: `(..., C)`, `(D, C)`, `(D,)` → `(..., D)`."""
     needs_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
@@ -163,7 +168,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return (int8_linear if fast_int8 else functional.linear)(x, weight, bias)
     if needs_gradient:
         return _OneDNNLinear.apply(x, weight, bias)
-    return _onednn_linear(x, _packed.get().get(id(weight), weight), bias)
+    return _onednn_linear(x, _packed_or_plain(weight), bias)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -176,7 +181,7 @@ def linear_gelu(module: nn.Linear, x: Tensor) -> Tensor:
     observed = type(module) is not OFALinear or module._forward_hooks or module._forward_pre_hooks
     if observed or torch.is_grad_enabled() or not _for_onednn(FAST_DTYPES, x, module.weight, module.bias):
         return gelu(module(x))
-    return _onednn_linear(x, _packed.get().get(id(module.weight), module.weight), module.bias, "gelu")
+    return _onednn_linear(x, _packed_or_plain(module.weight), module.bias, "gelu")
 
 
 class OFALinear(nn.Linear):

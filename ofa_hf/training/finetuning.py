@@ -42,7 +42,7 @@ from ofa_hf.training.callbacks import KeepCurve, PrintLines, ShowProgress, StopO
 from ofa_hf.training.checkpoints import checkpoint_to_resume, refuse_old_run, saving_to
 from ofa_hf.training.encoder_cache import FlushCache, make_locked_encoder
 from ofa_hf.training.locking import lock
-from ofa_hf.training.result import save_result
+from ofa_hf.training.result import repository_name, save_result
 from ofa_hf.training.summary import describe_run
 from ofa_hf.training.trainer import OFATrainer
 
@@ -195,7 +195,7 @@ def quiet(trainer_args: Seq2SeqTrainingArguments) -> Iterator[None]:
 
 @contextmanager
 def dead_workers_told() -> Iterator[None]:
-    """One line where torch raises a bare `RuntimeError`: a process that loads data was killed."""
+    """One line where torch raises a bare error: a process that loads data was killed."""
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
@@ -437,7 +437,7 @@ def open_repository(trainer_args: Seq2SeqTrainingArguments) -> str:
     Raises:
         UserError: the Hub cannot be reached or refuses.
     """
-    name = trainer_args.hub_model_id or Path(trainer_args.output_dir).resolve().name
+    name = repository_name(trainer_args)
     destination = Destination(name, trainer_args.hub_private_repo)
     return prepare_repository(connect(name, trainer_args.hub_token), destination)
 

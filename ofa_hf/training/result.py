@@ -42,6 +42,11 @@ def save_result(trainer: "OFATrainer", metrics: dict[str, float]) -> None:
         write_card(folder)
 
 
+def repository_name(trainer_args) -> str:
+    """`hub_model_id`, or else the name of the output folder."""
+    return trainer_args.hub_model_id or Path(trainer_args.output_dir).resolve().name
+
+
 def latest_metrics(trainer: "OFATrainer") -> dict[str, float]:
     """What the Trainer last logged of training as a whole and of an evaluation."""
     found: dict[str, float] = {}

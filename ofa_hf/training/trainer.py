@@ -22,7 +22,7 @@ from ofa_hf.publishing.push import publish_folder
 from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.checkpoints import checkpoints_in, saving_to
 from ofa_hf.training.encoder_cache import LockedEncoder
-from ofa_hf.training.result import latest_metrics, save_result
+from ofa_hf.training.result import latest_metrics, repository_name, save_result
 
 
 logger = logging.get_logger(__name__)
@@ -291,5 +291,5 @@ class OFATrainer(Seq2SeqTrainer):
         if not self.is_world_process_zero():
             return None
         kwargs = {"private": self.args.hub_private_repo, "message": commit_message, **kwargs}
-        name = self.args.hub_model_id or Path(self.args.output_dir).resolve().name
-        return publish_folder(self.args.output_dir, name, token=token or self.args.hub_token, **kwargs)
+        kwargs["token"] = token or self.args.hub_token
+        return publish_folder(self.args.output_dir, repository_name(self.args), **kwargs)
