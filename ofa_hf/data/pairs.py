@@ -1,5 +1,6 @@
 """Views of the rows for training: one pair an item, or one picture with some of its captions."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -88,8 +89,10 @@ class GroupedCaptions(torch.utils.data.Dataset):
 class StreamedCaptions(torch.utils.data.IterableDataset):
     """Items as of `GroupedCaptions` from rows that stream in, each picture with up to k of its captions at a time.
 
-    Pictures are shuffled within a buffer, a picture's captions among themselves, anew in every epoch. The groups of a
-    picture follow each other, so with k below the number of captions they tend to share a batch.
+    The stream has no end: it starts over when the rows are through, so a run of `max_steps` is one long epoch to the
+    Trainer, which finds its place again by the number of batches it has had. Pictures are shuffled within a buffer, a
+    picture's captions among themselves, anew in every pass. The groups of a picture follow each other, so with k below
+    the number of captions they tend to share a batch.
 
     Args:
         rows: `{"image_id", "image", "captions"}`, see `stream_rows`.
@@ -101,15 +104,20 @@ class StreamedCaptions(torch.utils.data.IterableDataset):
         self, rows: datasets.IterableDataset, captions_per_picture: int, seed: int = 0, buffer_size: int = 1000
     ):
         self.rows = rows.shuffle(seed=seed, buffer_size=buffer_size)
-        self.captions_per_picture, self.seed, self.epoch = captions_per_picture, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.rows.set_epoch(epoch)
-        self.epoch = epoch
+        self.captions_per_picture, self.seed = captions_per_picture, seed
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(self.rows):
-            captions = np.random.default_rng([self.seed, self.epoch, number]).permutation(row["captions"]).tolist()
+        for number in itertools.count():
+            self.rows.set_epoch(number)
+            groups = self._one_pass(number)
+            if (first := next(groups, None)) is None:
+                return  # no rows at all, or none for this worker
+            yield first
+            yield from groups
+
+    def _one_pass(self, number: int) -> Iterator[dict[str, Any]]:
+        for index, row in enumerate(self.rows):
+            captions = np.random.default_rng([self.seed, number, index]).permutation(row["captions"]).tolist()
             for start in range(0, len(captions), self.captions_per_picture):
                 yield {**row, "captions": captions[start : start + self.captions_per_picture]}
 
@@ -150,7 +158,7 @@ class GroupedCaptionSampler(torch.utils.data.Sampler):
         self.num_fillers = -self.num_groups % fill_to
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; accelerate's data loaders call this."""
+        """Choose the epoch; `OFATrainer` and accelerate's data loaders call this."""
         self.epoch = epoch
 
     def __len__(self) -> int:

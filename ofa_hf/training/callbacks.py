@@ -75,6 +75,20 @@ class KeepCurve(TrainerCallback):
             draw_curves(curves, Path(args.output_dir) / CURVE_FILE)
 
 
+class TellEpoch(TrainerCallback):
+    """Tells a sampler which epoch begins.
+
+    A data loader that skips batches in several processes, as after resuming in the middle of an epoch, has more layers
+    than accelerate passes the epoch through, and every epoch would have the order of the first.
+    """
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        self.sampler.set_epoch(int(state.epoch))
+
+
 class StopOnSignal(TrainerCallback):
     """On Ctrl-C or SIGTERM finishes the step, writes a checkpoint and ends training. A later Ctrl-C ends at once."""
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ofa_hf.evaluation.generate import generate_captions, show_progress
 from ofa_hf.modeling_ofa import IGNORED_LABEL
 from ofa_hf.publishing.push import publish_folder
 from ofa_hf.training.arguments import FinetuneArguments
+from ofa_hf.training.callbacks import TellEpoch
 from ofa_hf.training.checkpoints import checkpoints_in, saving_to
 from ofa_hf.training.encoder_cache import LockedEncoder
 from ofa_hf.training.result import latest_metrics, repository_name, save_result
@@ -44,6 +46,14 @@ class FairseqAdamW(torch.optim.AdamW):
             group["num_updates"] += 1
             group["eps"] = group["uncorrected_eps"] / math.sqrt(1 - group["betas"][1] ** group["num_updates"])
         return super().step(closure)
+
+
+@cache
+def let_torch_load_to_numbered_cpus() -> None:
+    """Several processes on a CPU are on `cpu:0`, to which transformers 4 loads the optimizer and torch cannot."""
+    torch.serialization.register_package(
+        30, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+    )
 
 
 class OFATrainer(Seq2SeqTrainer):
@@ -85,7 +95,10 @@ class OFATrainer(Seq2SeqTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(dataset, GroupedCaptions):  # a caller's own batches
             return super()._get_train_sampler(dataset)
-        return self._sampler(dataset, self.finetune_args.captions_per_picture, shuffle=True)
+        sampler = self._sampler(dataset, self.finetune_args.captions_per_picture, shuffle=True)
+        self.remove_callback(TellEpoch)  # of an earlier call of train()
+        self.add_callback(TellEpoch(sampler))
+        return sampler
 
     def _get_eval_sampler(self, eval_dataset: GroupedCaptions) -> torch.utils.data.Sampler:
         return self._sampler(eval_dataset, 0, shuffle=False)
@@ -198,6 +211,7 @@ class OFATrainer(Seq2SeqTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with self._resuming(checkpoint):
+            let_torch_load_to_numbered_cpus()
             super()._load_optimizer_and_scheduler(checkpoint)
 
     @contextmanager

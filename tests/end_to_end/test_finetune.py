@@ -147,6 +147,17 @@ def test_two_processes_of_half_a_batch_equal_one_of_a_whole(shop, tmp_path):
     assert largest_difference(tmp_path / "1", tmp_path / "2", but=NOISE) < 2e-5
 
 
+def test_two_processes_resumed_in_the_second_epoch_end_with_the_weights_of_an_undisturbed_run(shop, tmp_path):
+    arguments, home = shop
+    file = write_arguments(tmp_path / "args.json", {**arguments, "per_device_train_batch_size": 6})
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert run(file, "--output_dir", straight, home=home, processes=2).returncode == 0
+    shutil.copytree(straight / "checkpoint-6", resumed / "checkpoint-6")  # 4 steps an epoch
+    finished = run(file, "--output_dir", resumed, *RESUME, home=home, processes=2)
+    assert finished.returncode == 0, finished.stderr
+    assert largest_difference(straight, resumed) == 0
+
+
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():

@@ -113,6 +113,15 @@ def test_a_streamed_data_set_trains_for_as_many_steps_as_asked(train, saved_rows
     assert "data       streamed, not counted" in capsys.readouterr().err
 
 
+def test_a_streamed_run_resumed_in_its_second_pass_ends_with_the_same_weights(train, saved_rows):
+    changes = {**NO_FILES, "dataset_name": saved_rows, "streaming": True, "max_steps": 7}  # 4 a pass
+    saving = {**changes, "save_strategy": "steps", "save_steps": 6}
+    straight, folder = train("1", **changes).folder, train("2", **saving).folder
+    shutil.rmtree(folder / "checkpoint-7")
+    train("2", resume_from_checkpoint="true", **saving)
+    assert largest_difference(straight, folder) == 0
+
+
 @pytest.mark.parametrize("changes", [{"max_steps": -1}, {"max_steps": 2, "cache_encoder_outputs": True}])
 def test_streaming_without_a_number_of_steps_or_with_a_cache_is_refused(train, saved_rows, changes):
     with pytest.raises(UserError, match="needs dataset_name and max_steps, and keeps no encoder cache"):
