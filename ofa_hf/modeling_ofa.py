@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.generation import (
     GenerationMixin,
+    GenerationMode,
     LogitsProcessor,
     MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
@@ -29,16 +30,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from .configuration_ofa import OFAConfig
+from .modeling_ofa_decoding import BeamCache, StepLayer, observed, packed_products_of, products_of, step_modules
 from .modeling_ofa_kernels import (
     OFADropout,
     OFALinear,
     biased_attention,
     biased_attention_pays,
+    can_pack,
     folding,
     linear,
     linear_gelu,
     number_of_parts,
-    packed_weights,
+    pack,
     products_pay,
 )
 from .modeling_ofa_memory import PackedMemory, ShapeMemory
@@ -58,6 +61,7 @@ PIXELS_PER_CELL = 16  # the trunk's stride
 BEYOND_CODE_GRID = 1024  # position that OFA gives image codes past its code window
 IGNORED_LABEL = -100
 FEW_PICTURES = 2  # captioned at once
+STEPWISE = {GenerationMode(name) for name in ("greedy_search", "sample", "beam_search", "beam_sample")}
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 
@@ -764,7 +768,7 @@ class OFADecoder(OFAPreTrainedModel):
         self.token_rel_pos_table_list, self.image_rel_pos_table_list = tables
         self._register_text_buckets()
         self._position_scores = ShapeMemory()
-        self._packed_vocabulary, self._packed_layers = PackedMemory(), PackedMemory()
+        self._packed = PackedMemory(), PackedMemory()  # of the vocabulary, of the layers
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -774,20 +778,30 @@ class OFADecoder(OFAPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embed_tokens = value
 
-    def packed_weights(self, num_pictures: int) -> dict[int, Tensor]:
-        """Copies, for `kernels.packed_weights`, of weights that every step of a generation reads.
+    def beam_cache(self, num_pictures: int) -> BeamCache | None:
+        """A cache that generates fastest on a CPU; None where it does not serve: modules changed, watched, quantised.
 
-        With few rows a step waits for memory, and all of them pay. With many it computes, and the vocabulary's pay.
+        Its copies of weights are made anew when a weight has changed. With few rows a step waits for memory, and all
+        copies pay. With many it computes, and in float32 the vocabulary's pay.
         """
-        packed = self._packed_vocabulary.packed([self.output_projection])
-        if num_pictures > FEW_PICTURES and self.pos_ln.weight.dtype == torch.float32:
-            return packed
-        modules = []
+        config, modules = self.config, [self.output_projection]
         for layer in self.layers:
-            own, cross = layer.self_attn, layer.cross_attn
-            modules += [own.q_proj, own.k_proj, own.v_proj, own.out_proj, cross.q_proj, cross.out_proj]
-            modules += [layer.fc1, layer.fc2]
-        return packed | self._packed_layers.packed(modules)
+            modules += step_modules(layer) if type(layer) is OFADecoderLayer else [layer]
+        if any(type(module) is not OFALinear for module in modules) or observed(self.layers) or observed(modules[0]):
+            return None
+        if self.training or config._attn_implementation != "sdpa" or not can_pack(*(one.weight for one in modules)):
+            return None
+        if config.output_attentions or config.output_hidden_states:
+            return None
+        of_vocabulary, of_layers = self._packed
+        vocabulary = of_vocabulary.packed(modules[:1], lambda: pack(modules[0].weight))
+        if num_pictures <= FEW_PICTURES or modules[0].weight.dtype == torch.bfloat16:
+            products = of_layers.packed(modules[1:], lambda: [packed_products_of(layer) for layer in self.layers])
+        else:
+            products = [products_of(layer) for layer in self.layers]
+        if vocabulary is None or products is None:
+            return None
+        return BeamCache([StepLayer(*pair) for pair in zip(self.layers, products, strict=True)], vocabulary)
 
     def _positions(self, ids: Tensor, as_codes: bool) -> tuple[Tensor, Tensor]:
         """Normalised embeddings `(1, L, C)` of decoder steps, and their grid positions if they are image codes."""
@@ -929,6 +943,9 @@ class OFADecoder(OFAPreTrainedModel):
         positions = torch.arange(num_tokens, device=encoder_states.device) + past
 
         hidden_states = self._embed(inputs_embeds if real is None else real.pack(inputs_embeds), code_masks)
+        if isinstance(past_key_values, BeamCache):
+            hidden_states = past_key_values.decode(hidden_states, self_biases, encoder_states, cross_bias)
+            return self.layer_norm(hidden_states), (), (), ()
         all_states, all_weights, all_cross_weights = (), (), ()
         for layer, self_bias in zip(self.layers, self_biases, strict=True):
             all_states += (hidden_states,)
@@ -1209,7 +1226,8 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
             num_items = kwargs.get("num_items_in_batch")
             loss = self._loss(features, labels, label_smoothing, drop_worst_ratio, num_items)
         if return_logits or labels is None:
-            logits = self.decoder.output_projection(features)
+            by_cache = isinstance(past_key_values, BeamCache)
+            logits = (past_key_values.logits if by_cache else self.decoder.output_projection)(features)
         output = Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -1249,14 +1267,22 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, *args, **kwargs):
-        """`GenerationMixin.generate`, with BatchNorm folded into the trunk's convolutions on the way.
-
-        On a CPU the decoder's weights are read from copies in a faster layout, made anew when a weight has changed.
-        """
-        given = (*args[:1], *kwargs.values())
-        num_pictures = next((len(value) for value in given if isinstance(value, Tensor) and value.ndim), 1)
-        with folding(), packed_weights(self.decoder.packed_weights(num_pictures)):
+        """`GenerationMixin.generate`, with BatchNorm folded and, on a CPU, in steps of few operations."""
+        with folding():
             return super().generate(*args, **kwargs)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode=None, *args, **kwargs):
+        """Where one token a step is added and none taken back, `BeamCache`, if it serves; else transformers' own."""
+        special = "past_key_values decoder_attention_mask code_masks output_attentions output_hidden_states".split()
+        plain = not any(model_kwargs.get(name) is not None for name in special)
+        plain = plain and not (generation_config.output_attentions or generation_config.output_hidden_states)
+        plain = plain and generation_config.use_cache and not generation_config.cache_implementation
+        if plain and generation_mode in STEPWISE:
+            states = OFAEncoderOutput.of(model_kwargs["encoder_outputs"]).last_hidden_state
+            cache = self.decoder.beam_cache(len(states))
+            if cache is not None:
+                model_kwargs["past_key_values"] = cache
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

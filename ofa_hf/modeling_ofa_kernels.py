@@ -5,7 +5,7 @@ too, is about twice as fast there and as fast as MKL on Intel. The operators tha
 public interface, so each is tried once on small numbers, and torch's own are used wherever that fails.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -22,7 +22,6 @@ FAST_DTYPES = (torch.float32, torch.bfloat16)
 REUSED_BYTES = 20 * 2**20  # of one tensor; the C library hands out memory again up to 32 MiB, less what it trims
 _plain = False
 _folding: ContextVar[bool] = ContextVar("ofa_folding", default=False)
-_packed: ContextVar[Mapping[int, Tensor]] = ContextVar("ofa_packed", default={})  # noqa: B039 - never written to
 
 
 @contextmanager
@@ -44,26 +43,18 @@ def is_folding() -> bool:
     return _folding.get() and not _plain
 
 
-@contextmanager
-def packed_weights(packed: Mapping[int, Tensor]) -> Iterator[None]:
-    """Let `linear` use these copies, as `pack` gave them, in place of the weights they were made of."""
-    token = _packed.set(packed)
-    try:
-        yield
-    finally:
-        _packed.reset(token)
+def can_pack(*weights: Tensor) -> bool:
+    """Whether `pack` works for these matrices."""
+    return _for_onednn(FAST_DTYPES, *weights)
 
 
-def pack(weights: Iterable[Tensor]) -> dict[int, Tensor]:
-    """Copies of matrices in the layout that oneDNN reads fastest, by the `id` of each; empty where it cannot.
+def pack(weight: Tensor) -> Tensor:
+    """Copy of a matrix in the layout that oneDNN reads fastest; for `onednn_linear` alone.
 
     Products of few rows wait for the weights to arrive from memory. In their plain layout they arrive at about half
     of the speed that the memory has.
     """
-    weights = list(weights)
-    if not _for_onednn(FAST_DTYPES, *weights):
-        return {}
-    return {id(weight): torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None) for weight in weights}
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
 
 
 @contextmanager
@@ -90,9 +81,9 @@ def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
             features = functional.conv2d(picture, kernel, bias, 2, 1).relu()
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
             pairs = [
-                (_onednn_linear(x, weight, bias), product),
-                (_onednn_linear(x, packed, bias), product),
-                (_onednn_linear(x, weight, bias, "gelu"), functional.gelu(product)),
+                (onednn_linear(x, weight, bias), product),
+                (onednn_linear(x, packed, bias), product),
+                (onednn_linear(x, weight, bias, "gelu"), functional.gelu(product)),
                 (_onednn_convolution(picture, kernel, bias, 2, 1, None), features),
                 (
                     _onednn_convolution(picture, kernel, bias, 2, 1, features),
@@ -105,7 +96,8 @@ def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
         return False
 
 
-def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    """`x @ weight.T + bias` without a look at what is passed; `then` may be "gelu"."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
 
 
@@ -129,7 +121,7 @@ def _for_onednn(dtypes: tuple[torch.dtype, ...], *tensors: Tensor | None) -> boo
 def _onednn_weight_gradient(gradient: Tensor, x: Tensor, rows_at_once: int = 768) -> Tensor:
     """`gradient.T @ x`: `(N, D)`, `(N, C)` → `(D, C)`. oneDNN is a sixth slower where it adds up over more rows."""
     parts = zip(gradient.split(rows_at_once), x.split(rows_at_once), strict=True)
-    total, *others = (_onednn_linear(left.T, right.T, None) for left, right in parts)
+    total, *others = (onednn_linear(left.T, right.T, None) for left, right in parts)
     for other in others:
         total += other
     return total
@@ -139,7 +131,7 @@ class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _onednn_linear(x, weight, bias)
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -148,15 +140,10 @@ class _OneDNNLinear(torch.autograd.Function):
         rows = gradient.flatten(0, -2)
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         return (
-            _onednn_linear(gradient, weight.T, None) if wants_x else None,
+            onednn_linear(gradient, weight.T, None) if wants_x else None,
             _onednn_weight_gradient(rows, x.flatten(0, -2)) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
-
-
-def _packed_or_plain(weight: Tensor) -> Tensor:
-    """The copy that a `packed_weights` block holds of a weight, or else the weight."""
-    return _packed.get().get(id(weight), weight)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -168,7 +155,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return (int8_linear if fast_int8 else functional.linear)(x, weight, bias)
     if needs_gradient:
         return _OneDNNLinear.apply(x, weight, bias)
-    return _onednn_linear(x, _packed_or_plain(weight), bias)
+    return onednn_linear(x, weight, bias)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -181,7 +168,7 @@ def linear_gelu(module: nn.Linear, x: Tensor) -> Tensor:
     observed = type(module) is not OFALinear or module._forward_hooks or module._forward_pre_hooks
     if observed or torch.is_grad_enabled() or not _for_onednn(FAST_DTYPES, x, module.weight, module.bias):
         return gelu(module(x))
-    return _onednn_linear(x, _packed_or_plain(module.weight), module.bias, "gelu")
+    return onednn_linear(x, module.weight, module.bias, "gelu")
 
 
 class OFALinear(nn.Linear):

@@ -3,11 +3,12 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .modeling_ofa_kernels import OFALinear, pack
+from .modeling_ofa_kernels import OFALinear
 
 
 class ShapeMemory:
@@ -95,13 +96,11 @@ class PackedMemory(ShapeMemory):
 
     max_bytes = 2 * 1024**3  # a large decoder's 830 MB in float32, and room beyond
 
-    def packed(self, modules: list[nn.Module]) -> dict[int, Tensor]:
-        """What `pack` gives for the weights of linear modules; empty where they would not fit, or may not be kept."""
+    def packed(self, modules: list[nn.Module], pack: Callable[[], Any]) -> Any | None:
+        """`pack()`, made of the weights of linear modules, or what it gave before; None where it may not be kept."""
         weights = [module.weight for module in modules]
         num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
-        if num_bytes > self.max_bytes:
-            return {}
+        if num_bytes > self.max_bytes or torch.is_grad_enabled():
+            return None
         self.check(modules)
-        if self.weights is None:
-            return {}
-        return self.get(tuple(id(weight) for weight in weights), num_bytes, lambda: pack(weights))
+        return None if self.weights is None else self.get((), num_bytes, pack)

@@ -55,12 +55,12 @@ def test_torch_without_the_operators_falls_back(monkeypatch):
     def missing(*_):
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(kernels, "_onednn_linear", missing)
+    monkeypatch.setattr(kernels, "onednn_linear", missing)
     kernels.onednn_works.cache_clear()
     try:
         x, weight = torch.randn(3, 8), torch.randn(4, 8)
         assert not kernels.onednn_works()
-        assert not kernels.pack([weight])
+        assert not kernels.can_pack(weight)
         assert torch.equal(kernels.linear(x, weight), nn.functional.linear(x, weight))
     finally:
         kernels.onednn_works.cache_clear()
@@ -115,34 +115,19 @@ def test_a_batch_computed_in_parts_gives_the_same_bits(tiny_model, tiny_batch, m
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_packed_weights_give_the_product_of_the_weights(dtype, rows):
     torch.manual_seed(0)
-    x, weights, bias = torch.randn(rows, 96).to(dtype), torch.randn(2, 64, 96).to(dtype), torch.randn(64).to(dtype)
-    first, second = weights
-    expected = nn.functional.linear(x, first, bias)
-    with torch.no_grad(), kernels.packed_weights(kernels.pack([first])):
-        torch.testing.assert_close(kernels.linear(x, first, bias), expected, rtol=0, atol=64 * torch.finfo(dtype).eps)
-        assert torch.equal(kernels.linear(x, second), kernels.linear(x, second.clone())), "nobody packed this one"
-
-
-def test_packed_weights_serve_the_thread_that_asked():
-    weight, x, found = torch.randn(8, 8), torch.randn(2, 8), []
-    wrong = kernels.pack([torch.zeros(8, 8)])
-    if not wrong:
+    x, weight, bias = torch.randn(rows, 96).to(dtype), torch.randn(64, 96).to(dtype), torch.randn(64).to(dtype)
+    if not kernels.can_pack(weight):
         pytest.skip("torch has no oneDNN operators here")
-    with torch.no_grad(), kernels.packed_weights({id(weight): wrong.popitem()[1]}):
-        assert not kernels.linear(x, weight).any()
-        thread = threading.Thread(target=lambda: found.append(kernels.linear(x, weight)))
-        thread.start()
-        thread.join()
-    torch.testing.assert_close(found[0], x @ weight.T, **TOLERANCE)
+    found, expected = kernels.onednn_linear(x, kernels.pack(weight), bias), nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(found, expected, rtol=0, atol=64 * torch.finfo(dtype).eps)
 
 
-def test_weights_in_a_gradients_way_are_read_themselves():
-    layer, x = kernels.OFALinear(8, 8), torch.randn(2, 8)
-    packed = kernels.pack([torch.zeros(8, 8)])
-    with kernels.packed_weights({id(layer.weight): value for value in packed.values()}):
-        layer(x).sum().backward()
-        assert layer(x).abs().sum() > 0
-    assert layer.weight.grad.abs().sum() > 0
+def test_weights_of_other_kinds_are_not_packed():
+    weight = torch.randn(8, 8)
+    assert not kernels.can_pack(weight.half())
+    assert not kernels.can_pack(weight, weight.bfloat16())
+    with kernels.plain_kernels():
+        assert not kernels.can_pack(weight)
 
 
 @pytest.fixture

@@ -1,0 +1,233 @@
+"""Generation on a CPU in few operations: one token a text and step, and keys and values that never move.
+
+With the few rows of a step the processor waits for weights to arrive from memory and for operations to be called, not
+for arithmetic. So weights are read from copies in the layout that arrives fastest, queries, keys and values are one
+product, and no step copies what earlier steps kept. What comes out is what `OFADecoderLayer` gives, up to rounding.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+
+from .modeling_ofa_kernels import onednn_linear, pack
+
+
+ROOM = 32  # positions that a cache is made for at first; doubled whenever they are used up
+Product = tuple[Tensor, Tensor | None]  # weight, maybe packed, and bias
+
+
+def observed(part: nn.Module) -> bool:
+    """Whether somebody watches or replaces the `forward` of a module or of one inside of it."""
+
+    def is_observed(module: nn.Module) -> bool:
+        replaced = getattr(module.forward, "__func__", None) is not type(module).forward
+        return bool(replaced or module._forward_hooks or module._forward_pre_hooks)
+
+    return any(map(is_observed, part.modules()))
+
+
+def step_modules(layer: nn.Module) -> list[nn.Linear]:
+    """The products of an `OFADecoderLayer` that a step computes: queries, keys and values first, then in order."""
+    own, cross = layer.self_attn, layer.cross_attn
+    return [own.q_proj, own.k_proj, own.v_proj, own.out_proj, cross.q_proj, cross.out_proj, layer.fc1, layer.fc2]
+
+
+def products_of(layer: nn.Module) -> list[Product]:
+    return [(module.weight, module.bias) for module in step_modules(layer)]
+
+
+def packed_products_of(layer: nn.Module) -> list[Product]:
+    """The same in the layout that arrives fastest, with one product for queries, keys and values."""
+    products = products_of(layer)
+    weight, bias = (torch.cat([part.detach() for part in parts]) for parts in zip(*products[:3], strict=True))
+    return [(pack(weight), bias), *((pack(weight), bias) for weight, bias in products[3:])]
+
+
+class StepLayer:
+    """A decoder layer for one token of every text.
+
+    Args:
+        layer: an `OFADecoderLayer`.
+        products: of `products_of` or `packed_products_of` this layer.
+    """
+
+    def __init__(self, layer: nn.Module, products: Sequence[Product]):
+        own, cross = layer.self_attn, layer.cross_attn
+        self.cross = cross
+        self.num_heads, self.scaling = own.num_heads, own.scaling
+        self.own_scales, self.cross_scales = own.c_attn[:, None], cross.c_attn[:, None]
+        self.norms = [
+            ((norm.weight.shape[0],), norm.weight, norm.bias, norm.eps, False)
+            for norm in (
+                layer.self_attn_layer_norm,
+                layer.self_attn_mid_layer_norm,
+                layer.cross_attn_layer_norm,
+                layer.cross_attn_mid_layer_norm,
+                layer.final_layer_norm,
+                layer.ffn_layer_norm,
+            )
+        ]
+        self.joined, self.products = products[:-5], products[-5:]
+
+    def encode(self, encoder_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of cross-attention: `(B, S, C)` → twice `(B, H, S, D)`."""
+        both = (self.cross.k_proj(encoder_states), self.cross.v_proj(encoder_states))
+        return tuple(states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).contiguous() for states in both)
+
+    def __call__(
+        self,
+        states: Tensor,
+        own: tuple[Tensor, Tensor, Tensor],
+        own_bias: Tensor,
+        cross: tuple[Tensor, Tensor],
+        cross_bias: Tensor,
+    ) -> Tensor:
+        """`(B * n, C)` → the same, for n texts of each of B pictures.
+
+        Args:
+            own: where this step's keys and values go, `(2, B, H, n, D)`; all keys and all values so far.
+            own_bias, cross_bias: `(B * H, n, keys)`, added to the scores.
+        """
+        before_own, after_own, before_cross, after_cross, before_wide, inside_wide = self.norms
+        own_out, cross_query, cross_out, wide, narrow = self.products
+        new, keys, values = own
+        batch_size, texts = keys.shape[0], new.shape[3]
+
+        normed = torch.layer_norm(states, *before_own)
+        three = torch.cat([onednn_linear(normed, *product) for product in self.joined], dim=-1)
+        three = three.view(batch_size, texts, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        new.copy_(three[1:])
+        heads = self._attend(three[0], keys, values, own_bias, self.own_scales)
+        states = states + torch.layer_norm(onednn_linear(heads, *own_out), *after_own)
+
+        query = onednn_linear(torch.layer_norm(states, *before_cross), *cross_query)
+        query = query.view(batch_size, texts, self.num_heads, -1).transpose(1, 2)
+        heads = self._attend(query, *cross, cross_bias, self.cross_scales)
+        states = states + torch.layer_norm(onednn_linear(heads, *cross_out), *after_cross)
+
+        inside = onednn_linear(torch.layer_norm(states, *before_wide), *wide, "gelu")
+        return states + onednn_linear(torch.layer_norm(inside, *inside_wide), *narrow)
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scales: Tensor) -> Tensor:
+        """`(B, H, n, D)` queries, `(B, H, keys, D)` keys and values → `(B * n, H * D)`."""
+        batch_size, heads, texts, width = query.shape
+        scores = torch.baddbmm(bias, query.flatten(0, 1), keys.flatten(0, 1).mT, alpha=self.scaling)
+        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        found = torch.bmm(weights, values.flatten(0, 1)).view(batch_size, heads, texts, width).transpose(1, 2)
+        out = query.new_empty(batch_size, texts, heads, width)
+        return torch.mul(found, scales, out=out).view(batch_size * texts, heads * width)
+
+
+class TextCache(Cache):
+    """Keys and values of all tokens so far, of which none is ever moved.
+
+    The texts of a picture keep their tokens side by side, and each of them is shown the tokens of all: which are its
+    own is part of the bias. When a search goes on from other texts than before, no more than that changes.
+    """
+
+    is_compileable = False
+
+    def __init__(self):
+        self.layers: list = []  # of the parent's kind: none
+        self.length = 0
+        self.kept: Tensor | None = None  # (layers, 2, B, H, room * n, D): keys and values
+        self.owners: Tensor | None = None  # (B * n, length): which of its picture's texts kept a text's token
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i goes on from what row `beam_idx[i]` was, of the same picture."""
+        self.owners = self.owners.index_select(0, beam_idx)
+
+    def crop(self, max_length: int) -> None:
+        """Forget all tokens from a position on; a negative number says how many."""
+        length = self.length + max_length if max_length < 0 else max_length
+        if length < self.length:
+            self.length, self.owners = length, self.owners[:, :length]
+
+    def add_token(self, like: Tensor, shape: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Make a place for one more token of each text.
+
+        Args:
+            like: a tensor of the dtype of keys and values.
+            shape: layers, B, H, n, D.
+
+        Returns:
+            per layer where the new keys and values go, `(2, B, H, n, D)`, and all keys and all values with that place.
+        """
+        num_layers, batch_size, heads, texts, width = shape
+        begin, end = self.length * texts, (self.length + 1) * texts
+        if self.kept is None or self.kept.shape[4] < end:
+            larger = like.new_empty(num_layers, 2, batch_size, heads, max(ROOM * texts, 2 * begin), width)
+            if self.kept is not None:
+                larger[:, :, :, :, :begin] = self.kept
+            self.kept = larger
+        newest = torch.arange(texts).repeat(batch_size)[:, None]
+        self.owners = newest if self.owners is None else torch.cat([self.owners, newest], dim=1)
+        self.length += 1
+        keys, values = self.kept[:, :, :, :, :end].unbind(1)
+        return zip(self.kept[:, :, :, :, begin:end].unbind(), keys.unbind(), values.unbind(), strict=True)
+
+    def biases(self, bias: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+        """`(layers, 1, H, 1, keys)` → per layer `(B * H, n, keys * n)`, tokens of other texts forbidden."""
+        texts = self.owners.shape[0] // batch_size
+        own = self.owners.view(batch_size, 1, texts, self.length, 1) == torch.arange(texts)
+        bias = bias[..., None].expand(*bias.shape, texts)
+        return torch.where(own, bias, torch.finfo(bias.dtype).min).flatten(4).flatten(1, 2).unbind()
+
+
+class BeamCache(EncoderDecoderCache):
+    """What a generation keeps of its texts and, once, of its pictures, with the steps that read it.
+
+    Args:
+        layers: of the decoder.
+        vocabulary: packed weight of the output projection.
+    """
+
+    def __init__(self, layers: Sequence[StepLayer], vocabulary: Tensor):
+        super().__init__(TextCache(), DynamicCache())
+        self._layers, self._vocabulary = layers, vocabulary
+
+    def crop(self, max_length: int) -> None:
+        self.self_attention_cache.crop(max_length)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """`(rows, T, C)` → `(rows, T, vocabulary)`."""
+        return onednn_linear(features, self._vocabulary, None)
+
+    def decode(
+        self, states: Tensor, own_biases: Sequence[Tensor], encoder_states: Tensor, cross_bias: Tensor
+    ) -> Tensor:
+        """Run all layers: `(rows, T, C)` embedded tokens → `(rows, T, C)`, token after token.
+
+        Args:
+            own_biases: per layer `(1, H, T, keys)`.
+            cross_bias: `(1 or batch, H, n * T, S)`.
+        """
+        for number, layer in enumerate(self._layers):
+            if not self.is_updated.get(number):
+                self.cross_attention_cache.update(*layer.encode(encoder_states), number)
+                self.is_updated[number] = True
+        batch_size, num_tokens = encoder_states.shape[0], states.shape[1]
+        cross_bias = cross_bias.expand(batch_size, -1, -1, -1)
+        steps = []
+        for number in range(num_tokens):
+            seen = self.get_seq_length() + 1
+            own_bias = torch.stack([bias[:, :, number : number + 1, :seen] for bias in own_biases])
+            of_step = cross_bias[:, :, number::num_tokens].flatten(0, 1)
+            steps.append(self._step(states[:, number], own_bias, of_step, batch_size))
+        return torch.stack(steps, dim=1)
+
+    def _step(self, states: Tensor, own_bias: Tensor, cross_bias: Tensor, batch_size: int) -> Tensor:
+        """One token of every text: `(B * n, C)`, `(layers, 1, H, 1, keys)`, `(B * H, n, S)` → `(B * n, C)`."""
+        texts, of_pictures = self.self_attention_cache, self.cross_attention_cache.layers
+        _, heads, _, width = of_pictures[0].keys.shape
+        shape = (len(self._layers), batch_size, heads, states.shape[0] // batch_size, width)
+        places = texts.add_token(states, shape)
+        biases = texts.biases(own_bias, batch_size)
+        for layer, own, bias, picture in zip(self._layers, places, biases, of_pictures, strict=True):
+            states = layer(states, own, bias, (picture.keys, picture.values), cross_bias)
+        return states

@@ -1,0 +1,145 @@
+"""Steps of few operations give what the layers give, whatever a search does with its texts."""
+
+import copy
+import functools
+
+import pytest
+import torch
+
+from ofa_hf import modeling_ofa_decoding as decoding
+from ofa_hf import modeling_ofa_kernels as kernels
+
+
+pytestmark = pytest.mark.skipif(not kernels.onednn_works(), reason="torch has no oneDNN operators here")
+WAYS = {
+    "greedy": {"num_beams": 1},
+    "beams": {"num_beams": 4, "num_return_sequences": 2},
+    "samples": {"num_beams": 1, "do_sample": True, "num_return_sequences": 3, "top_k": 5},
+    "sampled beams": {"num_beams": 3, "do_sample": True},
+}
+START, PAD = 0, 1
+
+
+@pytest.fixture
+def inputs() -> dict[str, torch.Tensor]:
+    """Three pictures with prompts of different lengths."""
+    torch.manual_seed(0)
+    prompts = torch.tensor([[START, 9, 14, 60, 77, 2], [START, 31, 2, PAD, PAD, PAD], [START, 8, 8, 50, 2, PAD]])
+    return {"input_ids": prompts, "pixel_values": torch.randn(3, 3, 64, 64)}
+
+
+def generate(model, inputs: dict, **settings):
+    torch.manual_seed(3)
+    settings = {"max_new_tokens": 20, "min_new_tokens": 20, "return_dict_in_generate": True, **settings}
+    return model.generate(**inputs, output_logits=True, do_sample=settings.pop("do_sample", False), **settings)
+
+
+def by_layers(model):
+    """The same model without the steps."""
+    plain = copy.deepcopy(model)
+    plain.decoder.beam_cache = lambda num_pictures: None
+    return plain
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("number", [1, 3])  # all weights packed, some weights packed
+def test_steps_give_the_texts_and_scores_of_the_layers(tiny_model, inputs, way, number, monkeypatch):
+    monkeypatch.setattr(decoding, "ROOM", 3)  # so that it is doubled several times
+    inputs = {name: value[:number] for name, value in inputs.items()}
+    stepped = generate(tiny_model, inputs, **WAYS[way])
+    expected = generate(by_layers(tiny_model), inputs, **WAYS[way])
+    assert isinstance(stepped.past_key_values, decoding.BeamCache)
+    assert not isinstance(expected.past_key_values, decoding.BeamCache)
+    assert torch.equal(stepped.sequences, expected.sequences)
+    for one, other in zip(stepped.logits, expected.logits, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_text_begun_by_the_caller_is_gone_on_with(tiny_model, inputs, num_beams):
+    begun = {**inputs, "decoder_input_ids": torch.tensor([[START, 5, 9], [START, 40, 41], [START, 7, 7]])}
+    stepped = generate(tiny_model, begun, num_beams=num_beams)
+    expected = generate(by_layers(tiny_model), begun, num_beams=num_beams)
+    assert isinstance(stepped.past_key_values, decoding.BeamCache)
+    assert torch.equal(stepped.sequences, expected.sequences)
+
+
+def test_half_precision_stays_as_near_to_float32_as_the_layers_do(tiny_model, inputs):
+    half = copy.deepcopy(tiny_model).bfloat16()
+    halved = {**inputs, "pixel_values": inputs["pixel_values"].bfloat16()}
+    exact = generate(tiny_model, inputs, max_new_tokens=1, min_new_tokens=1).logits[0]
+    errors = []
+    for model in (half, by_layers(half)):
+        found = generate(model, halved, max_new_tokens=1, min_new_tokens=1)
+        errors.append((found.logits[0].float() - exact).abs().max().item())
+    assert 0 < errors[0] < 2 * errors[1]
+
+
+def test_tokens_can_be_taken_back(tiny_model, inputs):
+    encoded = tiny_model.encode(**inputs)
+    with torch.no_grad():
+        cache = tiny_model.decoder.beam_cache(3)
+        tokens = torch.tensor([[START, 5, 9, 11], [START, 40, 41, 3], [START, 7, 7, 9]])
+        whole = tiny_model(decoder_input_ids=tokens, encoder_outputs=encoded, past_key_values=cache).logits
+        for length, left in ((-3, 1), (2, 2), (9, 4)):
+            cache.crop(length)
+            assert cache.get_seq_length() == left
+            if left == 4:
+                break
+            rest = tiny_model(decoder_input_ids=tokens[:, left:], encoder_outputs=encoded, past_key_values=cache)
+            torch.testing.assert_close(rest.logits, whole[:, left:])
+
+
+def hook(model):
+    model.decoder.layers[1].fc1.register_forward_hook(lambda *_: None)
+
+
+def wrap(model):
+    """As accelerate does where it moves weights between devices."""
+    layer = model.decoder.layers[0]
+    layer.forward = functools.partial(type(layer).forward, layer)
+
+
+def adapt(model):
+    class Adapter(torch.nn.Linear):
+        pass
+
+    model.decoder.layers[0].fc2.__class__ = Adapter
+
+
+CHANGES = {
+    "hook": hook,
+    "wrap": wrap,
+    "adapt": adapt,
+    "train": lambda model: model.train(),
+    "eager": lambda model: model.set_attn_implementation("eager"),
+    "states": lambda model: setattr(model.config, "output_hidden_states", True),
+    "double": lambda model: model.double(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_layers_that_are_not_as_they_were_run_themselves(tiny_model, change):
+    model = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        assert model.decoder.beam_cache(1) is not None
+        CHANGES[change](model)
+        assert model.decoder.beam_cache(1) is None
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"output_attentions": True},
+        {"output_hidden_states": True},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 3},
+    ],
+)
+def test_what_steps_cannot_give_comes_from_the_layers(tiny_model, inputs, asked, monkeypatch):
+    model = copy.deepcopy(tiny_model)
+    monkeypatch.setattr(model.decoder, "beam_cache", lambda num_pictures: pytest.fail("steps were taken"))
+    model.set_attn_implementation("eager" if "output_attentions" in asked else "sdpa")
+    one = {name: value[:1] for name, value in inputs.items()}
+    generate(model, one, num_beams=1, max_new_tokens=4, min_new_tokens=4, **asked)
