@@ -787,7 +787,9 @@ class OFADecoder(OFAPreTrainedModel):
         config, modules = self.config, [self.output_projection]
         for layer in self.layers:
             modules += step_modules(layer) if type(layer) is OFADecoderLayer else [layer]
-        if any(type(module) is not OFALinear for module in modules) or observed(self.layers) or observed(modules[0]):
+        if any(type(module) not in (nn.Linear, OFALinear) for module in modules):
+            return None
+        if observed(self.layers) or observed(self.output_projection):
             return None
         if self.training or config._attn_implementation != "sdpa" or not can_pack(*(one.weight for one in modules)):
             return None

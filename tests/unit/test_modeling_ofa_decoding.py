@@ -127,6 +127,14 @@ def test_layers_that_are_not_as_they_were_run_themselves(tiny_model, change):
         assert model.decoder.beam_cache(1) is None
 
 
+def test_a_vocabulary_of_another_size_is_stepped_too(tiny_model, inputs):
+    model = copy.deepcopy(tiny_model)
+    model.resize_token_embeddings(130)
+    stepped, expected = generate(model, inputs, num_beams=3), generate(by_layers(model), inputs, num_beams=3)
+    assert isinstance(stepped.past_key_values, decoding.BeamCache)
+    assert torch.equal(stepped.sequences, expected.sequences)
+
+
 @pytest.mark.parametrize(
     "asked",
     [
