@@ -61,7 +61,7 @@ def race(job: Job, number: int, seed: int, amount: int, folder: Path) -> list[tu
         children = []
         for log in logs:
             children.append(processes.fork(partial(job.run, place), log))
-            time.sleep(chance.random() * 0.1)
+            time.sleep(chance.random() * 0.03)
         statuses = [processes.ended(child, processes.PATIENCE) for child in children]
         assert 0 in statuses, "\n".join(map(processes.tail, logs))
         job.check(place)
