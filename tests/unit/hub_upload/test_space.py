@@ -1,5 +1,6 @@
 """The Space: what goes up, what is refused, what stays. Used in a browser: `end_to_end/test_web.py`."""
 
+import importlib.metadata
 import json
 
 import pytest
@@ -30,7 +31,8 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def _versions(monkeypatch):
-    monkeypatch.setattr("importlib.metadata.version", VERSIONS.__getitem__)
+    version = importlib.metadata.version  # of packages that are first imported while this test runs
+    monkeypatch.setattr("importlib.metadata.version", lambda name: VERSIONS.get(name) or version(name))
 
 
 @pytest.fixture
