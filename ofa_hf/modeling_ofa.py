@@ -30,7 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from .configuration_ofa import OFAConfig
-from .modeling_ofa_decoding import BeamCache, StepLayer, observed, packed_products_of, products_of, step_modules
+from .modeling_ofa_decoding import BeamCache, StepLayer, packed_products_of, products_of, step_modules
 from .modeling_ofa_kernels import (
     OFADropout,
     OFALinear,
@@ -38,6 +38,7 @@ from .modeling_ofa_kernels import (
     biased_attention_pays,
     can_pack,
     folding,
+    is_observed,
     linear,
     linear_gelu,
     number_of_parts,
@@ -398,6 +399,10 @@ class OFADecoderLayer(GradientCheckpointingLayer):
         hidden_states = self.dropout(self.fc2(hidden_states))
         hidden_states = residual + drop_path(hidden_states, self.drop_path_rate, self.training)
         return hidden_states, weights, cross_weights
+
+
+# What a decoder layer is made of; all else may hide an adapter.
+PLAIN_MODULES = (*ShapeMemory.plain_modules, nn.ModuleList, OFADecoderLayer, OFAAttention, OFADropout)
 
 
 # ------------------------------------------------------------------------------------------- base classes
@@ -784,26 +789,26 @@ class OFADecoder(OFAPreTrainedModel):
         Its copies of weights are made anew when a weight has changed. With few rows a step waits for memory, and all
         copies pay. With many it computes, and in float32 the vocabulary's pay.
         """
-        config, modules = self.config, [self.output_projection]
-        for layer in self.layers:
-            modules += step_modules(layer) if type(layer) is OFADecoderLayer else [layer]
-        if any(type(module) not in (nn.Linear, OFALinear) for module in modules):
+        config, vocabulary = self.config, self.output_projection
+        inside = [vocabulary, *self.layers.modules()]
+        if not all(type(module) in PLAIN_MODULES and not is_observed(module) for module in inside):
             return None
-        if observed(self.layers) or observed(self.output_projection):
+        modules = [module for layer in self.layers for module in step_modules(layer)]
+        if not can_pack(vocabulary.weight, *(module.weight for module in modules)):
             return None
-        if self.training or config._attn_implementation != "sdpa" or not can_pack(*(one.weight for one in modules)):
+        if self.training or config._attn_implementation != "sdpa":
             return None
         if config.output_attentions or config.output_hidden_states:
             return None
         of_vocabulary, of_layers = self._packed
-        vocabulary = of_vocabulary.packed(modules[:1], lambda: pack(modules[0].weight))
-        if num_pictures <= FEW_PICTURES or modules[0].weight.dtype == torch.bfloat16:
-            products = of_layers.packed(modules[1:], lambda: [packed_products_of(layer) for layer in self.layers])
+        packed = of_vocabulary.packed([vocabulary], lambda: pack(vocabulary.weight))
+        if num_pictures <= FEW_PICTURES or vocabulary.weight.dtype == torch.bfloat16:
+            products = of_layers.packed(modules, lambda: [packed_products_of(layer) for layer in self.layers])
         else:
             products = [products_of(layer) for layer in self.layers]
-        if vocabulary is None or products is None:
+        if packed is None or products is None:
             return None
-        return BeamCache([StepLayer(*pair) for pair in zip(self.layers, products, strict=True)], vocabulary)
+        return BeamCache([StepLayer(*pair) for pair in zip(self.layers, products, strict=True)], packed)
 
     def _positions(self, ids: Tensor, as_codes: bool) -> tuple[Tensor, Tensor]:
         """Normalised embeddings `(1, L, C)` of decoder steps, and their grid positions if they are image codes."""
@@ -942,12 +947,11 @@ class OFADecoder(OFAPreTrainedModel):
         if key_mask is not None:
             key_mask = nn.functional.pad(key_mask, (0, num_keys - key_mask.shape[1]), value=1)
         cross_bias = masked(self._fold(cross_bias, rows // encoder_states.shape[0]), encoder_outputs.attention_mask)
-        positions = torch.arange(num_tokens, device=encoder_states.device) + past
-
         hidden_states = self._embed(inputs_embeds if real is None else real.pack(inputs_embeds), code_masks)
         if isinstance(past_key_values, BeamCache):
             hidden_states = past_key_values.decode(hidden_states, self_biases, encoder_states, cross_bias)
             return self.layer_norm(hidden_states), (), (), ()
+        positions = torch.arange(num_tokens, device=encoder_states.device) + past
         all_states, all_weights, all_cross_weights = (), (), ()
         for layer, self_bias in zip(self.layers, self_biases, strict=True):
             all_states += (hidden_states,)

@@ -18,16 +18,6 @@ ROOM = 32  # positions that a cache is made for at first; doubled whenever they 
 Product = tuple[Tensor, Tensor | None]  # weight, maybe packed, and bias
 
 
-def observed(part: nn.Module) -> bool:
-    """Whether somebody watches or replaces the `forward` of a module or of one inside of it."""
-
-    def is_observed(module: nn.Module) -> bool:
-        replaced = getattr(module.forward, "__func__", None) is not type(module).forward
-        return bool(replaced or module._forward_hooks or module._forward_pre_hooks)
-
-    return any(map(is_observed, part.modules()))
-
-
 def step_modules(layer: nn.Module) -> list[nn.Linear]:
     """The products of an `OFADecoderLayer` that a step computes: queries, keys and values first, then in order."""
     own, cross = layer.self_attn, layer.cross_attn

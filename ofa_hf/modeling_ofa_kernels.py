@@ -163,10 +163,16 @@ def gelu(x: Tensor) -> Tensor:
     return functional.gelu(x.float()).to(x.dtype)
 
 
+def is_observed(module: nn.Module) -> bool:
+    """Whether somebody watches or replaced the `forward` of a module, so that it must be called."""
+    replaced = getattr(module.forward, "__func__", None) is not type(module).forward
+    return bool(replaced or module._forward_hooks or module._forward_pre_hooks)
+
+
 def linear_gelu(module: nn.Linear, x: Tensor) -> Tensor:
     """`gelu(module(x))`, in one pass over the numbers where nobody could tell the difference."""
-    observed = type(module) is not OFALinear or module._forward_hooks or module._forward_pre_hooks
-    if observed or torch.is_grad_enabled() or not _for_onednn(FAST_DTYPES, x, module.weight, module.bias):
+    special = type(module) is not OFALinear or is_observed(module)
+    if special or torch.is_grad_enabled() or not _for_onednn(FAST_DTYPES, x, module.weight, module.bias):
         return gelu(module(x))
     return onednn_linear(x, module.weight, module.bias, "gelu")
 

@@ -9,6 +9,7 @@ from transformers.generation import MinLengthLogitsProcessor, MinNewTokensLength
 from transformers.generation.streamers import BaseStreamer
 
 from ofa_hf.modeling_ofa import EndAtMaxLength, EndFrom, OFAEncoderOutput, SoftmaxTemperature
+from ofa_hf.modeling_ofa_decoding import TextCache
 
 
 PAD, EOS = 1, 2
@@ -116,8 +117,13 @@ def test_text_of_a_padded_batch_equals_the_text_alone(tiny_model, inputs):
         assert (together[row, len(alone) :] == PAD).all()
 
 
-def test_encoder_runs_once_a_picture_and_its_keys_are_not_repeated_for_beams(tiny_model, inputs, monkeypatch):
+@pytest.mark.parametrize("in_steps", [True, False])
+def test_encoder_runs_once_a_picture_and_its_keys_are_not_repeated_for_beams(
+    tiny_model, inputs, monkeypatch, in_steps
+):
     seen = []
+    if not in_steps:
+        monkeypatch.setattr(tiny_model.decoder, "beam_cache", lambda num_pictures: None)
     encode = tiny_model.encoder.forward
     monkeypatch.setattr(
         tiny_model.encoder, "forward", lambda *args, **kwargs: seen.append(1) or encode(*args, **kwargs)
@@ -125,6 +131,8 @@ def test_encoder_runs_once_a_picture_and_its_keys_are_not_repeated_for_beams(tin
     output = run(tiny_model, inputs, num_beams=4, return_dict_in_generate=True)
     assert seen == [1]
     assert output.past_key_values.cross_attention_cache.layers[0].keys.shape[0] == 3
+    texts = output.past_key_values.self_attention_cache
+    assert (texts.owners if isinstance(texts, TextCache) else texts.layers[0].keys).shape[0] == 12
 
 
 class Collecting(BaseStreamer):
