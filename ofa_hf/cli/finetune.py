@@ -25,8 +25,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         result = finetune(finetune_args, trainer_args)
     except TrainingStopped as stopped:
+        leave_process_group()
         print(f"ofa-hf finetune: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number
+    leave_process_group()
     if trainer_args.process_index:
         return 0
     summary = {"model": str(result.folder), "steps": result.num_steps, "cut_captions": result.cut_captions}
@@ -36,3 +38,14 @@ def run(args: argparse.Namespace) -> int:
         summary.update({name: round(result.metrics[name], 4) for name in SHOWN if name in result.metrics})
         print("\n".join(f"{name:16} {value}" for name, value in summary.items()))
     return 0
+
+
+def leave_process_group() -> None:
+    """End the connections between processes before the interpreter ends, which torch's threads may abort otherwise.
+
+    Not after an error: others may wait for this process then, and leaving can take as long as they wait.
+    """
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
