@@ -17,13 +17,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.generation import (
-    GenerationMixin,
-    GenerationMode,
-    LogitsProcessor,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-)
+from transformers.generation import GenerateBeamEncoderDecoderOutput, GenerationMixin, GenerationMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput, Seq2SeqLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -48,6 +42,7 @@ from .modeling_ofa_kernels import (
 from .modeling_ofa_memory import PackedMemory, ShapeMemory
 from .modeling_ofa_packing import RealTokens
 from .modeling_ofa_resnet import OUTPUT_CHANNELS, OFAResNet, drop_path, linear_rates
+from .modeling_ofa_search import EndAtMaxLength, EndFrom, Rules, SoftmaxTemperature, beam_search, padded
 
 
 if TYPE_CHECKING:  # never runs: saving copies the files that are named here, and config.json needs all of them
@@ -991,64 +986,6 @@ class OFADecoder(OFAPreTrainedModel):
 # -------------------------------------------------------------------------------------------------- model
 
 
-class EndAtMaxLength(LogitsProcessor):
-    """At the last position only `</s>` is allowed, with its true log-probability.
-
-    A forced token that costs nothing, as transformers' `forced_eos_token_id` has it, would favour captions that never
-    end by themselves.
-
-    Source: OFA `models/sequence_generator.py`.
-    """
-
-    def __init__(self, max_length: int, eos_token_id: int):
-        self.max_length, self.eos_token_id = max_length, eos_token_id
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if input_ids.shape[1] < self.max_length - 1:
-            return scores
-        ended = torch.full_like(scores, -torch.inf)
-        ended[:, self.eos_token_id] = scores[:, self.eos_token_id]
-        return ended
-
-
-class EndFrom(LogitsProcessor):
-    """No end before a text has `min_length` tokens: what transformers does, without a pass over all of the scores.
-
-    Args:
-        eos_token_ids: `(n,)`, the tokens that end a text.
-    """
-
-    def __init__(self, min_length: int, eos_token_ids: Tensor):
-        self.min_length, self.eos_token_ids = min_length, eos_token_ids
-
-    @classmethod
-    def of(cls, processor: LogitsProcessor) -> LogitsProcessor:
-        """One of transformers' processors in this class; others as they are."""
-        if type(processor) is MinLengthLogitsProcessor:
-            return cls(processor.min_length, processor.eos_token_id)
-        if type(processor) is MinNewTokensLengthLogitsProcessor:
-            return cls(processor.prompt_length_to_skip + processor.min_new_tokens, processor.eos_token_id)
-        return processor
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if input_ids.shape[1] >= self.min_length:
-            return scores
-        return scores.index_fill(1, self.eos_token_ids, -torch.inf)
-
-
-class SoftmaxTemperature(LogitsProcessor):
-    """Divide the logits by a temperature before they become log-probabilities: scores in, normalised scores out.
-
-    transformers heeds `temperature` only when it samples; the original heeds it in beam search too.
-    """
-
-    def __init__(self, temperature: float):
-        self.temperature = temperature
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        return (scores / self.temperature).log_softmax(-1)
-
-
 _TIED_WEIGHTS = {
     "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
     "decoder.output_projection.weight": "encoder.embed_tokens.weight",
@@ -1327,6 +1264,34 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
     def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Tensor) -> EncoderDecoderCache:
         past_key_values.self_attention_cache.reorder_cache(beam_idx)  # the pictures stay where they are
         return past_key_values
+
+    def _beam_search(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, **model_kwargs
+    ):
+        """`GenerationMixin._beam_search`, with less around the model where `BeamCache` serves."""
+        cache, rules = model_kwargs.get("past_key_values"), Rules.of(generation_config, stopping_criteria)
+        changed = type(self).forward is not OFAForConditionalGeneration.forward
+        changed = changed or any(is_observed(module) for module in (self, *self.decoder.modules()))
+        if rules is None or synced_gpus or changed or not isinstance(cache, BeamCache):
+            arguments = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus)
+            return super()._beam_search(*arguments, **model_kwargs)
+        encoder_outputs = OFAEncoderOutput.of(model_kwargs["encoder_outputs"])
+
+        def next_scores(tokens: Tensor) -> Tensor:
+            features = self.decoder(input_ids=tokens, encoder_outputs=encoder_outputs, past_key_values=cache)[0]
+            return cache.logits(features[:, -1]).float().log_softmax(-1)
+
+        reorder = cache.self_attention_cache.reorder_cache
+        with torch.inference_mode():
+            pictures = beam_search(next_scores, reorder, input_ids, logits_processor, rules)
+        found = [one for ended in pictures for one in ended[: generation_config.num_return_sequences]]
+        padding = (generation_config.pad_token_id or rules.ends[0]) if rules.ends else -1
+        prompts = input_ids[:: rules.num_beams].repeat_interleave(generation_config.num_return_sequences, dim=0)
+        sequences = torch.cat([prompts, padded([one.tokens for one in found], padding)], dim=1)
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        rows = padded([one.rows for one in found], -1).int()
+        return GenerateBeamEncoderDecoderOutput(sequences=sequences, beam_indices=rows, past_key_values=cache)
 
     def _get_logits_processor(self, generation_config, *args, **kwargs):
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)

@@ -151,7 +151,8 @@ class TextCache(Cache):
         num_layers, batch_size, heads, texts, width = shape
         begin, end = self.length * texts, (self.length + 1) * texts
         if self.kept is None or self.kept.shape[4] < end:
-            larger = like.new_empty(num_layers, 2, batch_size, heads, max(ROOM * texts, 2 * begin), width)
+            with torch.inference_mode(False):  # so that it can be gone on with outside of such a mode
+                larger = like.new_empty(num_layers, 2, batch_size, heads, max(ROOM * texts, 2 * begin), width)
             if self.kept is not None:
                 larger[:, :, :, :, :begin] = self.kept
             self.kept = larger
