@@ -1284,13 +1284,12 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         reorder = cache.self_attention_cache.reorder_cache
         with torch.inference_mode():
             pictures = beam_search(next_scores, reorder, input_ids, logits_processor, rules)
-        found = [one for ended in pictures for one in ended[: generation_config.num_return_sequences]]
+        found = [text for texts in pictures for text in texts[: generation_config.num_return_sequences]]
         padding = (generation_config.pad_token_id or rules.ends[0]) if rules.ends else -1
-        prompts = input_ids[:: rules.num_beams].repeat_interleave(generation_config.num_return_sequences, dim=0)
-        sequences = torch.cat([prompts, padded([one.tokens for one in found], padding)], dim=1)
+        sequences = padded([text.tokens for text in found], padding, input_ids.device)
         if not generation_config.return_dict_in_generate:
             return sequences
-        rows = padded([one.rows for one in found], -1).int()
+        rows = padded([text.rows for text in found], -1, input_ids.device).int()
         return GenerateBeamEncoderDecoderOutput(sequences=sequences, beam_indices=rows, past_key_values=cache)
 
     def _get_logits_processor(self, generation_config, *args, **kwargs):

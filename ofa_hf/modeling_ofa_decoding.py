@@ -156,7 +156,7 @@ class TextCache(Cache):
             if self.kept is not None:
                 larger[:, :, :, :, :begin] = self.kept
             self.kept = larger
-        newest = torch.arange(texts).repeat(batch_size)[:, None]
+        newest = torch.arange(texts, device=like.device).repeat(batch_size)[:, None]
         self.owners = newest if self.owners is None else torch.cat([self.owners, newest], dim=1)
         self.length += 1
         keys, values = self.kept[:, :, :, :, :end].unbind(1)
@@ -165,7 +165,7 @@ class TextCache(Cache):
     def biases(self, bias: Tensor, batch_size: int) -> tuple[Tensor, ...]:
         """`(layers, 1, H, 1, keys)` → per layer `(B * H, n, keys * n)`, tokens of other texts forbidden."""
         texts = self.owners.shape[0] // batch_size
-        own = self.owners.view(batch_size, 1, texts, self.length, 1) == torch.arange(texts)
+        own = self.owners.view(batch_size, 1, texts, self.length, 1) == torch.arange(texts, device=bias.device)
         bias = bias[..., None].expand(*bias.shape, texts)
         return torch.where(own, bias, torch.finfo(bias.dtype).min).flatten(4).flatten(1, 2).unbind()
 

@@ -6,7 +6,7 @@ hypotheses are lists. What is found is the same.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -97,9 +97,9 @@ def process(scores: Tensor, texts: list[list[int]], processors: Sequence[LogitsP
             size = processor.ngram_size
             repeats = [(row, token) for row, text in enumerate(texts) for token in repeating(text, size)]
             if repeats:
-                scores[tuple(torch.tensor(repeats).T)] = -torch.inf
+                scores[tuple(torch.tensor(repeats, device=scores.device).T)] = -torch.inf
         else:
-            tokens = torch.tensor(texts) if tokens is None else tokens
+            tokens = torch.tensor(texts, device=scores.device) if tokens is None else tokens
             scores = processor(tokens, scores)
     return scores
 
@@ -119,14 +119,14 @@ def best_of_rows(scores: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
     The largest numbers lie in the blocks with the largest maxima, so that only these have to be sorted.
     """
-    num_blocks = scores.shape[1] // BLOCK
+    num_blocks, device = scores.shape[1] // BLOCK, scores.device
     if num_blocks <= number:
         return scores.topk(number)
     blocks = scores[:, : num_blocks * BLOCK].unflatten(1, (BLOCK, num_blocks))  # a block is a column
     chosen = blocks.amax(1).topk(number, sorted=False).indices
-    places = (chosen[:, None] + num_blocks * torch.arange(BLOCK)[:, None]).flatten(1)
+    places = (chosen[:, None] + num_blocks * torch.arange(BLOCK, device=device)[:, None]).flatten(1)
     if num_blocks * BLOCK < scores.shape[1]:
-        rest = torch.arange(num_blocks * BLOCK, scores.shape[1])
+        rest = torch.arange(num_blocks * BLOCK, scores.shape[1], device=device)
         places = torch.cat([places, rest.expand(len(scores), -1)], dim=1)
     values, found = scores.gather(1, places).topk(number)
     return values, places.gather(1, found)
@@ -159,45 +159,70 @@ class Rules:
 
 
 @dataclass
-class Ended:
-    """A hypothesis that has ended: its score, the tokens after the prompt, and in which rows they were found."""
+class Hypothesis:
+    """A text: its score, its tokens with those of the prompt, and in which row each of the others was found."""
 
     score: float
     tokens: list[int]
     rows: list[int]
 
 
-def padded(lists: list[list[int]], fill: int) -> Tensor:
-    """Lists of different lengths → `(lists, longest)`."""
-    longest = max(map(len, lists))
-    return torch.tensor([[*one, *[fill] * (longest - len(one))] for one in lists], dtype=torch.int64)
-
-
-@dataclass
 class PictureSearch:
-    """What a search has found for one picture."""
+    """The search of one picture: texts that go on and texts that have ended.
 
-    rules: Rules
-    ended: list[Ended] = field(default_factory=list)  # best first
-    is_open: bool = True  # something better may still be found
+    Args:
+        prompt: tokens that all texts begin with.
+        first_row: of the batch, the first of as many as there are beams.
+    """
+
+    def __init__(self, rules: Rules, prompt: list[int], first_row: int):
+        self.rules, self.prompt, self.first_row = rules, prompt, first_row
+        scores = [0.0] + [NEVER] * (rules.num_beams - 1)  # they are all the same text, so that one counts
+        self.running = [Hypothesis(score, prompt, []) for score in scores]
+        self.ended: list[Hypothesis] = []  # best first
+        self.is_open = True  # something better may still be found
+        self.goes_on = True  # some text has not ended
 
     @property
     def is_full(self) -> bool:
         return len(self.ended) == self.rules.num_beams
 
-    def add(self, ended: list[Ended]) -> None:
-        """Hypotheses that ended in one step. The best are kept, as many as there are beams."""
-        if self.is_open and not (self.is_full and self.rules.early_stopping is True):
-            self.ended += [one for one in ended if one.score > NEVER]
-            self.ended.sort(key=lambda one: -one.score)
-            del self.ended[self.rules.num_beams :]
+    @property
+    def has_enough(self) -> bool:
+        return self.is_full and self.rules.early_stopping is True
 
-    def look_ahead(self, best_score: float, length: int, longest: int) -> None:
-        """Close unless the best running hypothesis, of `length` new tokens, may still get among the ended."""
-        penalty = self.rules.length_penalty
-        reached = longest if self.rules.early_stopping == "never" and penalty > 0 else length
-        worst = self.ended[-1].score if self.is_full else NEVER
-        self.is_open = self.is_open and best_score / reached**penalty > worst
+    def step(self, scores: list[float], beams: list[int], tokens: list[int]) -> None:
+        """Go on with the best candidates: sums of log-probabilities, best first; texts they go on; their tokens."""
+        num_beams, length = self.rules.num_beams, len(self.running[0].tokens) + 1
+        going, ended = [], []
+        self.goes_on = False
+        for place, (score, beam, token) in enumerate(zip(scores, beams, tokens, strict=True)):
+            text = self.running[beam]
+            tokens_and_rows = [*text.tokens, token], [*text.rows, self.first_row + beam]
+            if length >= self.rules.max_length or token in self.rules.ends:
+                if place < num_beams:
+                    ended.append(Hypothesis(self._final(score, length), *tokens_and_rows))
+                score += NEVER  # goes on only where too few others do
+            else:
+                self.goes_on = True
+            going.append(Hypothesis(score, *tokens_and_rows))
+        if self.is_open and not self.has_enough:
+            self.ended = _best([*self.ended, *(text for text in ended if text.score > NEVER)], num_beams)
+        self.running = _best(going, num_beams)
+        never = self.rules.early_stopping == "never" and self.rules.length_penalty > 0
+        reachable = self._final(self.running[0].score, self.rules.max_length if never else length)
+        self.is_open = self.is_open and reachable > (self.ended[-1].score if self.is_full else NEVER)
+
+    def found(self) -> list[Hypothesis]:
+        """As many as there are beams, best first; empty ones where the processors allowed no more."""
+        return self.ended + [Hypothesis(NEVER, self.prompt, [])] * (self.rules.num_beams - len(self.ended))
+
+    def _final(self, score: float, length: int) -> float:
+        return score / (length - len(self.prompt)) ** self.rules.length_penalty
+
+
+def _best(texts: list[Hypothesis], number: int) -> list[Hypothesis]:
+    return sorted(texts, key=lambda text: -text.score)[:number]
 
 
 def beam_search(
@@ -206,55 +231,44 @@ def beam_search(
     prompts: Tensor,
     processors: Sequence[LogitsProcessor],
     rules: Rules,
-) -> list[list[Ended]]:
+) -> list[list[Hypothesis]]:
     """Search as `GenerationMixin._beam_search` does: the same texts, of which every picture has `num_beams`.
 
     Args:
         next_scores: the tokens that are new to the model, `(rows, T)` → log-probabilities of the next one,
             `(rows, vocabulary)`, a tensor that may be written to.
-        reorder: told which row each row goes on from.
+        reorder: told which row each row goes on from, `(rows,)`.
         prompts: `(pictures * num_beams, P)`.
 
     Returns:
-        per picture its ended hypotheses, best first; empty ones where the processors allowed no more.
+        per picture what was found, best first.
     """
-    num_beams, begin = rules.num_beams, prompts.shape[1]
+    num_beams, device = rules.num_beams, prompts.device
     number = max(2, 1 + len(rules.ends)) * num_beams  # so that, whatever ends, as many as there are beams go on
-    texts, rows_of_texts = prompts.tolist(), [[] for _ in prompts]
-    pictures = [PictureSearch(rules) for _ in range(len(texts) // num_beams)]
-    running = torch.tensor([0.0] + [NEVER] * (num_beams - 1)).expand(len(pictures), -1)
+    firsts = range(0, len(prompts), num_beams)
+    pictures = [PictureSearch(rules, prompts[first].tolist(), first) for first in firsts]
     tokens = prompts
     while True:
-        scores = process(next_scores(tokens), texts, processors)
+        running = [text for picture in pictures for text in picture.running]
+        scores = process(next_scores(tokens), [text.tokens for text in running], processors)
         values, found = best_of_rows(scores, min(number, scores.shape[1]))
-        totals = values.view(len(pictures), num_beams, -1) + running[:, :, None]
-        totals, chosen = totals.flatten(1).topk(number)
-        found = found.view(len(pictures), -1).gather(1, chosen).tolist()
-        beams, totals = (chosen // values.shape[1]).tolist(), totals.tolist()
+        sums = values + torch.tensor([[text.score] for text in running], device=device)
+        sums, places = sums.view(len(pictures), -1).topk(number)
+        found = found.view(len(pictures), -1).gather(1, places)
+        best = (sums.tolist(), (places // values.shape[1]).tolist(), found.tolist())
+        for picture, *candidates in zip(pictures, *best, strict=True):
+            picture.step(*candidates)
 
-        length = len(texts[0]) + 1
-        is_last, goes_on, next_running = length >= rules.max_length, False, []
-        new_texts, new_rows, rows = [], [], []
-        for index, picture in enumerate(pictures):
-            candidates, ended = [], []
-            for place, (score, beam, token) in enumerate(zip(totals[index], beams[index], found[index], strict=True)):
-                row, ends = index * num_beams + beam, is_last or token in rules.ends
-                if ends and place < num_beams:
-                    final = score / (length - begin) ** rules.length_penalty
-                    ended.append(Ended(final, [*texts[row][begin:], token], [*rows_of_texts[row], row]))
-                goes_on = goes_on or not ends
-                candidates.append((score + NEVER * ends, row, token))
-            picture.add(ended)
-            candidates.sort(key=lambda candidate: -candidate[0])
-            for _, row, token in candidates[:num_beams]:
-                rows.append(row)
-                new_texts.append([*texts[row], token])
-                new_rows.append([*rows_of_texts[row], row])
-            next_running.append([score for score, _, _ in candidates[:num_beams]])
-            picture.look_ahead(candidates[0][0], length - begin, rules.max_length - begin)
-        all_full = rules.early_stopping is True and all(picture.is_full for picture in pictures)
-        if all_full or not goes_on or not any(picture.is_open for picture in pictures):
-            return [picture.ended + [Ended(NEVER, [], [])] * (num_beams - len(picture.ended)) for picture in pictures]
-        texts, rows_of_texts, running = new_texts, new_rows, torch.tensor(next_running)
-        reorder(torch.tensor(rows))
-        tokens = torch.tensor([text[-1:] for text in texts])
+        is_over = all(picture.has_enough for picture in pictures) or not any(picture.is_open for picture in pictures)
+        if is_over or not any(picture.goes_on for picture in pictures):
+            return [picture.found() for picture in pictures]
+        running = [text for picture in pictures for text in picture.running]
+        reorder(torch.tensor([text.rows[-1] for text in running], device=device))
+        tokens = torch.tensor([text.tokens[-1:] for text in running], device=device)
+
+
+def padded(lists: list[list[int]], fill: int, device: torch.device) -> Tensor:
+    """Lists of different lengths → `(lists, longest)`."""
+    longest = max(map(len, lists))
+    filled = [[*one, *[fill] * (longest - len(one))] for one in lists]
+    return torch.tensor(filled, dtype=torch.int64, device=device)
