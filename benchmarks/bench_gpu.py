@@ -20,12 +20,11 @@ from pathlib import Path
 import torch
 from bench_scaling import LARGE
 from bench_speed import PICTURE, PROMPT, SIZES, TOKENS, make_model
+from limits import operations
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CompileConfig
 
 from ofa_hf import OFAForConditionalGeneration
-from ofa_hf.modeling_ofa_kernels import plain_kernels
 
 
 MIB = 2**20
@@ -68,9 +67,7 @@ class Bench:
             torch.cuda.reset_peak_memory_stats(self.device)
         seconds = self.seconds(run)
         memory = torch.cuda.max_memory_allocated(self.device) / MIB if self.is_gpu else None
-        with FlopCounterMode(display=False) as counter, plain_kernels():  # the counter does not know oneDNN's own
-            run()
-        share = counter.get_total_flops() / seconds / self.peak
+        share = operations(run) / seconds / self.peak
         row = {"name": name, "milliseconds": 1000 * seconds, "per_second": items / seconds, "memory_mib": memory}
         row |= {"tokens_per_second": tokens / seconds, "share_of_peak": share}
         self.rows.append(row)

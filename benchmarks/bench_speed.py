@@ -4,9 +4,9 @@
 
 Plain means what the same network costs without the work that went into speed: torch's own kernels, BatchNorm not
 folded, one copy of a picture's encoder states for every beam. Weights are random; every caption has exactly 20 tokens;
-the prompt has 10. The limits of the machine (a large product, a convolution, a copy in
-memory) are measured in the same run, and transformers' BLIP of like size with the same picture, beams and length. int8
-is measured where torchao is installed.
+the prompt has 10. The limits of the machine (a large product, reading memory) are measured in the same run; the last
+column tells how near to them a row comes. So is transformers' BLIP of like size with the same picture, beams and
+length. int8 is measured where torchao is installed.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import json
 import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 
 import torch
+from limits import Machine, seconds
 from transformers import BlipConfig, BlipForConditionalGeneration
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration
@@ -46,17 +46,6 @@ def make_model(size: str) -> OFAForConditionalGeneration:
     return OFAForConditionalGeneration(
         OFAConfig(d_model=sizes["d_model"], resnet_type=sizes["resnet_type"], **sides)
     ).eval()
-
-
-def seconds(run: Callable[[], object], repeats: int) -> list[float]:
-    """Wall time of each run, after one that is not counted."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return times
 
 
 def caption(model, pixel_values) -> torch.Tensor:
@@ -96,22 +85,6 @@ def copied_encoder_states(model):
         del model._expand_inputs_for_generation, model._reorder_cache
 
 
-def limits(repeats: int) -> dict[str, float]:
-    """Best of a few: GFLOP/s of a product in both precisions and of a convolution, GB/s of a copy."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    x, weight = torch.randn(8, 256, 32, 32), torch.randn(256, 256, 3, 3)
-    block, target = torch.zeros(64 * 2**20), torch.zeros(64 * 2**20)
-    half_a, half_b = a.bfloat16(), b.bfloat16()
-    convolution = 2 * 8 * 256 * 256 * 9 * 32 * 32 / 1e9
-    return {
-        "product float32, GFLOP/s": 2 * 1024**3 / 1e9 / min(seconds(lambda: a @ b, repeats)),
-        "product bfloat16, GFLOP/s": 2 * 1024**3 / 1e9 / min(seconds(lambda: half_a @ half_b, repeats)),
-        "convolution float32, GFLOP/s": convolution
-        / min(seconds(lambda: torch.nn.functional.conv2d(x, weight, padding=1), repeats)),
-        "copy, GB/s": 2 * block.nbytes / 1e9 / min(seconds(lambda: target.copy_(block), repeats)),
-    }
-
-
 def in_int8(model) -> OFAForConditionalGeneration:
     """The same with the layers' weights in int8 and the rest in bfloat16, as `ofa-hf export --format int8` has it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -132,52 +105,54 @@ def caption_blip(model, pixel_values) -> torch.Tensor:
 
 
 class Table:
-    """Rows of a name, seconds and a ratio with its spread."""
+    """Rows of a name, seconds, a ratio with its spread, and the share of the machine's limit."""
 
     def __init__(self):
         self.rows = []
 
-    def add(self, name: str, fast: list[float], slow: list[float] | None = None, items: int = 1) -> None:
-        ratios = sorted(b / a for a, b in zip(fast, slow or fast, strict=True))
-        row = {
-            "name": name,
-            "milliseconds": 1000 * statistics.median(fast),
-            "per_second": items / statistics.median(fast),
-        }
+    def add(self, name: str, fast: list[float], slow=None, items: int = 1, limit: float | None = None) -> None:
+        """A row: times, those it is compared with, pictures of a run, and seconds that the machine needs at least."""
+        ratios = sorted(b / a for a, b in zip(fast, cycle(slow or fast)))
+        middle = statistics.median(fast)
+        row = {"name": name, "milliseconds": 1000 * middle, "per_second": items / middle}
         if slow:
             row |= {"ratio": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1]}
+        if limit:
+            row["share_of_limit"] = limit / middle
         self.rows.append(row)
         spread = f"{row['ratio']:6.1f} × ({row['lowest']:.1f}–{row['highest']:.1f})" if slow else ""
-        print(f"{name:58} {row['milliseconds']:9.0f} ms {row['per_second']:8.2f}/s {spread}", flush=True)
+        share = f"{row['share_of_limit']:6.0%} of the limit" if limit else ""
+        print(f"{name:44} {1000 * middle:9.0f} ms {row['per_second']:8.2f}/s {spread:20}{share}".rstrip(), flush=True)
 
 
 def measure(size: str, repeats: int) -> dict:
     """Print the table row by row; returns the machine's limits, whether the tokens are the same, and the rows."""
-    model, table = make_model(size), Table()
+    model, table, machine = make_model(size), Table(), Machine()
     one, eight = torch.randn(1, 3, PICTURE, PICTURE), torch.randn(8, 3, PICTURE, PICTURE)
-    found_limits = limits(repeats)
-    for name, value in found_limits.items():
-        print(f"{name:58} {value:9.0f}")
+    found_limits = machine.show()
+
+    def ours(what: str, network, pixel_values: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+        number = len(pixel_values)
+        limit = dtype and machine.seconds_to_caption(network, number, BEAMS, TOKENS, torch.tensor([PROMPT]))
+        name = f"captioning, {'one picture' if number == 1 else f'batch of {number}'}{what}"
+        table.add(name, seconds(lambda: caption(network, pixel_values), repeats), plain[number], number, limit)
 
     same = torch.equal(caption(model, eight), caption_plain(model, eight))
     print(f"float32 tokens of both paths are {'equal' if same else 'DIFFERENT'}")
-    plain = {count: seconds(lambda x=x: caption_plain(model, x), repeats) for count, x in ((1, one), (8, eight))}
-    table.add("captioning, one picture, plain", plain[1])
-    table.add("captioning, one picture", seconds(lambda: caption(model, one), repeats), plain[1])
-    table.add("captioning, batch of 8, plain", plain[8], items=8)
-    table.add("captioning, batch of 8", seconds(lambda: caption(model, eight), repeats), plain[8], items=8)
+    plain = {len(x): seconds(lambda x=x: caption_plain(model, x), repeats) for x in (one, eight)}
+    for pixel_values, name in ((one, "one picture"), (eight, "batch of 8")):
+        table.add(f"captioning, {name}, plain", plain[len(pixel_values)], items=len(pixel_values))
+        ours("", model, pixel_values, torch.float32)
     model.bfloat16()
-    half_one, half_eight = one.bfloat16(), eight.bfloat16()
-    table.add("captioning, one picture, bfloat16", seconds(lambda: caption(model, half_one), repeats), plain[1])
-    table.add("captioning, batch of 8, bfloat16", seconds(lambda: caption(model, half_eight), repeats), plain[8], 8)
+    for pixel_values in (one, eight):
+        ours(", bfloat16", model, pixel_values.bfloat16(), torch.bfloat16)
     if find_spec("torchao"):
         small = in_int8(model)
-        table.add("captioning, one picture, int8", seconds(lambda: caption(small, half_one), repeats), plain[1])
-        table.add("captioning, batch of 8, int8", seconds(lambda: caption(small, half_eight), repeats), plain[8], 8)
+        for pixel_values in (one, eight):
+            ours(", int8", small, pixel_values.bfloat16())
     if size == "base":
         blip = make_blip()
-        blip_times = seconds(lambda: caption_blip(blip, one), repeats)
-        table.add("BLIP-base of transformers, one picture", blip_times)
+        table.add("BLIP-base of transformers, one picture", seconds(lambda: caption_blip(blip, one), repeats))
     return {"limits": found_limits, "same_tokens": same, "rows": table.rows}
 
 

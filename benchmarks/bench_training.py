@@ -5,7 +5,8 @@
 Plain means: every caption with a pass of its picture through the encoder, torch's own kernels, all logits at once,
 and a picture decoded for every caption. Weights and captions are random. Times are processor time on one thread,
 forward and backward without the optimizer; after one pass that does not count, each repeat measures every way once, so
-a ratio compares neighbours. Memory is the peak above the imports, each in a process of its own.
+a ratio compares neighbours; the last column is the share of the speed that this thread's largest product in the same
+precision has. Memory is the peak above the imports, each in a process of its own.
 """
 
 import argparse
@@ -19,11 +20,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from bench_speed import CAPTION_TOKENS, CAPTIONS, PICTURE, PROMPT, SIZES, make_model
 from datasets import Dataset
+from limits import Machine, operations
 from PIL import Image
 
 from ofa_hf import OFAForConditionalGeneration, OFAImageProcessor
@@ -34,7 +37,7 @@ from ofa_hf.modeling_ofa import FusedCrossEntropy
 from ofa_hf.modeling_ofa_kernels import folding, plain_kernels
 
 
-PICTURES, VOCABULARY = 5, 30_325
+PICTURES, VOCABULARY = 2, 30_325
 HELD = 8  # pictures of the steps whose memory is measured
 SHORTEST = 10  # tokens of the shortest caption where lengths differ
 
@@ -69,16 +72,21 @@ def step(model, labels, **encoder_inputs) -> None:
     model.zero_grad()
 
 
-def in_bfloat16(run: Callable[[], None]) -> Callable[[], None]:
-    def run_in_bfloat16():
-        with torch.autocast("cpu", torch.bfloat16):
-            run()
+class Way(NamedTuple):
+    """A way of taking a step."""
 
-    return run_in_bfloat16
+    reference: str  # what it is compared with
+    captions: int  # a step
+    step: Callable[[], None]
+    dtype: torch.dtype | None = torch.float32  # None: two precisions, so that no one limit fits
+
+    def run(self) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            self.step()
 
 
-def ways_to_train(model) -> dict[str, tuple[str, int, Callable[[], None]]]:
-    """Name → what it is compared with, captions a step, the step. Those without embeddings come first."""
+def ways_to_train(model) -> dict[str, Way]:
+    """Those without embeddings come first."""
     pixel_values, labels = torch.randn(PICTURES, 3, PICTURE, PICTURE), some_captions(PICTURES * CAPTIONS)
     uneven = some_captions(PICTURES * CAPTIONS, same_length=False)
     pictures = {"input_ids": prompts(PICTURES), "pixel_values": pixel_values}
@@ -106,20 +114,20 @@ def ways_to_train(model) -> dict[str, tuple[str, int, Callable[[], None]]]:
     def cached_cells():
         step(model, labels, input_ids=prompts(PICTURES), picture_cells=cells)
 
-    locked, trained, many = "embeddings locked", "embeddings trained", PICTURES * CAPTIONS
+    locked, trained, many, half = "embeddings locked", "embeddings trained", PICTURES * CAPTIONS, torch.bfloat16
     return {
-        f"{locked}, plain": ("", PICTURES, plain),
-        f"{locked}, {CAPTIONS} captions a picture": (f"{locked}, plain", many, shared),
-        f"{locked}, encoder alone in bfloat16": (f"{locked}, plain", many, half_encoder),
-        f"{locked}, bfloat16": (f"{locked}, plain", many, in_bfloat16(shared)),
-        f"{locked}, outputs cached": (f"{locked}, plain", many, cached),
-        f"{locked}, outputs cached, bfloat16": (f"{locked}, plain", many, in_bfloat16(cached)),
-        f"{locked}, outputs cached, uneven lengths": (f"{locked}, plain", many, cached_uneven),
-        f"{locked}, outputs cached, uneven lengths, bfloat16": (f"{locked}, plain", many, in_bfloat16(cached_uneven)),
-        f"{trained}, plain": ("", PICTURES, plain),
-        f"{trained}, {CAPTIONS} captions a picture": (f"{trained}, plain", many, shared),
-        f"{trained}, ResNet cached": (f"{trained}, plain", many, cached_cells),
-        f"{trained}, ResNet cached, bfloat16": (f"{trained}, plain", many, in_bfloat16(cached_cells)),
+        f"{locked}, plain": Way("", PICTURES, plain),
+        f"{locked}, {CAPTIONS} captions a picture": Way(f"{locked}, plain", many, shared),
+        f"{locked}, encoder alone in bfloat16": Way(f"{locked}, plain", many, half_encoder, None),
+        f"{locked}, bfloat16": Way(f"{locked}, plain", many, shared, half),
+        f"{locked}, outputs cached": Way(f"{locked}, plain", many, cached),
+        f"{locked}, outputs cached, bfloat16": Way(f"{locked}, plain", many, cached, half),
+        f"{locked}, outputs cached, uneven lengths": Way(f"{locked}, plain", many, cached_uneven),
+        f"{locked}, outputs cached, uneven lengths, bfloat16": Way(f"{locked}, plain", many, cached_uneven, half),
+        f"{trained}, plain": Way("", PICTURES, plain),
+        f"{trained}, {CAPTIONS} captions a picture": Way(f"{trained}, plain", many, shared),
+        f"{trained}, ResNet cached": Way(f"{trained}, plain", many, cached_cells),
+        f"{trained}, ResNet cached, bfloat16": Way(f"{trained}, plain", many, cached_cells, half),
     }
 
 
@@ -130,24 +138,34 @@ def processor_seconds(run: Callable[[], None]) -> float:
 
 
 def measure_ways(model, repeats: int) -> list[dict]:
-    ways, times = ways_to_train(model), {}
-    for _ in range(1 + repeats):
-        for name, (_, _, run) in ways.items():
+    ways, machine = ways_to_train(model), Machine()
+    times, counted = {name: [] for name in ways}, {}
+    for turn in range(1 + repeats):
+        for name, way in ways.items():
             if name.endswith(", plain"):
                 model.lock_encoder(train_embeddings="trained" in name)
                 model.train()
-            times.setdefault(name, []).append(processor_seconds(run))
-    warm = {name: seconds[1:] for name, seconds in times.items()}  # the first is slower: new memory, scores, folding
-    return [speed_row(name, ways, warm) for name in ways]
+            kind = name.partition(",")[0], way.step
+            if way.dtype and kind not in counted:
+                counted[kind] = operations(way.step)
+            seconds = processor_seconds(way.run)
+            if turn:  # the first is slower: new memory, scores, folding
+                times[name].append(seconds)
+    rows = [speed_row(name, ways, times) for name in ways]
+    for row, (name, way) in zip(rows, ways.items(), strict=True):
+        if way.dtype:
+            least = machine.seconds_of(counted[name.partition(",")[0], way.step], way.dtype)
+            row["share_of_limit"] = least / statistics.median(times[name])
+    return rows
 
 
-def speed_row(name: str, ways: dict, times: dict[str, list[float]]) -> dict:
-    reference, captions, _ = ways[name]
-    rates = [captions / seconds for seconds in times[name]]
-    row = {"name": name, "captions_per_second": statistics.median(rates)}
-    if reference:
-        plain = [ways[reference][1] / seconds for seconds in times[reference]]
-        row |= with_spread([rate / other for rate, other in zip(rates, plain, strict=True)])
+def speed_row(name: str, ways: dict[str, Way], times: dict[str, list[float]]) -> dict:
+    rates = {
+        way: [ways[way].captions / seconds for seconds in times[way]] for way in (name, ways[name].reference) if way
+    }
+    row = {"name": name, "captions_per_second": statistics.median(rates[name])}
+    if ways[name].reference:
+        row |= with_spread([a / b for a, b in zip(rates[name], rates[ways[name].reference], strict=True)])
     return row
 
 
@@ -301,7 +319,8 @@ def show(title: str, unit: str, key: str, rows: list[dict]) -> None:
     for row in rows:
         ratio = f"{row['ratio']:6.1f} ×" if "ratio" in row else ""
         spread = f" ({row['lowest']:.1f}–{row['highest']:.1f})" if "lowest" in row else ""
-        print(f"{row['name']:52} {row[key]:9.2f} {unit} {ratio}{spread}", flush=True)
+        share = f"  {row['share_of_limit']:4.0%} of the limit" if "share_of_limit" in row else ""
+        print(f"{row['name']:52} {row[key]:9.2f} {unit} {ratio}{spread}{share}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

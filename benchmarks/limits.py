@@ -1,0 +1,79 @@
+"""What this machine allows: arithmetic as fast as its fastest large product, weights as fast as memory is read.
+
+A share of this limit tells how much is left to gain, whatever machine it is. What costs time besides (norms, softmax,
+the search, calling operations) counts as nothing here, so nobody reaches 100 %.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ofa_hf import OFAForConditionalGeneration
+from ofa_hf.modeling_ofa_decoding import step_modules
+from ofa_hf.modeling_ofa_kernels import linear, plain_kernels
+
+
+def seconds(run: Callable[[], object], repeats: int, at_most: float = 30) -> list[float]:
+    """Wall time of each run, after one that is not counted; fewer runs where they take more seconds than `at_most`."""
+    run()
+    times = []
+    while len(times) < repeats and sum(times) < at_most:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def operations(run: Callable[[], object]) -> int:
+    """Multiplications and additions of a run, as torch's own counter sees them."""
+    with FlopCounterMode(display=False) as counter, plain_kernels():  # it does not know oneDNN's products
+        run()
+    return counter.get_total_flops()
+
+
+class Machine:
+    """Peaks on this process's threads, the best of a few: operations a second by dtype, bytes read a second."""
+
+    def __init__(self, repeats: int = 20):
+        self.peaks = {dtype: self._product(dtype, repeats) for dtype in (torch.float32, torch.bfloat16)}
+        block = torch.zeros(64 * 2**20)
+        self.read = block.nbytes / min(seconds(block.sum, repeats))
+
+    @staticmethod
+    @torch.no_grad()
+    def _product(dtype: torch.dtype, repeats: int) -> float:
+        a, b = torch.randn(1024, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
+        ways = (lambda: a @ b, lambda: linear(a, b))  # torch's own kernel, oneDNN
+        return 2 * 1024**3 / min(min(seconds(way, repeats)) for way in ways)
+
+    def show(self) -> dict[str, float]:
+        facts = {f"product {str(dtype)[6:]}, GFLOP/s": peak / 1e9 for dtype, peak in self.peaks.items()}
+        facts["memory read, GB/s"] = self.read / 1e9
+        for name, value in facts.items():
+            print(f"{name:58} {value:9.0f}")
+        return facts
+
+    def seconds_of(self, operations: int, dtype: torch.dtype = torch.float32) -> float:
+        return operations / self.peaks[dtype]
+
+    def seconds_to_caption(self, model: OFAForConditionalGeneration, pictures: int, texts: int, tokens: int, prompt):
+        """Encode pictures, then take `tokens` steps for `texts` captions of each, every step reading its weights once.
+
+        Args:
+            prompt: `(1, T)` ids; pictures are of 256 pixels.
+        """
+        dtype = model.dtype
+        pixel_values = torch.randn(1, 3, 256, 256, dtype=dtype)
+        encoding = pictures * operations(lambda: model.encode(input_ids=prompt, pixel_values=pixel_values))
+        cross = [
+            weight for layer in model.decoder.layers for weight in (layer.cross_attn.k_proj, layer.cross_attn.v_proj)
+        ]
+        cells = 16 * 16 + prompt.shape[1]
+        encoding += pictures * 2 * cells * sum(module.weight.numel() for module in cross)
+        modules = [module for layer in model.decoder.layers for module in step_modules(layer)]
+        numbers = sum(module.weight.numel() for module in (*modules, model.decoder.output_projection))
+        computing = self.seconds_of(2 * pictures * texts * numbers, dtype)
+        reading = numbers * dtype.itemsize / self.read
+        return self.seconds_of(encoding, dtype) + tokens * max(computing, reading)
