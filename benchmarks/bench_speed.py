@@ -48,20 +48,23 @@ def make_model(size: str) -> OFAForConditionalGeneration:
     ).eval()
 
 
+def prompts(number: int) -> torch.Tensor:
+    return torch.tensor([PROMPT]).expand(number, -1)
+
+
 def caption(model, pixel_values) -> torch.Tensor:
-    prompts = torch.tensor([PROMPT]).expand(len(pixel_values), -1)
     settings = {"num_beams": BEAMS, "min_length": TOKENS + 1, "max_length": TOKENS + 1, "no_repeat_ngram_size": 3}
-    return model.generate(input_ids=prompts, pixel_values=pixel_values, **settings)
+    return model.generate(input_ids=prompts(len(pixel_values)), pixel_values=pixel_values, **settings)
 
 
 def caption_plain(model, pixel_values) -> torch.Tensor:
     """The same tokens the plain way: encoder states copied for every beam, torch's kernels, nothing folded."""
-    prompts = torch.tensor([PROMPT]).expand(len(pixel_values), -1)
+    input_ids = prompts(len(pixel_values))
     with torch.no_grad(), plain_kernels():
-        encoded = model.get_encoder()(input_ids=prompts, pixel_values=pixel_values)
+        encoded = model.get_encoder()(input_ids=input_ids, pixel_values=pixel_values)
         with copied_encoder_states(model):
             settings = {"num_beams": BEAMS, "min_length": TOKENS + 1, "max_length": TOKENS + 1}
-            return model.generate(input_ids=prompts, encoder_outputs=encoded, no_repeat_ngram_size=3, **settings)
+            return model.generate(input_ids=input_ids, encoder_outputs=encoded, no_repeat_ngram_size=3, **settings)
 
 
 @contextmanager
@@ -99,9 +102,9 @@ def make_blip() -> BlipForConditionalGeneration:
 
 
 def caption_blip(model, pixel_values) -> torch.Tensor:
-    prompts = torch.full((len(pixel_values), 2), 30522)
+    input_ids = torch.full((len(pixel_values), 2), 30522)
     settings = {"num_beams": BEAMS, "min_new_tokens": TOKENS, "max_new_tokens": TOKENS}
-    return model.generate(pixel_values=pixel_values, input_ids=prompts, **settings)
+    return model.generate(pixel_values=pixel_values, input_ids=input_ids, **settings)
 
 
 class Table:
@@ -133,7 +136,8 @@ def measure(size: str, repeats: int) -> dict:
 
     def ours(what: str, network, pixel_values: torch.Tensor, dtype: torch.dtype | None = None) -> None:
         number = len(pixel_values)
-        limit = dtype and machine.seconds_to_caption(network, number, BEAMS, TOKENS, torch.tensor([PROMPT]))
+        inputs = {"input_ids": prompts(number), "pixel_values": pixel_values}
+        limit = dtype and machine.seconds_to_caption(network, inputs, BEAMS, TOKENS)
         name = f"captioning, {'one picture' if number == 1 else f'batch of {number}'}{what}"
         table.add(name, seconds(lambda: caption(network, pixel_values), repeats), plain[number], number, limit)
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from bench_speed import CAPTION_TOKENS, CAPTIONS, PICTURE, PROMPT, SIZES, make_model
+from bench_speed import CAPTION_TOKENS, CAPTIONS, PICTURE, PROMPT, SIZES, make_model, prompts
 from datasets import Dataset
 from limits import Machine, operations
 from PIL import Image
@@ -48,10 +48,6 @@ def some_captions(number: int, same_length: bool = True) -> torch.Tensor:
         return labels
     lengths = torch.randint(SHORTEST, CAPTION_TOKENS + 1, (number,))
     return labels.masked_fill(torch.arange(CAPTION_TOKENS) >= lengths[:, None], -100)
-
-
-def prompts(number: int) -> torch.Tensor:
-    return torch.tensor([PROMPT]).expand(number, -1)
 
 
 # -------------------------------------------------------------------------------------------------- steps

@@ -58,22 +58,23 @@ class Machine:
     def seconds_of(self, operations: int, dtype: torch.dtype = torch.float32) -> float:
         return operations / self.peaks[dtype]
 
-    def seconds_to_caption(self, model: OFAForConditionalGeneration, pictures: int, texts: int, tokens: int, prompt):
+    def seconds_to_caption(self, model: OFAForConditionalGeneration, inputs: dict, texts: int, tokens: int) -> float:
         """Encode pictures, then take `tokens` steps for `texts` captions of each, every step reading its weights once.
 
         Args:
-            prompt: `(1, T)` ids; pictures are of 256 pixels.
+            inputs: of the encoder: `input_ids` `(B, T)` and `pixel_values`, in the model's dtype.
         """
-        dtype = model.dtype
-        pixel_values = torch.randn(1, 3, 256, 256, dtype=dtype)
-        encoding = pictures * operations(lambda: model.encode(input_ids=prompt, pixel_values=pixel_values))
-        cross = [
-            weight for layer in model.decoder.layers for weight in (layer.cross_attn.k_proj, layer.cross_attn.v_proj)
-        ]
-        cells = 16 * 16 + prompt.shape[1]
-        encoding += pictures * 2 * cells * sum(module.weight.numel() for module in cross)
-        modules = [module for layer in model.decoder.layers for module in step_modules(layer)]
-        numbers = sum(module.weight.numel() for module in (*modules, model.decoder.output_projection))
-        computing = self.seconds_of(2 * pictures * texts * numbers, dtype)
-        reading = numbers * dtype.itemsize / self.read
-        return self.seconds_of(encoding, dtype) + tokens * max(computing, reading)
+        one = {name: value[:1] for name, value in inputs.items()}
+        pictures, dtype, layers = len(inputs["input_ids"]), model.dtype, model.decoder.layers
+        keys = model.encode(**one).last_hidden_state.shape[1]
+        cross = [module for layer in layers for module in (layer.cross_attn.k_proj, layer.cross_attn.v_proj)]
+        encoding = operations(lambda: model.encode(**one)) + 2 * keys * numbers(cross)
+        stepped = numbers([model.decoder.output_projection, *(m for layer in layers for m in step_modules(layer))])
+        computing = self.seconds_of(2 * pictures * texts * stepped, dtype)
+        reading = stepped * dtype.itemsize / self.read
+        return self.seconds_of(pictures * encoding, dtype) + tokens * max(computing, reading)
+
+
+def numbers(modules: list[torch.nn.Module]) -> int:
+    """In the weights of modules."""
+    return sum(module.weight.numel() for module in modules)

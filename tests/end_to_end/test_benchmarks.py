@@ -50,6 +50,7 @@ def test_the_captioning_benchmark_compares_with_the_plain_way(script, tmp_path):
         "captioning, one picture, bfloat16",
         "captioning, batch of 8, bfloat16",
     ]
+    assert len([row for row in found["rows"] if row.get("share_of_limit", 0) > 0]) == 4
 
 
 def test_the_training_benchmark_compares_every_way_with_the_plain_one(script, tmp_path, monkeypatch):
@@ -64,6 +65,9 @@ def test_the_training_benchmark_compares_every_way_with_the_plain_one(script, tm
     compared = [row["name"] for row in found["speed"] if "ratio" in row]
     assert len(compared) == 10
     assert compared[-1] == "embeddings trained, ResNet cached, bfloat16"
+    assert [row["name"] for row in found["speed"] if not row.get("share_of_limit")] == [
+        "embeddings locked, encoder alone in bfloat16"
+    ]
     assert found["data"][1]["ratio"] > 0
 
 
@@ -86,6 +90,7 @@ def test_the_folder_benchmark_captions_every_picture_both_ways(script, tmp_path)
     found = json.loads((tmp_path / "folder.json").read_text())
     assert found["pictures"] == 8
     assert found["speed_of_model"] > 0
+    assert found["speed_of_two_processes"] > 0
 
 
 def test_the_data_benchmark_tells_memory_of_every_step(script, tmp_path):
