@@ -68,6 +68,7 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 ENCODER_DTYPES = ("float32", "bfloat16")
+FILES_OR_DICTS = ("accelerator_config", "fsdp_config", "deepspeed")  # the Trainer would open a number as a file, too
 DROP_PATH_RATES = ("encoder_drop_path_rate", "decoder_drop_path_rate", "resnet_drop_path_rate")
 
 KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", type(None): "null"}
@@ -227,13 +228,17 @@ def parse_arguments(
     for name in ("model_name_or_path", "output_dir"):
         if name not in values:
             raise UserError(f"{name} is missing. Give it in the JSON file or as --{name}.")
+    for name in FILES_OR_DICTS:
+        if not isinstance(values.get(name), (str, PathLike, dict, type(None))):
+            raise UserError(f"{name} is {values[name]!r}; it must be the name of a JSON file, or what would be in it.")
     # What transformers would choose otherwise: whatever is installed (version 4), the evaluation loss, and no loss at
     # all in the log of a run that is shorter than its logging interval.
     defaults = {"report_to": "none", "metric_for_best_model": "cider_d", "logging_first_step": True}
     fixed = {"remove_unused_columns": False, "logging_nan_inf_filter": False}
     try:
         ours, trainers = parser.parse_dict({**defaults, **values, **fixed})
-    except (ValueError, TypeError, AttributeError, ImportError, OSError) as error:  # transformers looks at few types
+    # transformers looks at few types
+    except (ValueError, TypeError, AttributeError, ImportError, OSError, OverflowError) as error:
         raise UserError(f"The arguments do not go together: {error}") from error
     return ours, trainers
 

@@ -96,6 +96,10 @@ def test_an_unknown_name_is_refused_with_the_one_that_was_meant(parse, as_flags)
         ({"label_smoothing": 2}, "label_smoothing is 2"),
         ({"captions_per_picture": 0}, "captions_per_picture is 0"),
         ({"lr_scheduler_type": "zigzag"}, "do not go together.*zigzag"),
+        ({"accelerator_config": 2**70}, "accelerator_config is 1180591620717411303424; it must be the name of a JSON"),
+        ({"accelerator_config": 1}, "accelerator_config is 1"),  # a file that is open already: what is printed
+        ({"fsdp_config": True}, "fsdp_config is True"),
+        ({"deepspeed": [1]}, "deepspeed is .1."),
     ],
 )
 def test_values_that_cannot_be_are_refused_by_name(parse, changes, words):
