@@ -87,7 +87,7 @@ class OFAConfig(PretrainedConfig):
     """
 
     model_type = "ofa"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # of the output; until and from transformers 5.24
     attribute_map = {
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",

@@ -58,6 +58,7 @@ BEYOND_CODE_GRID = 1024  # position that OFA gives image codes past its code win
 IGNORED_LABEL = -100
 FEW_PICTURES = 2  # captioned at once
 STEPWISE = {GenerationMode(name) for name in ("greedy_search", "sample", "beam_search", "beam_sample")}
+CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"  # until transformers 5.23
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 
@@ -1105,6 +1106,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         drop_worst_ratio: float = 0.0,
         return_logits: bool = True,
         picture_cells: torch.FloatTensor | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput | tuple:
         """One pass through encoder and decoder.
@@ -1122,6 +1124,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
             drop_worst_ratio: share of the real tokens, those with the highest loss, that the loss leaves out.
             return_logits: False leaves out the logits, which need far more memory than the rest, and padding.
             picture_cells: what `get_encoder().embed_pictures` gave, instead of `pixel_values`.
+            cache: the name of `past_key_values` from transformers 5.24 on; the output has it under the same name.
             num_items_in_batch: (Trainer) the loss is the sum over real tokens divided by this, instead of their mean.
 
         Raises:
@@ -1148,6 +1151,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
                 output_hidden_states=output_hidden_states,
             )
         encoder_outputs = OFAEncoderOutput.of(encoder_outputs)
+        past_key_values = cache if past_key_values is None else past_key_values
         if decoder_input_ids is None and decoder_inputs_embeds is None and labels is not None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         if use_cache and past_key_values is None:
@@ -1177,7 +1181,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         output = Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=past_key_values if use_cache else None,
+            **{CACHE: past_key_values if use_cache else None},
             decoder_hidden_states=hidden_states if output_hidden_states else None,
             decoder_attentions=weights if output_attentions else None,
             cross_attentions=cross_weights if output_attentions else None,
@@ -1219,15 +1223,15 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode=None, *args, **kwargs):
         """Where one token a step is added and none taken back, `BeamCache`, if it serves; else transformers' own."""
-        special = "past_key_values decoder_attention_mask code_masks output_attentions output_hidden_states".split()
-        plain = not any(model_kwargs.get(name) is not None for name in special)
+        special = "decoder_attention_mask code_masks output_attentions output_hidden_states".split()
+        plain = not any(model_kwargs.get(name) is not None for name in (CACHE, *special))
         plain = plain and not (generation_config.output_attentions or generation_config.output_hidden_states)
         plain = plain and generation_config.use_cache and not generation_config.cache_implementation
         if plain and generation_mode in STEPWISE:
             states = OFAEncoderOutput.of(model_kwargs["encoder_outputs"]).last_hidden_state
             cache = self.decoder.beam_cache(len(states))
             if cache is not None:
-                model_kwargs["past_key_values"] = cache
+                model_kwargs[CACHE] = cache
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args, **kwargs)
 
     def prepare_inputs_for_generation(
@@ -1240,13 +1244,15 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> dict:
+        past_key_values = cache if past_key_values is None else past_key_values
         if past_key_values is not None:
             input_ids = input_ids[:, int(past_key_values.get_seq_length()) :]
         return {
             "decoder_input_ids": input_ids,
-            "past_key_values": past_key_values,
+            CACHE: past_key_values,
             "encoder_outputs": encoder_outputs,
             "decoder_attention_mask": decoder_attention_mask,
             "code_masks": code_masks,
@@ -1272,7 +1278,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, **model_kwargs
     ):
         """`GenerationMixin._beam_search`, with less around the model where `BeamCache` serves."""
-        cache, rules = model_kwargs.get("past_key_values"), Rules.of(generation_config, stopping_criteria)
+        cache, rules = model_kwargs.get(CACHE), Rules.of(generation_config, stopping_criteria)
         changed = type(self).forward is not OFAForConditionalGeneration.forward
         changed = changed or any(is_observed(module) for module in (self, *self.decoder.modules()))
         if rules is None or synced_gpus or changed or not isinstance(cache, BeamCache):
@@ -1293,7 +1299,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         if not generation_config.return_dict_in_generate:
             return sequences
         rows = padded([text.rows for text in found], -1, input_ids.device).int()
-        return GenerateBeamEncoderDecoderOutput(sequences=sequences, beam_indices=rows, past_key_values=cache)
+        return GenerateBeamEncoderDecoderOutput(sequences=sequences, beam_indices=rows, **{CACHE: cache})
 
     def _get_logits_processor(self, generation_config, *args, **kwargs):
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)

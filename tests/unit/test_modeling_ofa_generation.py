@@ -1,11 +1,14 @@
 """Every way to generate; a cache of any kind never changes a token."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from transformers import GenerationConfig
+from transformers.generation import utils
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils import generic
 
 from ofa_hf.modeling_ofa import OFAEncoderOutput
 from ofa_hf.modeling_ofa_decoding import TextCache
@@ -61,6 +64,37 @@ def test_a_cache_never_changes_a_token(tiny_model, inputs, way, cache):
     assert without.shape[0] == 3 * WAYS[way].get("num_return_sequences", 1)
     assert len({tuple(text) for text in without.tolist()}) > 1
     assert max(len(set(text)) for text in without.tolist()) > 5
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize(
+    ("way", "lengths"), [("steps", [1, 1, 1]), ("layers", [1, 1, 1]), ("static", [1, 1, 1]), ("without", [1, 2, 3])]
+)
+def test_a_step_computes_no_more_than_the_new_token(tiny_model, inputs, monkeypatch, num_beams, way, lengths):
+    """Also where transformers calls the cache by another name than it used to."""
+    if way == "layers":
+        monkeypatch.setattr(tiny_model.decoder, "beam_cache", lambda num_pictures: None)
+    settings = {"static": {"cache_implementation": "static"}, "without": {"use_cache": False}}.get(way, {})
+    seen, decode = [], tiny_model.decoder.forward
+
+    def watched(*args, input_ids, **kwargs):
+        seen.append(input_ids.shape[1])
+        return decode(*args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(tiny_model.decoder, "forward", watched)
+    run(tiny_model, inputs, num_beams=num_beams, max_length=4, min_length=4, **settings)
+    assert seen == lengths
+
+
+def test_no_name_is_used_that_transformers_warns_of(tiny_model, inputs, monkeypatch):
+    for logger in (generic.logger, utils.logger):
+        monkeypatch.setattr(logger, "warning_once", lambda message, *_: pytest.fail(message), raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        for settings in ({"num_beams": 1}, {"num_beams": 3, "return_dict_in_generate": True}, {"use_cache": False}):
+            run(tiny_model, inputs, **settings)
+        with torch.no_grad():
+            tiny_model(**inputs, decoder_input_ids=torch.zeros(3, 2, dtype=torch.long))
 
 
 @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"use_cache": False}])
