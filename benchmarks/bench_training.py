@@ -135,22 +135,22 @@ def processor_seconds(run: Callable[[], None]) -> float:
 
 def measure_ways(model, repeats: int) -> list[dict]:
     ways, machine = ways_to_train(model), Machine()
+    kinds = {name: (name.partition(",")[0], way.step) for name, way in ways.items()}  # the same in either precision
     times, counted = {name: [] for name in ways}, {}
     for turn in range(1 + repeats):
         for name, way in ways.items():
             if name.endswith(", plain"):
                 model.lock_encoder(train_embeddings="trained" in name)
                 model.train()
-            kind = name.partition(",")[0], way.step
-            if way.dtype and kind not in counted:
-                counted[kind] = operations(way.step)
+            if way.dtype and kinds[name] not in counted:
+                counted[kinds[name]] = operations(way.step)
             seconds = processor_seconds(way.run)
             if turn:  # the first is slower: new memory, scores, folding
                 times[name].append(seconds)
     rows = [speed_row(name, ways, times) for name in ways]
     for row, (name, way) in zip(rows, ways.items(), strict=True):
         if way.dtype:
-            least = machine.seconds_of(counted[name.partition(",")[0], way.step], way.dtype)
+            least = machine.seconds_of(counted[kinds[name]], way.dtype)
             row["share_of_limit"] = least / statistics.median(times[name])
     return rows
 
