@@ -53,18 +53,24 @@ def some_captions(number: int, same_length: bool = True) -> torch.Tensor:
 # -------------------------------------------------------------------------------------------------- steps
 
 
-def step_plain(model, pixel_values, labels) -> None:
+def plain_step_loss(model, pixel_values, labels) -> torch.Tensor:
     """A picture for every caption, torch's kernels, all logits."""
     with plain_kernels():
         decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
         inputs = {"input_ids": prompts(len(labels)), "pixel_values": pixel_values}
         logits = model(**inputs, decoder_input_ids=decoder_input_ids).logits
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
-    model.zero_grad()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
-def step(model, labels, **encoder_inputs) -> None:
-    model(**encoder_inputs, labels=labels, return_logits=False).loss.backward()
+def step_loss(model, labels, **encoder_inputs) -> torch.Tensor:
+    return model(**encoder_inputs, labels=labels, return_logits=False).loss
+
+
+def take_step(model, compute_loss: Callable[[], torch.Tensor], dtype: torch.dtype | None = torch.float32) -> None:
+    """Forward in a precision, as the Trainer does it, and backward."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        computed = compute_loss()
+    computed.backward()
     model.zero_grad()
 
 
@@ -73,12 +79,8 @@ class Way(NamedTuple):
 
     reference: str  # what it is compared with
     captions: int  # a step
-    step: Callable[[], None]
+    loss: Callable[[], torch.Tensor]
     dtype: torch.dtype | None = torch.float32  # None: two precisions, so that no one limit fits
-
-    def run(self) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            self.step()
 
 
 def ways_to_train(model) -> dict[str, Way]:
@@ -91,24 +93,26 @@ def ways_to_train(model) -> dict[str, Way]:
         cells = model.get_encoder().embed_pictures(pixel_values)
 
     def plain():
-        step_plain(model, pixel_values, labels[:PICTURES])
+        return plain_step_loss(model, pixel_values, labels[:PICTURES])
 
     def shared():
-        step(model, labels, **pictures)
+        return step_loss(model, labels, **pictures)
 
     def cached():
-        step(model, labels, encoder_outputs=outputs)
+        return step_loss(model, labels, encoder_outputs=outputs)
 
     def cached_uneven():
-        step(model, uneven, encoder_outputs=outputs)
+        return step_loss(model, uneven, encoder_outputs=outputs)
 
     def half_encoder():
         with torch.autocast("cpu", torch.bfloat16):
             encoded = model.encode(**pictures)
-        step(model, labels, encoder_outputs=(encoded.last_hidden_state.float(), encoded.position_embeddings))
+        return step_loss(
+            model, labels, encoder_outputs=(encoded.last_hidden_state.float(), encoded.position_embeddings)
+        )
 
     def cached_cells():
-        step(model, labels, input_ids=prompts(PICTURES), picture_cells=cells)
+        return step_loss(model, labels, input_ids=prompts(PICTURES), picture_cells=cells)
 
     locked, trained, many, half = "embeddings locked", "embeddings trained", PICTURES * CAPTIONS, torch.bfloat16
     return {
@@ -135,7 +139,7 @@ def processor_seconds(run: Callable[[], None]) -> float:
 
 def measure_ways(model, repeats: int) -> list[dict]:
     ways, machine = ways_to_train(model), Machine()
-    kinds = {name: (name.partition(",")[0], way.step) for name, way in ways.items()}  # the same in either precision
+    kinds = {name: (name.partition(",")[0], way.loss) for name, way in ways.items()}  # the same in either precision
     times, counted = {name: [] for name in ways}, {}
     for turn in range(1 + repeats):
         for name, way in ways.items():
@@ -143,8 +147,8 @@ def measure_ways(model, repeats: int) -> list[dict]:
                 model.lock_encoder(train_embeddings="trained" in name)
                 model.train()
             if way.dtype and kinds[name] not in counted:
-                counted[kinds[name]] = operations(way.step)
-            seconds = processor_seconds(way.run)
+                counted[kinds[name]] = operations(lambda way=way: take_step(model, way.loss))
+            seconds = processor_seconds(lambda way=way: take_step(model, way.loss, way.dtype))
             if turn:  # the first is slower: new memory, scores, folding
                 times[name].append(seconds)
     rows = [speed_row(name, ways, times) for name in ways]
@@ -211,13 +215,19 @@ def some_pictures() -> torch.Tensor:
 
 
 def memory_of_plain_step(folder: str) -> float:
-    return peak_above_now(lambda: step_plain(load_locked(folder), some_pictures(), some_captions(HELD)))
+    def run() -> None:
+        model = load_locked(folder)
+        take_step(model, lambda: plain_step_loss(model, some_pictures(), some_captions(HELD)))
+
+    return peak_above_now(run)
 
 
 def memory_of_step(folder: str, captions: int) -> float:
-    labels = some_captions(HELD * captions)
-    inputs = {"input_ids": prompts(HELD)}
-    return peak_above_now(lambda: step(load_locked(folder), labels, **inputs, pixel_values=some_pictures()))
+    def run() -> None:
+        model, labels = load_locked(folder), some_captions(HELD * captions)
+        take_step(model, lambda: step_loss(model, labels, input_ids=prompts(HELD), pixel_values=some_pictures()))
+
+    return peak_above_now(run)
 
 
 def memory_of_cached_step(folder: str, captions: int) -> float:
@@ -225,7 +235,7 @@ def memory_of_cached_step(folder: str, captions: int) -> float:
         model = load_locked(folder)
         length = (PICTURE // 16) ** 2 + len(PROMPT)
         outputs = tuple(torch.randn(rows, length, model.config.d_model) for rows in (HELD, 1))
-        step(model, some_captions(HELD * captions), encoder_outputs=outputs)
+        take_step(model, lambda: step_loss(model, some_captions(HELD * captions), encoder_outputs=outputs))
 
     return peak_above_now(run)
 

@@ -9,7 +9,9 @@ Source: OFA `models/ofa/unify_transformer.py`, `unify_transformer_layer.py`, `un
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +33,7 @@ from .modeling_ofa_kernels import (
     biased_attention,
     biased_attention_pays,
     can_pack,
+    fast_dtype,
     folding,
     is_observed,
     linear,
@@ -137,6 +140,38 @@ def absolute_position_bias(queries: Tensor, keys: Tensor, num_heads: int, scalin
 def relative_position_bias(table: nn.Embedding, buckets: Tensor) -> Tensor:
     """Look up a learned score per head: `(Q, K)` buckets → `(num_heads, Q, K)`, on the device of the buckets."""
     return table(buckets).permute(2, 0, 1).to(buckets.device)  # a device map may put tables elsewhere
+
+
+# ---------------------------------------------------------------------------------------------- precision
+
+
+def in_fast_precision(method: Callable) -> Callable:
+    """Compute in float32, whatever autocast says, on processors where autocast's dtype takes several times as long."""
+
+    @wraps(method)
+    def computed(self, *args, **kwargs):
+        if torch.compiler.is_compiling() or not torch.is_autocast_enabled("cpu"):
+            return method(self, *args, **kwargs)
+        dtype = torch.get_autocast_dtype("cpu")
+        if fast_dtype(dtype) == dtype:
+            return method(self, *args, **kwargs)
+        logger.warning_once(
+            f"This processor has no instructions for products in {dtype}, which would take several times as long as "
+            "float32. Going on in float32; bf16, fp16 and autocast gain nothing here and can be left out."
+        )
+        with torch.autocast("cpu", enabled=False):
+            args, kwargs = map(in_float32, args), {name: in_float32(value) for name, value in kwargs.items()}
+            return method(self, *args, **kwargs)
+
+    return computed
+
+
+def in_float32(value):
+    """A tensor of numbers in half precision, or those of a tuple, in float32; all else as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(in_float32, value))
+    is_half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if is_half else value
 
 
 # --------------------------------------------------------------------------------------------------- loss
@@ -587,6 +622,7 @@ class OFAEncoder(OFAPreTrainedModel):
         cells = self.image_proj(features.flatten(2).transpose(1, 2)) + self.type_embedding.weight[1]
         return self.dropout(self.patch_layernorm_embedding(cells)), grid
 
+    @in_fast_precision
     def embed_pictures(self, pixel_values: Tensor) -> Tensor:
         """`(batch, 3, height, width)` → `picture_cells` for `forward`, `(batch, rows, columns, d_model)`.
 
@@ -801,7 +837,7 @@ class OFADecoder(OFAPreTrainedModel):
             return None
         of_vocabulary, of_layers = self._packed
         packed = of_vocabulary.packed([vocabulary], lambda: pack(vocabulary.weight))
-        if num_pictures <= FEW_PICTURES or vocabulary.weight.dtype == torch.bfloat16:
+        if num_pictures <= FEW_PICTURES or vocabulary.weight.dtype != torch.float32:
             products = of_layers.packed(modules, lambda: [packed_products_of(layer) for layer in self.layers])
         else:
             products = [products_of(layer) for layer in self.layers]
@@ -1068,13 +1104,14 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         return self.encoder(**inputs, return_dict=True)
 
     @torch.no_grad()
+    @in_fast_precision
     def encode(self, **inputs) -> OFAEncoderOutput:
         """Pictures and prompts → `encoder_outputs` for `generate`, `caption_scores` and `forward`, at full speed.
 
         Args:
             inputs: arguments of `OFAEncoder.forward`.
         """
-        with folding():
+        with folding(keep=not self.training or self.device.type != "cpu"):
             return self.encoder(**inputs, return_dict=True)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
@@ -1083,6 +1120,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         shifted = torch.cat([start, labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
 
+    @in_fast_precision
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -1216,6 +1254,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
     # -- generation: the encoder side exists once a picture, decoder rows once a beam
 
     @torch.no_grad()
+    @in_fast_precision
     def generate(self, *args, **kwargs):
         """`GenerationMixin.generate`, with BatchNorm folded and, on a CPU, in steps of few operations."""
         with folding():
@@ -1312,6 +1351,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         return processors
 
     @torch.no_grad()
+    @in_fast_precision
     def caption_scores(self, sequences: torch.LongTensor, encoder_outputs=None, **encoder_inputs) -> Tensor:
         """Mean log-probability a token, `</s>` included, of texts that `generate` returned.
 

@@ -31,8 +31,13 @@ def products_of(layer: nn.Module) -> list[Product]:
 def packed_products_of(layer: nn.Module) -> list[Product]:
     """The same in the layout that arrives fastest, with one product for queries, keys and values."""
     products = products_of(layer)
-    weight, bias = (torch.cat([part.detach() for part in parts]) for parts in zip(*products[:3], strict=True))
-    return [(pack(weight), bias), *((pack(weight), bias) for weight, bias in products[3:])]
+    joined = (torch.cat([part.detach() for part in parts]) for parts in zip(*products[:3], strict=True))
+    return [_packed(*product) for product in (joined, *products[3:])]
+
+
+def _packed(weight: Tensor, bias: Tensor) -> Product:
+    weight = pack(weight)
+    return weight, bias.to(weight.dtype)
 
 
 class StepLayer:
@@ -45,11 +50,11 @@ class StepLayer:
 
     def __init__(self, layer: nn.Module, products: Sequence[Product]):
         own, cross = layer.self_attn, layer.cross_attn
-        self.cross = cross
+        self.cross, self.dtype = cross, products[0][0].dtype
         self.num_heads, self.scaling = own.num_heads, own.scaling
-        self.own_scales, self.cross_scales = own.c_attn[:, None], cross.c_attn[:, None]
+        self.own_scales, self.cross_scales = (one.c_attn[:, None].to(self.dtype) for one in (own, cross))
         self.norms = [
-            ((norm.weight.shape[0],), norm.weight, norm.bias, norm.eps, False)
+            ((norm.weight.shape[0],), norm.weight.to(self.dtype), norm.bias.to(self.dtype), norm.eps, False)
             for norm in (
                 layer.self_attn_layer_norm,
                 layer.self_attn_mid_layer_norm,
@@ -63,7 +68,7 @@ class StepLayer:
 
     def encode(self, encoder_states: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of cross-attention: `(B, S, C)` → twice `(B, H, S, D)`."""
-        both = (self.cross.k_proj(encoder_states), self.cross.v_proj(encoder_states))
+        both = (project(encoder_states).to(self.dtype) for project in (self.cross.k_proj, self.cross.v_proj))
         return tuple(states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).contiguous() for states in both)
 
     def __call__(
@@ -187,7 +192,7 @@ class BeamCache(EncoderDecoderCache):
 
     def logits(self, features: Tensor) -> Tensor:
         """`(rows, T, C)` → `(rows, T, vocabulary)`."""
-        return onednn_linear(features, self._vocabulary, None)
+        return onednn_linear(features.to(self._vocabulary.dtype), self._vocabulary, None)
 
     def decode(
         self, states: Tensor, own_biases: Sequence[Tensor], encoder_states: Tensor, cross_bias: Tensor
@@ -202,15 +207,15 @@ class BeamCache(EncoderDecoderCache):
             if not self.is_updated.get(number):
                 self.cross_attention_cache.update(*layer.encode(encoder_states), number)
                 self.is_updated[number] = True
-        batch_size, num_tokens = encoder_states.shape[0], states.shape[1]
-        cross_bias = cross_bias.expand(batch_size, -1, -1, -1)
+        batch_size, num_tokens, dtype = encoder_states.shape[0], states.shape[1], self._layers[0].dtype
+        cross_bias = cross_bias.to(dtype).expand(batch_size, -1, -1, -1)
         steps = []
         for number in range(num_tokens):
             seen = self.get_seq_length() + 1
-            own_bias = torch.stack([bias[:, :, number : number + 1, :seen] for bias in own_biases])
+            own_bias = torch.stack([bias[:, :, number : number + 1, :seen] for bias in own_biases]).to(dtype)
             of_step = cross_bias[:, :, number::num_tokens].flatten(0, 1)
-            steps.append(self._step(states[:, number], own_bias, of_step, batch_size))
-        return torch.stack(steps, dim=1)
+            steps.append(self._step(states[:, number].to(dtype), own_bias, of_step, batch_size))
+        return torch.stack(steps, dim=1).to(states.dtype)
 
     def _step(self, states: Tensor, own_bias: Tensor, cross_bias: Tensor, batch_size: int) -> Tensor:
         """One token of every text: `(B * n, C)`, `(layers, 1, H, 1, keys)`, `(B * H, n, S)` → `(B * n, C)`."""

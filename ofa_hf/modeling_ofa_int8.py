@@ -18,12 +18,12 @@ _packed_weights = WeakIdKeyDictionary()  # goes with the weight: a copy in anoth
 
 
 def is_int8(x: Tensor, weight: Tensor) -> bool:
-    """Whether `int8_linear` can take this: int8 weights made for quantised inputs, on a CPU that is fast with them."""
+    """Whether this is such a product on a CPU: int8 weights made for quantised inputs, with one scale a row."""
     if type(weight).__name__ != "Int8Tensor" or weight.device.type != "cpu" or x.device.type != "cpu":
         return False
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         return False
-    return _rows_alone(weight) and int8_works()
+    return _rows_alone(weight)
 
 
 def int8_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -37,6 +37,11 @@ def int8_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     product = _multiply(rounded, packed, scale, zeros)
     product = product.mul_(row_scale) if bias is None else torch.addcmul(bias.float(), product, row_scale)
     return product.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def dequantised(weight: Tensor) -> Tensor:
+    """An int8 weight's numbers in float32, for processors where `int8_works` says no."""
+    return weight.qdata.float().mul_(weight.scale.view(-1, 1))
 
 
 def _rows_alone(weight: Tensor) -> bool:

@@ -12,26 +12,32 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .modeling_ofa_int8 import int8_linear, is_int8
+from .modeling_ofa_int8 import dequantised, int8_linear, int8_works, is_int8
 
 
 FAST_DTYPES = (torch.float32, torch.bfloat16)
 REUSED_BYTES = 20 * 2**20  # of one tensor; the C library hands out memory again up to 32 MiB, less what it trims
+MANY_ROWS = 16  # of a product in half precision, from which on bringing weights to float32 pays where that is fast
 _plain = False
-_folding: ContextVar[bool] = ContextVar("ofa_folding", default=False)
+_folding: ContextVar[bool | None] = ContextVar("ofa_folding", default=None)  # whether to keep what is folded
 
 
 @contextmanager
-def folding() -> Iterator[None]:
+def folding(keep: bool = True) -> Iterator[None]:
     """Let trunks fold BatchNorm into their convolutions inside this block, as captioning does.
 
     Folding rounds differently, by some units in the last place. Outside of captioning a forward pass keeps to the
     very operations of the original.
+
+    Args:
+        keep: the folded copies for the next pass; else each goes as soon as it was used, which training with its many
+            pictures a pass hardly notices, but for its memory.
     """
-    token = _folding.set(True)
+    token = _folding.set(keep)
     try:
         yield
     finally:
@@ -40,21 +46,42 @@ def folding() -> Iterator[None]:
 
 def is_folding() -> bool:
     """Whether this runs inside a `folding` block and nobody asked for plain kernels."""
-    return _folding.get() and not _plain
+    return _folding.get() is not None and not _plain
+
+
+def keeps_folded() -> bool:
+    """Whether the `folding` block that this runs inside keeps the copies."""
+    return bool(_folding.get())
+
+
+@lru_cache
+def is_slow(dtype: torch.dtype | None) -> bool:
+    """Whether this processor lacks instructions for products in half precision: they take several times float32's."""
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
+    try:
+        return supported is not None and not getattr(torch.ops.mkldnn, supported)()
+    except (AttributeError, RuntimeError):  # a torch without oneDNN, which has kernels of its own
+        return False
+
+
+def fast_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which dtype a CPU is fastest with numbers of this one."""
+    return torch.float32 if is_slow(dtype) else dtype
 
 
 def can_pack(*weights: Tensor) -> bool:
     """Whether `pack` works for these matrices."""
-    return _for_onednn(FAST_DTYPES, *weights)
+    common = _common_dtype(*weights)
+    return common is not None and fast_dtype(common) in FAST_DTYPES and onednn_works(fast_dtype(common))
 
 
 def pack(weight: Tensor) -> Tensor:
-    """Copy of a matrix in the layout that oneDNN reads fastest; for `onednn_linear` alone.
+    """Copy of a matrix in the dtype and the layout that oneDNN is fastest with; for `onednn_linear` alone.
 
     Products of few rows wait for the weights to arrive from memory. In their plain layout they arrive at about half
     of the speed that the memory has.
     """
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(fast_dtype(weight.dtype)), None)
 
 
 @contextmanager
@@ -109,13 +136,20 @@ def _onednn_convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, pa
     return convolution(x, residual, weight, bias, *geometry, "add", 1.0, "relu", [], "")
 
 
-def _for_onednn(dtypes: tuple[torch.dtype, ...], *tensors: Tensor | None) -> bool:
+def _common_dtype(*tensors: Tensor | None) -> torch.dtype | None:
+    """The one dtype of tensors that kernels may be chosen for: plain ones on a CPU; else None."""
     if _plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return False
+        return None
     present = [tensor for tensor in tensors if tensor is not None]
-    plain = all(type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" for tensor in present)
+    if not all(type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" for tensor in present):
+        return None
     dtype = present[0].dtype
-    return plain and dtype in dtypes and all(tensor.dtype == dtype for tensor in present) and onednn_works(dtype)
+    return dtype if all(tensor.dtype == dtype for tensor in present) else None
+
+
+def _for_onednn(dtypes: tuple[torch.dtype, ...], *tensors: Tensor | None) -> bool:
+    dtype = _common_dtype(*tensors)
+    return dtype in dtypes and onednn_works(dtype)
 
 
 def _onednn_weight_gradient(gradient: Tensor, x: Tensor, rows_at_once: int = 768) -> Tensor:
@@ -149,13 +183,18 @@ class _OneDNNLinear(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`: `(..., C)`, `(D, C)`, `(D,)` → `(..., D)`."""
     needs_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    dtypes = (torch.float32,) if needs_gradient else FAST_DTYPES
-    if x.ndim < 2 or not _for_onednn(dtypes, x, weight, bias):
-        fast_int8 = not _plain and is_int8(x, weight)
-        return (int8_linear if fast_int8 else functional.linear)(x, weight, bias)
-    if needs_gradient:
-        return _OneDNNLinear.apply(x, weight, bias)
-    return onednn_linear(x, weight, bias)
+    dtype = _common_dtype(x, weight, bias) if x.ndim > 1 else None
+    if dtype is not None and not needs_gradient and x.numel() >= MANY_ROWS * x.shape[-1] and is_slow(dtype):
+        return _linear_in_float32(x, weight, bias)
+    if dtype in ((torch.float32,) if needs_gradient else FAST_DTYPES) and onednn_works(dtype):
+        return (_OneDNNLinear.apply if needs_gradient else onednn_linear)(x, weight, bias)
+    if _plain or not is_int8(x, weight):
+        return functional.linear(x, weight, bias)
+    return int8_linear(x, weight, bias) if int8_works() else _linear_in_float32(x, dequantised(weight), bias)
+
+
+def _linear_in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -188,6 +227,7 @@ class _BiasedAttention(torch.autograd.Function):
     """Attention whose additive bias is trained. Unlike torch's own it keeps nothing but the weights to go back."""
 
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
         shape = query.shape
         query, key, value = (query * scaling).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
@@ -199,6 +239,7 @@ class _BiasedAttention(torch.autograd.Function):
         return torch.bmm(weights, value).view(shape)
 
     @staticmethod
+    @custom_bwd(device_type="cpu")  # whatever autocast says by then
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         query, key, value, weights = ctx.saved_tensors
@@ -286,5 +327,5 @@ def fold_batch_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tenso
     scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
     weight = convolution.weight.float() * scale[:, None, None, None]
     bias = norm.bias.float() - norm.running_mean.float() * scale
-    dtype = convolution.weight.dtype
+    dtype = fast_dtype(convolution.weight.dtype) if weight.device.type == "cpu" else convolution.weight.dtype
     return weight.to(dtype).contiguous(memory_format=torch.channels_last), bias.to(dtype)

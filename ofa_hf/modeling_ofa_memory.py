@@ -43,6 +43,10 @@ class ShapeMemory:
                 self.entries.clear()
             self.weights = weights
 
+    def forget(self) -> None:
+        with self.lock:
+            self.entries.clear()
+
     def get(self, shape: tuple, num_bytes: int, compute: Callable[[], tuple], source: Tensor | None = None) -> tuple:
         """`compute()` or what it gave before for this shape, these weights and this very `source` tensor."""
         off = self.weights is None or num_bytes > self.max_bytes

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from .configuration_ofa import RESNET_BLOCKS
-from .modeling_ofa_kernels import convolution_relu, fold_batch_norm, is_folding, number_of_parts
+from .modeling_ofa_kernels import convolution_relu, fold_batch_norm, is_folding, keeps_folded, number_of_parts
 from .modeling_ofa_memory import ShapeMemory
 
 
@@ -118,17 +118,27 @@ class OFAResNet(nn.Module):
 
     def _forward_folded(self, pixel_values: Tensor) -> Tensor:
         pairs = [(self.conv1, self.bn1), *(pair for block in self._blocks() for pair in block.convolutions())]
-        self._folded.check([module for pair in pairs for module in pair])
-        num_bytes = sum(convolution.weight.numel() * convolution.weight.element_size() for convolution, _ in pairs)
-        folded = self._folded.get((), num_bytes, lambda: tuple(fold_batch_norm(*pair) for pair in pairs))
+        kept = self._kept_folds(pairs)
         height, width = pixel_values.shape[-2:]
         largest_map = 64 * (height // 2) * (width // 2)  # numbers a picture; as many after the first stage
-        parts = pixel_values.tensor_split(number_of_parts(pixel_values, largest_map))
-        features = [self._forward_folded_part(part, iter(folded)) for part in parts]
-        return torch.cat(features) if len(features) > 1 else features[0]
+        features = [
+            self._forward_folded_part(part, iter(kept or map(fold_batch_norm, *zip(*pairs, strict=True))))
+            for part in pixel_values.tensor_split(number_of_parts(pixel_values, largest_map))
+        ]
+        return (torch.cat(features) if len(features) > 1 else features[0]).to(pixel_values.dtype)
+
+    def _kept_folds(self, pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]]) -> tuple[tuple[Tensor, Tensor], ...] | None:
+        """Weight and bias of each convolution, kept from pass to pass; None where they shall not be."""
+        if not keeps_folded():
+            self._folded.forget()
+            return None
+        self._folded.check([module for pair in pairs for module in pair])
+        num_bytes = sum(convolution.weight.numel() * convolution.weight.element_size() for convolution, _ in pairs)
+        return self._folded.get((), num_bytes, lambda: tuple(fold_batch_norm(*pair) for pair in pairs))
 
     def _forward_folded_part(self, pixel_values: Tensor, folded: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-        features = self.maxpool(convolution_relu(pixel_values, *next(folded), stride=2, padding=3))
+        weight, bias = next(folded)
+        features = self.maxpool(convolution_relu(pixel_values.to(weight.dtype), weight, bias, stride=2, padding=3))
         for block in self._blocks():
             features = block.forward_folded(features, folded)
         return features

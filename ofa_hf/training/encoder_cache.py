@@ -234,7 +234,7 @@ class LockedEncoder:
         if is_outputs(shape):
             prompts = {name: tensor[: len(pixel_values)] for name, tensor in prompts.items()}
             return self._encode(model, pixel_values=pixel_values, **prompts)[0]
-        with self._precision(pixel_values.device), torch.no_grad(), folding():
+        with self._precision(pixel_values.device), torch.no_grad(), folding(keep=False):
             return model.get_encoder().embed_pictures(pixel_values)
 
     @staticmethod

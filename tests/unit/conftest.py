@@ -66,3 +66,13 @@ def tiny_batch():
         "pixel_values": torch.randn(3, 3, 64, 64, generator=generator),
         "labels": labels,
     }
+
+
+@pytest.fixture
+def slow_halves(monkeypatch):
+    """A processor without instructions for half precision, whatever this one has."""
+    import torch
+
+    from ofa_hf import modeling_ofa_kernels
+
+    monkeypatch.setattr(modeling_ofa_kernels, "is_slow", {torch.bfloat16, torch.float16}.__contains__)

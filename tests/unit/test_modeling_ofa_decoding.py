@@ -1,6 +1,7 @@
 """Steps of few operations give what the layers give, whatever a search does with its texts."""
 
 import copy
+import dataclasses
 import functools
 
 import pytest
@@ -73,6 +74,28 @@ def test_half_precision_stays_as_near_to_float32_as_the_layers_do(tiny_model, in
         found = generate(model, halved, max_new_tokens=1, min_new_tokens=1)
         errors.append((found.logits[0].float() - exact).abs().max().item())
     assert 0 < errors[0] < 2 * errors[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_processor_without_half_precision_takes_its_steps_in_float32(tiny_model, inputs, slow_halves, dtype, number):
+    half = copy.deepcopy(tiny_model).to(dtype)
+    inputs = {name: value[:number] for name, value in inputs.items()}
+    encoded = half.encode(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"].to(dtype))
+    rounded = copy.deepcopy(half).float()
+    as_float32 = dataclasses.replace(
+        encoded,
+        last_hidden_state=encoded.last_hidden_state.float(),
+        position_embeddings=encoded.position_embeddings.float(),
+    )
+    found, expected = (
+        generate(model, {"input_ids": inputs["input_ids"]}, encoder_outputs=outputs, num_beams=3)
+        for model, outputs in ((half, encoded), (rounded, as_float32))
+    )
+    assert isinstance(found.past_key_values, decoding.BeamCache)
+    assert found.past_key_values.self_attention_cache.kept.dtype == torch.float32
+    first, exact = found.logits[0].float(), expected.logits[0]
+    assert (first - exact).norm() < 16 * torch.finfo(dtype).eps * exact.norm()
 
 
 def test_tokens_can_be_taken_back(tiny_model, inputs):

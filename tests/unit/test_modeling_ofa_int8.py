@@ -73,10 +73,14 @@ def test_what_is_quantised_otherwise_is_left_to_torchao():
     assert not is_int8(x, torch.nn.Linear(96, 40).weight)
 
 
-def test_a_processor_without_the_instructions_leaves_it_to_torchao(monkeypatch):
+def test_a_processor_without_the_instructions_multiplies_in_float32(monkeypatch):
+    layer, x = quantised(), torch.randn(3, 96)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     int8_works.cache_clear()
     try:
-        assert not is_int8(torch.randn(3, 96), quantised().weight)
+        found = linear(x, layer.weight, layer.bias)
     finally:
         int8_works.cache_clear()
+    expected = torch.nn.functional.linear(x, layer.weight.dequantize(), layer.bias)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, torchaos(x, layer), rtol=0, atol=0.05)

@@ -72,6 +72,27 @@ def test_bfloat16_runs_on_the_fast_kernels_where_the_processor_has_them():
     assert kernels.onednn_works(torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [3, 3 * kernels.MANY_ROWS])
+def test_a_processor_without_half_precision_computes_in_float32(slow_halves, dtype, rows):
+    x, weight, bias = (torch.randn(size).to(dtype) for size in ((rows, 256), (64, 256), (64,)))
+    exact = nn.functional.linear(x.float(), weight.float(), bias.float())
+    found = kernels.linear(x, weight, bias)
+    assert found.dtype == dtype
+    if rows > kernels.MANY_ROWS:
+        assert torch.equal(found, kernels.linear(x.float(), weight.float(), bias.float()).to(dtype))
+    torch.testing.assert_close(found.float(), exact, rtol=0, atol=8 * torch.finfo(dtype).eps * exact.abs().max())
+    if kernels.can_pack(weight):
+        assert kernels.pack(weight).dtype == torch.float32
+
+
+def test_what_the_processor_has_is_asked_of_torch():
+    assert not kernels.is_slow(torch.float32)
+    assert not kernels.is_slow(None)
+    assert kernels.is_slow(torch.bfloat16) != torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert kernels.is_slow(torch.float16) != torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
 def test_gelu_inside_a_product_gives_what_gelu_after_it_gives():
     layer, x = kernels.OFALinear(12, 5), torch.randn(3, 7, 12)
     with torch.no_grad():
@@ -118,13 +139,15 @@ def test_packed_weights_give_the_product_of_the_weights(dtype, rows):
     x, weight, bias = torch.randn(rows, 96).to(dtype), torch.randn(64, 96).to(dtype), torch.randn(64).to(dtype)
     if not kernels.can_pack(weight):
         pytest.skip("torch has no oneDNN operators here")
-    found, expected = kernels.onednn_linear(x, kernels.pack(weight), bias), nn.functional.linear(x, weight, bias)
+    packed = kernels.pack(weight)
+    found = kernels.onednn_linear(x.to(packed.dtype), packed, bias.to(packed.dtype)).to(dtype)
+    expected = nn.functional.linear(x, weight, bias)
     torch.testing.assert_close(found, expected, rtol=0, atol=64 * torch.finfo(dtype).eps)
 
 
 def test_weights_of_other_kinds_are_not_packed():
     weight = torch.randn(8, 8)
-    assert not kernels.can_pack(weight.half())
+    assert not kernels.can_pack(weight.double())
     assert not kernels.can_pack(weight, weight.bfloat16())
     with kernels.plain_kernels():
         assert not kernels.can_pack(weight)
@@ -155,6 +178,28 @@ def test_a_folded_trunk_gives_the_same_features_and_keeps_its_weights(trunk, dty
     assert not torch.equal(folded, plain), "nothing was folded"
     assert (folded - plain).abs().max() <= tolerance * plain.abs().max()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_processor_without_half_precision_folds_into_float32(slow_halves, trunk, dtype):
+    pixel_values = torch.randn(2, 3, 48, 33).to(dtype)
+    with torch.no_grad(), kernels.folding():
+        found = trunk.to(dtype)(pixel_values)
+        expected = trunk.float()(pixel_values.float())
+    assert found.dtype == dtype
+    assert torch.equal(found, expected.to(dtype))
+
+
+def test_copies_of_a_trunk_that_are_not_kept_give_the_same_bits(trunk, monkeypatch):
+    pixel_values = torch.randn(5, 3, 32, 32)
+    monkeypatch.setattr(kernels, "REUSED_BYTES", 2 * 64 * 16 * 16 * 4)  # several parts
+    with torch.no_grad():
+        with kernels.folding():
+            kept = trunk(pixel_values)
+        assert trunk._folded.entries
+        with kernels.folding(keep=False):
+            assert torch.equal(trunk(pixel_values), kept)
+        assert not trunk._folded.entries
 
 
 def test_folding_notices_new_statistics(trunk):
@@ -203,6 +248,19 @@ def test_attention_with_a_trained_bias_gives_the_values_and_gradients_of_torchs(
     for mine, other in ((result, expected), *((one.grad, two.grad) for one, two in zip(ours, theirs, strict=True))):
         assert (mine - other).norm() <= tolerance * other.norm()
     assert ours[3].grad.dtype == dtype
+
+
+def test_attention_with_a_trained_bias_may_go_back_inside_of_autocast():
+    shapes = ((1, 2, 5, 4), (1, 2, 7, 4), (1, 2, 7, 4), (1, 2, 5, 7))
+    tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    kernels.biased_attention(*tensors, 0.5).square().sum().backward()
+    expected = [tensor.grad.clone() for tensor in tensors]
+    for tensor in tensors:
+        tensor.grad = None
+    result = kernels.biased_attention(*tensors, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        result.square().sum().backward()
+    assert all(torch.equal(tensor.grad, before) for tensor, before in zip(tensors, expected, strict=True))
 
 
 def test_torchs_attention_is_used_where_no_bias_is_trained():

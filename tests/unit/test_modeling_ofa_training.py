@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ofa_hf import modeling_ofa_kernels
 from ofa_hf.modeling_ofa import FusedCrossEntropy, OFAForConditionalGeneration, token_losses
 
 
@@ -309,3 +310,38 @@ def test_a_dropped_sample_loses_all_its_tokens_at_once(tiny_config, tiny_model):
         changed, _ = layer(states, bias)
     outcomes = {tuple(one.flatten().mul(1e3).round().tolist()) for one in changed}
     assert len(outcomes) == 4  # attention kept or dropped × feed-forward kept or dropped
+
+
+# ---------------------------------------------------------------------------------------------- precision
+
+
+def in_bfloat16(model, batch) -> tuple[float, dict]:
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch).loss
+    loss.backward()
+    return loss.item(), gradients(model)
+
+
+def test_autocast_is_passed_over_where_the_processor_has_no_half_precision(model, tiny_batch, slow_halves):
+    loss, found = in_bfloat16(model, tiny_batch)
+    found = {name: None if gradient is None else gradient.clone() for name, gradient in found.items()}
+    expected_loss, expected = trained(model, **tiny_batch)
+    assert loss == expected_loss
+    assert all(found[name] is None or torch.equal(found[name], gradient) for name, gradient in expected.items())
+
+
+def test_what_was_computed_in_half_precision_before_is_taken_too(model, tiny_batch, slow_halves):
+    pictures = {name: tiny_batch[name] for name in ("input_ids", "pixel_values")}
+    encoded = model.encode(**pictures)
+    half = (encoded.last_hidden_state.bfloat16(), encoded.position_embeddings, encoded.attention_mask)
+    loss, _ = in_bfloat16(model, {"encoder_outputs": half, "labels": tiny_batch["labels"]})
+    assert loss == pytest.approx(model(**pictures, labels=tiny_batch["labels"]).loss.item(), rel=1e-2)
+
+
+def test_autocast_stays_where_the_processor_has_half_precision(model, tiny_batch, monkeypatch):
+    monkeypatch.setattr(modeling_ofa_kernels, "is_slow", lambda dtype: False)
+    loss, _ = in_bfloat16(model, tiny_batch)
+    expected, _ = trained(model, **tiny_batch)
+    assert loss != expected
+    assert loss == pytest.approx(expected, rel=2e-2)
