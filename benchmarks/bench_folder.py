@@ -1,6 +1,6 @@
 """How close captioning a folder comes to the model's own speed, and whether its memory stays flat.
 
-    python benchmarks/bench_folder.py [--photos FOLDER] [--pictures 160] [--size tiny] [--json folder.json]
+    python benchmarks/bench_folder.py [--photos FOLDER] [--pictures 120] [--size tiny] [--json folder.json]
 
 The same number of pictures goes through the model twice in turns: as batches that are already tensors (the model's
 own speed), and from files that must be read, decoded, shrunk, encoded and written to a caption file. 100 % means that
@@ -91,7 +91,7 @@ def timed(run, *args) -> tuple[float, float]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photos", type=Path, help="folder of pictures; they are repeated")
-    parser.add_argument("--pictures", type=int, default=160)
+    parser.add_argument("--pictures", type=int, default=120)
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--turns", type=int, default=5, help="times that the two ways take turns")

@@ -4,8 +4,8 @@
 
 Plain means: every caption with a pass of its picture through the encoder, torch's own kernels, all logits at once,
 and a picture decoded for every caption. Weights and captions are random. Times are processor time on one thread,
-forward and backward without the optimizer; after one pass that does not count, each repeat measures every way once, so
-a ratio compares neighbours; the last column is the share of the speed that this thread's largest product in the same
+forward and backward without the optimizer; after passes that do not count, each repeat measures every way once, so a
+ratio compares neighbours; the last column is the share of the speed that this thread's largest product in the same
 precision has. Memory is the peak above the imports, each in a process of its own.
 """
 
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,20 +137,27 @@ def processor_seconds(run: Callable[[], None]) -> float:
     return time.process_time() - start
 
 
+def in_turn(model, ways: dict[str, Way]) -> Iterator[tuple[str, Way]]:
+    """Name and way, one after the other, with the model locked as the way wants it."""
+    for name, way in ways.items():
+        if name.endswith(", plain"):
+            model.lock_encoder(train_embeddings="trained" in name)
+            model.train()
+        yield name, way
+
+
 def measure_ways(model, repeats: int) -> list[dict]:
     ways, machine = ways_to_train(model), Machine()
     kinds = {name: (name.partition(",")[0], way.loss) for name, way in ways.items()}  # the same in either precision
-    times, counted = {name: [] for name in ways}, {}
-    for turn in range(1 + repeats):
-        for name, way in ways.items():
-            if name.endswith(", plain"):
-                model.lock_encoder(train_embeddings="trained" in name)
-                model.train()
-            if way.dtype and kinds[name] not in counted:
-                counted[kinds[name]] = operations(lambda way=way: take_step(model, way.loss))
-            seconds = processor_seconds(lambda way=way: take_step(model, way.loss, way.dtype))
-            if turn:  # the first is slower: new memory, scores, folding
-                times[name].append(seconds)
+    counted, times = {}, {name: [] for name in ways}
+    for name, way in in_turn(model, ways):
+        if kinds[name] not in counted:
+            counted[kinds[name]] = operations(lambda way=way: take_step(model, way.loss))
+    for way in {way.dtype: way for way in ways.values()}.values():  # new memory and position scores, in each precision
+        take_step(model, way.loss, way.dtype)
+    for _ in range(repeats):
+        for name, way in in_turn(model, ways):
+            times[name].append(processor_seconds(lambda way=way: take_step(model, way.loss, way.dtype)))
     rows = [speed_row(name, ways, times) for name in ways]
     for row, (name, way) in zip(rows, ways.items(), strict=True):
         if way.dtype:
@@ -230,12 +237,12 @@ def memory_of_step(folder: str, captions: int) -> float:
     return peak_above_now(run)
 
 
-def memory_of_cached_step(folder: str, captions: int) -> float:
+def memory_of_cached_step(folder: str) -> float:
     def run() -> None:
         model = load_locked(folder)
         length = (PICTURE // 16) ** 2 + len(PROMPT)
         outputs = tuple(torch.randn(rows, length, model.config.d_model) for rows in (HELD, 1))
-        take_step(model, lambda: step_loss(model, some_captions(HELD * captions), encoder_outputs=outputs))
+        take_step(model, lambda: step_loss(model, some_captions(HELD), encoder_outputs=outputs))
 
     return peak_above_now(run)
 
@@ -246,12 +253,8 @@ MEMORY = {
     "loss of 128 × 30 tokens": ("loss of 128 × 30 tokens, plain", loss_in_chunks),
     f"step, {HELD} captions, plain": ("", memory_of_plain_step),
     f"step, {HELD} captions": (f"step, {HELD} captions, plain", lambda folder: memory_of_step(folder, 1)),
-    f"step, {HELD} captions, outputs cached": (
-        f"step, {HELD} captions, plain",
-        lambda folder: memory_of_cached_step(folder, 1),
-    ),
+    f"step, {HELD} captions, outputs cached": (f"step, {HELD} captions, plain", memory_of_cached_step),
     f"step, {HELD * CAPTIONS} captions": ("", lambda folder: memory_of_step(folder, CAPTIONS)),
-    f"step, {HELD * CAPTIONS} captions, outputs cached": ("", lambda folder: memory_of_cached_step(folder, CAPTIONS)),
 }
 
 

@@ -15,7 +15,7 @@ from ofa_hf.modeling_ofa_decoding import step_modules
 from ofa_hf.modeling_ofa_kernels import linear, plain_kernels
 
 
-def seconds(run: Callable[[], object], repeats: int, at_most: float = 30) -> list[float]:
+def seconds(run: Callable[[], object], repeats: int, at_most: float = 10) -> list[float]:
     """Wall time of each run, after one that is not counted; fewer runs where they take more seconds than `at_most`."""
     run()
     times = []
