@@ -94,7 +94,7 @@ test-lowest: ## Run unit and parity tests on the oldest versions that setup.cfg 
 	@$(subst $(BIN),$(VENV)-lowest/bin,$(PYTEST)) tests/parity $(LOWEST_TESTS) $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.stamp ## Measure what the performance table says, in six minutes or, on slow cores, fifteen, into outputs/bench
+bench: $(VENV)/.stamp ## Measure what the performance table says, in up to fifteen minutes, into outputs/bench
 	@mkdir -p outputs/bench; for name in $(BENCHES); do \
 	$(BIN)/python benchmarks/bench_$$name.py --json outputs/bench/$$name.json $(ARGS); echo; done
 

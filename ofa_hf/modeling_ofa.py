@@ -146,7 +146,7 @@ def relative_position_bias(table: nn.Embedding, buckets: Tensor) -> Tensor:
 
 
 def in_fast_precision(method: Callable) -> Callable:
-    """Compute in float32, whatever autocast says, on processors where autocast's dtype takes several times as long."""
+    """Compute in the weights' dtype, whatever autocast says, on processors that autocast's dtype makes slow."""
 
     @wraps(method)
     def computed(self, *args, **kwargs):
@@ -157,21 +157,21 @@ def in_fast_precision(method: Callable) -> Callable:
             return method(self, *args, **kwargs)
         logger.warning_once(
             f"This processor has no instructions for products in {dtype}, which would take several times as long as "
-            "float32. Going on in float32; bf16, fp16 and autocast gain nothing here and can be left out."
+            "float32. Going on without autocast; bf16 and fp16 gain nothing here and can be left out."
         )
         with torch.autocast("cpu", enabled=False):
-            args, kwargs = map(in_float32, args), {name: in_float32(value) for name, value in kwargs.items()}
-            return method(self, *args, **kwargs)
+            args = [halves_to(self.dtype, value) for value in args]
+            return method(self, *args, **{name: halves_to(self.dtype, value) for name, value in kwargs.items()})
 
     return computed
 
 
-def in_float32(value):
-    """A tensor of numbers in half precision, or those of a tuple, in float32; all else as it is."""
+def halves_to(dtype: torch.dtype, value):
+    """A tensor of numbers in half precision, or those of a tuple, in another dtype; all else as it is."""
     if isinstance(value, tuple):
-        return tuple(map(in_float32, value))
+        return tuple(halves_to(dtype, one) for one in value)
     is_half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.float() if is_half else value
+    return value.to(dtype) if is_half else value
 
 
 # --------------------------------------------------------------------------------------------------- loss

@@ -95,7 +95,7 @@ def test_the_folder_benchmark_captions_every_picture_both_ways(script, tmp_path)
 
 def test_the_data_benchmark_tells_memory_of_every_step(script, tmp_path):
     options = ["--pictures", "12", "--side", "32", "--num-proc", "1", "--workers", "1", "--folder", str(tmp_path)]
-    script("data_memory").main([*options, "--json", str(tmp_path / "memory.json")])
+    script("bench_data").main([*options, "--json", str(tmp_path / "memory.json")])
     found = json.loads((tmp_path / "memory.json").read_text())
     assert found["pairs"] == 120
     assert [row["pairs"] for row in found["rows"]] == [120] * 6

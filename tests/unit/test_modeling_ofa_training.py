@@ -339,6 +339,15 @@ def test_what_was_computed_in_half_precision_before_is_taken_too(model, tiny_bat
     assert loss == pytest.approx(model(**pictures, labels=tiny_batch["labels"]).loss.item(), rel=1e-2)
 
 
+def test_autocast_around_a_half_precision_model_is_passed_over_too(model, tiny_batch, slow_halves):
+    model.bfloat16()
+    pictures = {"input_ids": tiny_batch["input_ids"], "pixel_values": tiny_batch["pixel_values"].bfloat16()}
+    encoded = model.encode(**pictures)
+    batch = {"encoder_outputs": tuple(encoded.to_tuple()), "labels": tiny_batch["labels"]}
+    loss, _ = in_bfloat16(model, batch)
+    assert loss == model(**batch).loss.item()
+
+
 def test_autocast_stays_where_the_processor_has_half_precision(model, tiny_batch, monkeypatch):
     monkeypatch.setattr(modeling_ofa_kernels, "is_slow", lambda dtype: False)
     loss, _ = in_bfloat16(model, tiny_batch)

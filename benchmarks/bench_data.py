@@ -1,6 +1,6 @@
 """Memory, processor time and pairs a second of the data path on synthetic MUGE files: build, then iterate as training.
 
-    python benchmarks/data_memory.py --pictures 55000 --captions 10 --num-proc 2 --workers 2 [--json memory.json]
+    python benchmarks/bench_data.py --pictures 55000 --captions 10 --num-proc 2 --workers 2 [--json memory.json]
 
 Memory is what a process has written itself (mapped files, which the system can drop, do not count), above what it had
 after its imports; a worker's is what it does not share with its parent. The last column is the share of the old port's
