@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from bench_speed import PROMPT, SIZES, make_model
 from bench_data import write_files
+from bench_speed import PROMPT, SIZES, make_model
 
 from ofa_hf.data import GroupedCaptions, GroupedCaptionSampler, caption_counts, load_muge
 from ofa_hf.data.pictures import why_broken
