@@ -221,40 +221,45 @@ def some_pictures() -> torch.Tensor:
     return torch.randn(HELD, 3, PICTURE, PICTURE)
 
 
-def memory_of_plain_step(folder: str) -> float:
+def memory_of_step(folder: str, compute_loss: Callable[[OFAForConditionalGeneration], torch.Tensor]) -> float:
     def run() -> None:
         model = load_locked(folder)
-        take_step(model, lambda: plain_step_loss(model, some_pictures(), some_captions(HELD)))
+        take_step(model, lambda: compute_loss(model))
 
     return peak_above_now(run)
 
 
-def memory_of_step(folder: str, captions: int) -> float:
-    def run() -> None:
-        model, labels = load_locked(folder), some_captions(HELD * captions)
-        take_step(model, lambda: step_loss(model, labels, input_ids=prompts(HELD), pixel_values=some_pictures()))
-
-    return peak_above_now(run)
+def loss_of_plain_step(model) -> torch.Tensor:
+    return plain_step_loss(model, some_pictures(), some_captions(HELD))
 
 
-def memory_of_cached_step(folder: str) -> float:
-    def run() -> None:
-        model = load_locked(folder)
-        length = (PICTURE // 16) ** 2 + len(PROMPT)
-        outputs = tuple(torch.randn(rows, length, model.config.d_model) for rows in (HELD, 1))
-        take_step(model, lambda: step_loss(model, some_captions(HELD), encoder_outputs=outputs))
+def loss_of_step(model, captions: int = 1) -> torch.Tensor:
+    return step_loss(model, some_captions(HELD * captions), input_ids=prompts(HELD), pixel_values=some_pictures())
 
-    return peak_above_now(run)
+
+def loss_of_cached_step(model) -> torch.Tensor:
+    length = (PICTURE // 16) ** 2 + len(PROMPT)
+    outputs = tuple(torch.randn(rows, length, model.config.d_model) for rows in (HELD, 1))
+    return step_loss(model, some_captions(HELD), encoder_outputs=outputs)
 
 
 # Name → what it is compared with, what a process of its own runs and returns.
 MEMORY = {
     "loss of 128 × 30 tokens, plain": ("", loss_plain),
     "loss of 128 × 30 tokens": ("loss of 128 × 30 tokens, plain", loss_in_chunks),
-    f"step, {HELD} captions, plain": ("", memory_of_plain_step),
-    f"step, {HELD} captions": (f"step, {HELD} captions, plain", lambda folder: memory_of_step(folder, 1)),
-    f"step, {HELD} captions, outputs cached": (f"step, {HELD} captions, plain", memory_of_cached_step),
-    f"step, {HELD * CAPTIONS} captions": ("", lambda folder: memory_of_step(folder, CAPTIONS)),
+    f"step, {HELD} captions, plain": ("", lambda folder: memory_of_step(folder, loss_of_plain_step)),
+    f"step, {HELD} captions": (
+        f"step, {HELD} captions, plain",
+        lambda folder: memory_of_step(folder, loss_of_step),
+    ),
+    f"step, {HELD} captions, outputs cached": (
+        f"step, {HELD} captions, plain",
+        lambda folder: memory_of_step(folder, loss_of_cached_step),
+    ),
+    f"step, {HELD * CAPTIONS} captions": (
+        "",
+        lambda folder: memory_of_step(folder, lambda model: loss_of_step(model, CAPTIONS)),
+    ),
 }
 
 

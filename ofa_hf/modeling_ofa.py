@@ -1111,7 +1111,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         Args:
             inputs: arguments of `OFAEncoder.forward`.
         """
-        with folding(keep=not self.training or self.device.type != "cpu"):
+        with folding(keep=not self.training):
             return self.encoder(**inputs, return_dict=True)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:

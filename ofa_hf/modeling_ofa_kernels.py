@@ -34,8 +34,8 @@ def folding(keep: bool = True) -> Iterator[None]:
     very operations of the original.
 
     Args:
-        keep: the folded copies for the next pass; else each goes as soon as it was used, which training with its many
-            pictures a pass hardly notices, but for its memory.
+        keep: the folded copies for the next pass; else, on a CPU, each goes as soon as it was used, which training
+            with its many pictures a pass hardly notices, but for its memory.
     """
     token = _folding.set(keep)
     try:

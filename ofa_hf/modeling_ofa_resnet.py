@@ -4,6 +4,7 @@ Source: OFA `models/ofa/resnet.py` (ResNet v1.5, stride on the 3 × 3 convolutio
 """
 
 from collections.abc import Iterator
+from itertools import starmap
 
 import torch
 from torch import Tensor, nn
@@ -122,19 +123,22 @@ class OFAResNet(nn.Module):
         height, width = pixel_values.shape[-2:]
         largest_map = 64 * (height // 2) * (width // 2)  # numbers a picture; as many after the first stage
         features = [
-            self._forward_folded_part(part, iter(kept or map(fold_batch_norm, *zip(*pairs, strict=True))))
+            self._forward_folded_part(part, iter(kept or starmap(fold_batch_norm, pairs)))
             for part in pixel_values.tensor_split(number_of_parts(pixel_values, largest_map))
         ]
         return (torch.cat(features) if len(features) > 1 else features[0]).to(pixel_values.dtype)
 
     def _kept_folds(self, pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]]) -> tuple[tuple[Tensor, Tensor], ...] | None:
-        """Weight and bias of each convolution, kept from pass to pass; None where they shall not be."""
-        if not keeps_folded():
+        """Weight and bias of each convolution, kept from pass to pass; None where a CPU shall not keep them.
+
+        Folding each when it is used, even once for every part of a batch, takes a CPU less than new memory for all.
+        """
+        if not keeps_folded() and self.conv1.weight.device.type == "cpu":
             self._folded.forget()
             return None
         self._folded.check([module for pair in pairs for module in pair])
         num_bytes = sum(convolution.weight.numel() * convolution.weight.element_size() for convolution, _ in pairs)
-        return self._folded.get((), num_bytes, lambda: tuple(fold_batch_norm(*pair) for pair in pairs))
+        return self._folded.get((), num_bytes, lambda: tuple(starmap(fold_batch_norm, pairs)))
 
     def _forward_folded_part(self, pixel_values: Tensor, folded: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         weight, bias = next(folded)
