@@ -1,10 +1,10 @@
 """Memory, processor time and pairs a second of the data path on synthetic MUGE files: build, then iterate as training.
 
-    python benchmarks/bench_data.py --pictures 55000 --captions 10 --num-proc 2 --workers 2 [--json memory.json]
+    python benchmarks/bench_data.py --images 55000 --captions 10 --num-proc 2 --workers 2 [--json memory.json]
 
 Memory is what a process has written itself (mapped files, which the system can drop, do not count), above what it had
 after its imports; a worker's is what it does not share with its parent. The last column is the share of the old port's
-75 KiB a picture (PORT_BYTES, 4.1 GB for 55,000), this process and all its workers together.
+75 KiB per image (PORT_BYTES, 4.1 GB for 55,000), this process and all its workers together.
 """
 
 import argparse
@@ -34,22 +34,22 @@ from ofa_hf.data import (
     caption_counts,
     load_muge,
 )
-from ofa_hf.data.pictures import open_picture, why_broken
+from ofa_hf.data.images import open_image, why_broken
 
 
 MIB = 2**20
-PORT_BYTES = 75 * 2**10  # resident memory of the old port a picture with ten captions
-DISTINCT = 300  # encodings; a random tail behind the end-of-image mark makes every picture's bytes its own
+PORT_BYTES = 75 * 2**10  # resident memory of the old port an image with ten captions
+DISTINCT = 300  # encodings; a random tail behind the end-of-image mark makes every image's bytes its own
 WORDS = "图片描述了什么内容?时尚百搭的第件商品，穿出女神范儿0123456789"
 
 
-def write_files(folder: Path, pictures: int, captions: int, side: int) -> tuple[Path, Path]:
-    """MUGE's two files; pictures of smooth noise, 10 to 15 KB each at 256 pixels."""
-    encoded, random = [jpeg(seed, side) for seed in range(min(DISTINCT, pictures))], np.random.default_rng(0)
-    with (folder / "IC_train.tsv").open("wb") as images, (folder / "IC_train.jsonl").open("w") as texts:
-        for number in range(pictures):
-            picture = encoded[number % len(encoded)] + random.bytes(16)
-            images.write(b"%d\t%s\n" % (number, base64.b64encode(picture)))
+def write_files(folder: Path, images: int, captions: int, side: int) -> tuple[Path, Path]:
+    """MUGE's two files; images of smooth noise, 10 to 15 KB each at 256 pixels."""
+    encoded, random = [jpeg(seed, side) for seed in range(min(DISTINCT, images))], np.random.default_rng(0)
+    with (folder / "IC_train.tsv").open("wb") as tsv, (folder / "IC_train.jsonl").open("w") as texts:
+        for number in range(images):
+            image = encoded[number % len(encoded)] + random.bytes(16)
+            tsv.write(b"%d\t%s\n" % (number, base64.b64encode(image)))
             lines = [f"时尚百搭的第{number}件商品，穿出{text}分女神范儿" for text in range(captions)]
             texts.write(json.dumps({"image_id": str(number), "text": lines}, ensure_ascii=False) + "\n")
     return folder / "IC_train.jsonl", folder / "IC_train.tsv"
@@ -124,8 +124,8 @@ def processor_seconds() -> float:
 class Table:
     """One row a piece of work, printed as it is done."""
 
-    def __init__(self, pictures: int):
-        self.rows, self.port = [], pictures * PORT_BYTES
+    def __init__(self, images: int):
+        self.rows, self.port = [], images * PORT_BYTES
         print(f"{'work':40} {'seconds':>8} {'pairs/s':>9} {'CPU ms':>7} {'MiB':>7} {'workers':>8} {'of port':>8}")
 
     def measure(self, name: str, pairs: int, work: Callable[[], object]) -> None:
@@ -147,7 +147,7 @@ class Table:
 
 
 def loader(rows, processor: OFAProcessor, captions: int, workers: int) -> DataLoader:
-    """Batches as `ofa-hf finetune` makes them: 8 pictures with all of their captions, shuffled."""
+    """Batches as `ofa-hf finetune` makes them: 8 images with all of their captions, shuffled."""
     sampler = GroupedCaptionSampler(caption_counts(rows), captions)
     collator = OFAGroupedCollator(processor)
     return DataLoader(GroupedCaptions(rows), 8, sampler=sampler, collate_fn=collator, num_workers=workers)
@@ -159,17 +159,17 @@ def exhaust(items) -> None:
 
 
 def decode_all(items, count: int) -> None:
-    exhaust(open_picture(items[number]["image"]) for number in range(count))
+    exhaust(open_image(items[number]["image"]) for number in range(count))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--captions", type=int, default=10, help="of each picture")
-    parser.add_argument("--side", type=int, default=256, help="pixels of the synthetic pictures and of the batches")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--captions", type=int, default=10, help="of each image")
+    parser.add_argument("--side", type=int, default=256, help="pixels of the synthetic images and of the batches")
     parser.add_argument("--num-proc", type=int, default=2, help="processes of the build")
     parser.add_argument("--workers", type=int, default=2, help="of the data loader")
-    parser.add_argument("--decoded", type=int, default=200, help="pictures for the two decoding measurements")
+    parser.add_argument("--decoded", type=int, default=200, help="images for the two decoding measurements")
     parser.add_argument("--folder", help="where the synthetic files and the cache go (the system's own by default)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args(arguments)
@@ -180,13 +180,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure_all(args: argparse.Namespace, folder: Path) -> dict:
-    pairs, few = args.pictures * args.captions, min(args.decoded, args.pictures)
-    files, processor = write_files(folder, args.pictures, args.captions, args.side), make_processor(folder, args.side)
+    pairs, few = args.images * args.captions, min(args.decoded, args.images)
+    files, processor = write_files(folder, args.images, args.captions, args.side), make_processor(folder, args.side)
     why_broken(jpeg(0, args.side))  # loads the decoder, so that the figures are above the imports
     tsv = files[1].stat().st_size
-    print(f"{args.pictures:,} pictures × {args.captions} captions, {tsv / MIB:,.0f} MiB of base64")
+    print(f"{args.images:,} images × {args.captions} captions, {tsv / MIB:,.0f} MiB of base64")
     print(f"{os.cpu_count()} cores; imports: {own_bytes() / MIB:.0f} MiB")
-    options, table = {"num_proc": args.num_proc, "cache_dir": folder / "cache"}, Table(args.pictures)
+    options, table = {"num_proc": args.num_proc, "cache_dir": folder / "cache"}, Table(args.images)
 
     table.measure(f"build, {args.num_proc} processes", pairs, lambda: load_muge(*files, **options))
     table.measure("open again", pairs, lambda: load_muge(*files, **options))
@@ -197,8 +197,8 @@ def measure_all(args: argparse.Namespace, folder: Path) -> dict:
     singles, shared = CaptionPairs(rows), GroupedCaptions(rows)
     count = few * args.captions
     table.measure("decode for each caption", count, lambda: decode_all(singles, count))
-    table.measure("decode for each picture", count, lambda: decode_all(shared, few))
-    return {"pictures": args.pictures, "pairs": pairs, "tsv_mib": round(tsv / MIB, 1), "rows": table.rows}
+    table.measure("decode for each image", count, lambda: decode_all(shared, few))
+    return {"images": args.images, "pairs": pairs, "tsv_mib": round(tsv / MIB, 1), "rows": table.rows}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """How close captioning a folder comes to the model's own speed, and whether its memory stays flat.
 
-    python benchmarks/bench_folder.py [--photos FOLDER] [--pictures 120] [--size tiny] [--json folder.json]
+    python benchmarks/bench_folder.py [--photos FOLDER] [--images 120] [--size tiny] [--json folder.json]
 
-The same number of pictures goes through the model twice in turns: as batches that are already tensors (the model's
+The same number of images goes through the model twice in turns: as batches that are already tensors (the model's
 own speed), and from files that must be read, decoded, shrunk, encoded and written to a caption file. 100 % means that
 all of that hides behind the model. Then the same files are shared by two processes, each with its part of the threads,
 as `torchrun --nproc_per_node 2 -m ofa_hf caption` does; 1.2 × means that they write a fifth more captions a second.
 Weights are random and every caption has exactly 20 tokens. Without --photos, 25
-noisy pictures of 800 × 800 pixels are drawn.
+noisy images of 800 × 800 pixels are drawn.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from bench_speed import BEAMS, PICTURE, SIZES, TOKENS, make_model
+from bench_speed import BEAMS, IMAGE, SIZES, TOKENS, make_model
 from PIL import Image
 
 from ofa_hf import OFAImageProcessor, OFAImageToTextPipeline, OFAProcessor
-from ofa_hf.captioning.folder import caption_files, find_pictures
-from ofa_hf.captioning.output import CaptionFile
 from ofa_hf.conversion.vocabulary import build_tokenizer
+from ofa_hf.prediction.captioning import caption_files, find_images
+from ofa_hf.prediction.outputs import CaptionFile
 
 
 MIB = 2**20
@@ -46,7 +46,7 @@ def draw_photos(folder: Path) -> Path:
 
 def make_captioner(size: str, folder: Path) -> OFAImageToTextPipeline:
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
-    processor = OFAProcessor(OFAImageProcessor(size=PICTURE), build_tokenizer(folder / "vocab.txt"))
+    processor = OFAProcessor(OFAImageProcessor(size=IMAGE), build_tokenizer(folder / "vocab.txt"))
     return OFAImageToTextPipeline(model=make_model(size), processor=processor, device="cpu")
 
 
@@ -57,7 +57,7 @@ def caption_tensors(captioner: OFAImageToTextPipeline, batch: dict, count: int) 
 
 def caption_folder(captioner: OFAImageToTextPipeline, files: list[str], batch_size: int, output: Path) -> None:
     def refuse(file: str, error: Exception) -> None:
-        raise SystemExit(f"{error} This benchmark needs pictures that can be read.")
+        raise SystemExit(f"{error} This benchmark needs images that can be read.")
 
     with CaptionFile(output, 1) as captions:
         for file, rows in caption_files(captioner, files, batch_size=batch_size, on_failure=refuse, **SETTINGS):
@@ -90,8 +90,8 @@ def timed(run, *args) -> tuple[float, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--photos", type=Path, help="folder of pictures; they are repeated")
-    parser.add_argument("--pictures", type=int, default=120)
+    parser.add_argument("--photos", type=Path, help="folder of images; they are repeated")
+    parser.add_argument("--images", type=int, default=120)
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--turns", type=int, default=5, help="times that the two ways take turns")
@@ -104,8 +104,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict:
-    photos, captioner = find_pictures([args.photos or draw_photos(folder)]), make_captioner(args.size, folder)
-    batches = max(1, args.pictures // args.turns // args.batch_size)
+    photos, captioner = find_images([args.photos or draw_photos(folder)]), make_captioner(args.size, folder)
+    batches = max(1, args.images // args.turns // args.batch_size)
     per_turn = batches * args.batch_size
     supply = cycle(photos)
     first = [Image.open(path) for path in islice(supply, args.batch_size)]
@@ -124,11 +124,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
     ratios = sorted(model[0] / all_[0] for model, all_ in zip(own, whole, strict=True))
     costs = sorted(all_[1] / model[1] for model, all_ in zip(own, whole, strict=True))
     figures = {
-        "pictures": per_turn * args.turns,
+        "images": per_turn * args.turns,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "model_pictures_a_second": per_turn / statistics.median(model[0] for model in own),
-        "folder_pictures_a_second": per_turn / statistics.median(all_[0] for all_ in whole),
+        "model_images_per_second": per_turn / statistics.median(model[0] for model in own),
+        "folder_images_per_second": per_turn / statistics.median(all_[0] for all_ in whole),
         "speed_of_model": statistics.median(ratios),
         "speed_lowest_highest": [ratios[0], ratios[-1]],
         "processor_time_of_model": statistics.median(costs),
@@ -137,10 +137,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
         "memory_after_first_turn_mib": memory[0] / MIB,
         "memory_after_last_turn_mib": memory[-1] / MIB,
     }
-    print(f"{figures['pictures']} pictures from {len(photos)} files, {args.size}, batches of {args.batch_size}")
+    print(f"{figures['images']} images from {len(photos)} files, {args.size}, batches of {args.batch_size}")
     print(f"{figures['threads']} torch threads on {figures['cores']} cores")
-    print(f"model alone          {figures['model_pictures_a_second']:8.2f} pictures/s")
-    print(f"folder to file       {figures['folder_pictures_a_second']:8.2f} pictures/s")
+    print(f"model alone          {figures['model_images_per_second']:8.2f} images/s")
+    print(f"folder to file       {figures['folder_images_per_second']:8.2f} images/s")
     print(f"speed of the model   {figures['speed_of_model']:8.0%}   ({ratios[0]:.0%}–{ratios[-1]:.0%} over the turns)")
     print(f"processor time       {figures['processor_time_of_model']:8.0%} of the model's")
     two = figures["speed_of_two_processes"]

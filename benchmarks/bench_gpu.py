@@ -5,7 +5,7 @@
 The last column is the share of the speed of a large matrix product, measured in the same run in the same precision,
 that the arithmetic of the work reaches (multiplications and additions as torch's own counter sees them). "Busy" is the
 share of the time in which a kernel ran; the rest is spent launching them. Captioning has weights in that precision,
-LiT-tuning has float32 weights under autocast, as the Trainer's `bf16`. Weights are random, pictures have 256 pixels,
+LiT-tuning has float32 weights under autocast, as the Trainer's `bf16`. Weights are random, images have 256 pixels,
 captions exactly 20 tokens and five beams. Without a GPU it runs in small on the CPU, to show that it runs.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from bench_scaling import LARGE
-from bench_speed import PICTURE, PROMPT, SIZES, TOKENS, make_model
+from bench_speed import IMAGE, PROMPT, SIZES, TOKENS, make_model
 from limits import operations
 from torch.profiler import ProfilerActivity, profile
 from transformers import CompileConfig
@@ -28,7 +28,7 @@ from ofa_hf import OFAForConditionalGeneration
 
 
 MIB = 2**20
-CAPTIONS, CAPTION_TOKENS = 10, 25  # a picture in LiT-tuning
+CAPTIONS, CAPTION_TOKENS = 10, 25  # an image in LiT-tuning
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -99,21 +99,21 @@ class Bench:
 
 def captioning(bench: Bench, model: OFAForConditionalGeneration, batch_size: int, **options) -> Callable[[], object]:
     prompts = torch.tensor([PROMPT], device=bench.device).expand(batch_size, -1)
-    pictures = torch.randn(batch_size, 3, PICTURE, PICTURE, device=bench.device, dtype=model.dtype)
+    images = torch.randn(batch_size, 3, IMAGE, IMAGE, device=bench.device, dtype=model.dtype)
     settings = {"num_beams": 5, "min_length": TOKENS + 1, "max_length": TOKENS + 1, "no_repeat_ngram_size": 3}
-    return lambda: model.generate(input_ids=prompts, pixel_values=pictures, **settings, **options)
+    return lambda: model.generate(input_ids=prompts, pixel_values=images, **settings, **options)
 
 
 def encoding(bench: Bench, model: OFAForConditionalGeneration, batch_size: int) -> Callable[[], object]:
     prompts = torch.tensor([PROMPT], device=bench.device).expand(batch_size, -1)
-    pictures = torch.randn(batch_size, 3, PICTURE, PICTURE, device=bench.device, dtype=model.dtype)
-    return lambda: model.encode(input_ids=prompts, pixel_values=pictures)
+    images = torch.randn(batch_size, 3, IMAGE, IMAGE, device=bench.device, dtype=model.dtype)
+    return lambda: model.encode(input_ids=prompts, pixel_values=images)
 
 
-def tuning(bench: Bench, model: OFAForConditionalGeneration, pictures: int, cached: bool) -> Callable[[], object]:
-    """A LiT step, forward and backward: all captions of each picture, its encoder output computed or given."""
-    labels = torch.randint(10, 20_000, (pictures * CAPTIONS, CAPTION_TOKENS), device=bench.device)
-    encode = encoding(bench, model, pictures)
+def tuning(bench: Bench, model: OFAForConditionalGeneration, images: int, cached: bool) -> Callable[[], object]:
+    """A LiT step, forward and backward: all captions of each image, its encoder output computed or given."""
+    labels = torch.randint(10, 20_000, (images * CAPTIONS, CAPTION_TOKENS), device=bench.device)
+    encode = encoding(bench, model, images)
     kept = encode() if cached else None
 
     def step() -> None:
@@ -137,7 +137,7 @@ def locked(model: OFAForConditionalGeneration) -> Iterator[None]:
 
 def measure(bench: Bench, model: OFAForConditionalGeneration, batch_size: int, compiles: bool) -> list[dict]:
     one, many = captioning(bench, model, 1), captioning(bench, model, batch_size)
-    bench.row("captioning, one picture", 1, one, TOKENS)
+    bench.row("captioning, one image", 1, one, TOKENS)
     bench.row(f"captioning, batch of {batch_size}", batch_size, many, batch_size * TOKENS)
     bench.row(f"encoder alone, batch of {batch_size}", batch_size, encoding(bench, model, batch_size))
     if compiles:
@@ -145,13 +145,13 @@ def measure(bench: Bench, model: OFAForConditionalGeneration, batch_size: int, c
         for size in (1, batch_size):
             fixed = captioning(bench, model, size, **settings)
             bench.row(f"captioning, static cache, compiled, batch of {size}", size, fixed, size * TOKENS)
-    profiles = [bench.profiled("captioning, one picture", one), bench.profiled("captioning, a batch", many)]
-    pictures = max(1, batch_size // 4)
-    captions = pictures * CAPTIONS
+    profiles = [bench.profiled("captioning, one image", one), bench.profiled("captioning, a batch", many)]
+    images = max(1, batch_size // 4)
+    captions = images * CAPTIONS
     with locked(model):
         for name, cached in (("LiT step", False), ("LiT step, encoder outputs given", True)):
-            step = tuning(bench, model, pictures, cached)
-            bench.row(f"{name}, {pictures} × {CAPTIONS} captions", captions, step, captions * CAPTION_TOKENS)
+            step = tuning(bench, model, images, cached)
+            bench.row(f"{name}, {images} × {CAPTIONS} captions", captions, step, captions * CAPTION_TOKENS)
         return [*profiles, bench.profiled("LiT step, encoder outputs given", step)]
 
 
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if has_gpu else "cpu", help="default: a GPU if there is one")
     parser.add_argument("--size", choices=[*SIZES, "large"], default="base" if has_gpu else "tiny")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
-    parser.add_argument("--batch-size", type=int, default=128 if has_gpu else 4, help="pictures; in LiT a quarter")
+    parser.add_argument("--batch-size", type=int, default=128 if has_gpu else 4, help="images; in LiT a quarter")
     parser.add_argument("--repeats", type=int, default=5 if has_gpu else 1)
     parser.add_argument("--compile", action="store_true", help="also a compiled decoding step with a static cache")
     parser.add_argument("--json", type=Path, help="write the figures here too")

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/bench_memory.py [--size tiny] [--repeats 3] [--json results.json]
 
 Plain loading is what transformers 4.20 did for the old port: draw initial weights, read a whole `pytorch_model.bin`,
-copy it over them. Plain captioning copies a picture's encoder states for every beam and uses torch's own kernels.
+copy it over them. Plain captioning copies an image's encoder states for every beam and uses torch's own kernels.
 Every figure comes from a process of its own: the time of the work alone, memory as the peak above the imports (Linux).
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_speed import PICTURE, SIZES, caption, caption_plain, make_model
+from bench_speed import IMAGE, SIZES, caption, caption_plain, make_model
 from bench_training import peak_above_now
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration
@@ -39,16 +39,16 @@ def load_plain(folder: str) -> OFAForConditionalGeneration:
 
 
 def caption_eight(folder: str) -> None:
-    caption(load(folder), torch.randn(8, 3, PICTURE, PICTURE))
+    caption(load(folder), torch.randn(8, 3, IMAGE, IMAGE))
 
 
 def caption_eight_plain(folder: str) -> None:
-    caption_plain(load(folder), torch.randn(8, 3, PICTURE, PICTURE))
+    caption_plain(load(folder), torch.randn(8, 3, IMAGE, IMAGE))
 
 
 def caption_eight_in_bfloat16(folder: str) -> None:
     model = OFAForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
-    caption(model, torch.randn(8, 3, PICTURE, PICTURE, dtype=torch.bfloat16))
+    caption(model, torch.randn(8, 3, IMAGE, IMAGE, dtype=torch.bfloat16))
 
 
 # Name → what it is compared with, and the work.

@@ -1,4 +1,4 @@
-"""How time and memory grow with batch, picture size, beams, caption length, model, data and processes.
+"""How time and memory grow with batch, image size, beams, caption length, model, data and processes.
 
     python benchmarks/bench_scaling.py [--sizes tiny base large] [--pairs 1000 10000 1000000] [--json scaling.json]
 
@@ -28,7 +28,7 @@ from bench_data import write_files
 from bench_speed import PROMPT, SIZES, make_model
 
 from ofa_hf.data import GroupedCaptions, GroupedCaptionSampler, caption_counts, load_muge
-from ofa_hf.data.pictures import why_broken
+from ofa_hf.data.images import why_broken
 
 
 MIB = 2**20
@@ -112,9 +112,9 @@ def measure(run: Callable[[], object]) -> tuple[float, int]:
 
 
 def caption(model, batch_size: int = 4, side: int = 256, beams: int = 5, tokens: int = 20) -> torch.Tensor:
-    prompts, pictures = torch.tensor([PROMPT]).expand(batch_size, -1), torch.zeros(batch_size, 3, side, side)
+    prompts, images = torch.tensor([PROMPT]).expand(batch_size, -1), torch.zeros(batch_size, 3, side, side)
     settings = {"num_beams": beams, "min_length": tokens + 1, "max_length": tokens + 1, "no_repeat_ngram_size": 3}
-    return model.generate(input_ids=prompts, pixel_values=pictures, **settings)
+    return model.generate(input_ids=prompts, pixel_values=images, **settings)
 
 
 def captioning(model) -> Iterable[Growth]:
@@ -123,7 +123,7 @@ def captioning(model) -> Iterable[Growth]:
     for size in (1, 2, 4, 8, 16):
         batch.add(size, f"batch of {size}", size, *measure(lambda size=size: caption(model, size)))
     yield batch
-    side = Growth("picture size", 0.8, 3.0, "ResNet with the square of the side, attention with its fourth power.")
+    side = Growth("image size", 0.8, 3.0, "ResNet with the square of the side, attention with its fourth power.")
     for pixels in (256, 384, 480):
         side.add(pixels, f"{pixels} px", 2, *measure(lambda pixels=pixels: caption(model, 2, side=pixels)))
     yield side
@@ -148,7 +148,7 @@ def models(sizes: list[str]) -> Growth:
 
 def data(counts: list[int]) -> tuple[Growth, Growth]:
     build = Growth("data, build (pairs)", 0.5, 1.15, "linear after a fixed start; memory does not grow.")
-    epoch = Growth("data, order of an epoch (pairs)", 0.6, 1.15, "linear; memory: some bytes a picture.")
+    epoch = Growth("data, order of an epoch (pairs)", 0.6, 1.15, "linear; memory: some bytes per image.")
     why_broken(b"")  # loads the decoder
     for pairs in counts:
         with tempfile.TemporaryDirectory() as folder:
@@ -174,7 +174,7 @@ def processor_seconds() -> float:
 
 
 def processes(model, numbers: tuple[int, ...] = (1, 2)) -> Growth:
-    """Each process captions as many pictures as one alone, at the same time as the others."""
+    """Each process captions as many images as one alone, at the same time as the others."""
     growth = Growth("processes", -0.2, 0.35, "flat: none waits for another, they share no more than the memory.")
     for number in numbers:
         barrier, times = multiprocessing.Barrier(number), multiprocessing.SimpleQueue()

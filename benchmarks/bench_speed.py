@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/bench_speed.py [--size tiny] [--repeats 3] [--json results.json]
 
 Plain means what the same network costs without the work that went into speed: torch's own kernels, BatchNorm not
-folded, one copy of a picture's encoder states for every beam. Weights are random; every caption has exactly 20 tokens;
+folded, one copy of an image's encoder states for every beam. Weights are random; every caption has exactly 20 tokens;
 the prompt has 10. The limits of the machine (a large product, reading memory) are measured in the same run; the last
-column tells how near to them a row comes. So is transformers' BLIP of like size with the same picture, beams and
+column tells how near to them a row comes. So is transformers' BLIP of like size with the same image, beams and
 length. int8 is measured where torchao is installed.
 """
 
@@ -33,7 +33,7 @@ SIZES = {
     "tiny": {"d_model": 256, "layers": 4, "heads": 4, "resnet_type": "resnet50"},
     "base": {"d_model": 768, "layers": 6, "heads": 12, "resnet_type": "resnet101"},
 }
-PICTURE, BEAMS, TOKENS, CAPTIONS, CAPTION_TOKENS = 256, 5, 20, 10, 25
+IMAGE, BEAMS, TOKENS, CAPTIONS, CAPTION_TOKENS = 256, 5, 20, 10, 25
 PROMPT = [0, 1749, 4279, 2993, 6839, 753, 788, 724, 140, 2]
 
 
@@ -98,7 +98,7 @@ def in_int8(model) -> OFAForConditionalGeneration:
 
 
 def make_blip() -> BlipForConditionalGeneration:
-    return BlipForConditionalGeneration(BlipConfig(vision_config={"image_size": PICTURE})).eval()
+    return BlipForConditionalGeneration(BlipConfig(vision_config={"image_size": IMAGE})).eval()
 
 
 def caption_blip(model, pixel_values) -> torch.Tensor:
@@ -114,7 +114,7 @@ class Table:
         self.rows = []
 
     def add(self, name: str, fast: list[float], slow=None, items: int = 1, limit: float | None = None) -> None:
-        """A row: times, those it is compared with, pictures of a run, and seconds that the machine needs at least."""
+        """A row: times, those it is compared with, images of a run, and seconds that the machine needs at least."""
         ratios = sorted(b / a for a, b in zip(fast, cycle(slow or fast)))
         middle = statistics.median(fast)
         row = {"name": name, "milliseconds": 1000 * middle, "per_second": items / middle}
@@ -131,20 +131,20 @@ class Table:
 def measure(size: str, repeats: int) -> dict:
     """Print the table row by row; returns the machine's limits, whether the tokens are the same, and the rows."""
     model, table, machine = make_model(size), Table(), Machine()
-    one, eight = torch.randn(1, 3, PICTURE, PICTURE), torch.randn(8, 3, PICTURE, PICTURE)
+    one, eight = torch.randn(1, 3, IMAGE, IMAGE), torch.randn(8, 3, IMAGE, IMAGE)
     found_limits = machine.show()
 
     def ours(what: str, network, pixel_values: torch.Tensor, dtype: torch.dtype | None = None) -> None:
         number = len(pixel_values)
         inputs = {"input_ids": prompts(number), "pixel_values": pixel_values}
         limit = dtype and machine.seconds_to_caption(network, inputs, BEAMS, TOKENS)
-        name = f"captioning, {'one picture' if number == 1 else f'batch of {number}'}{what}"
+        name = f"captioning, {'one image' if number == 1 else f'batch of {number}'}{what}"
         table.add(name, seconds(lambda: caption(network, pixel_values), repeats), plain[number], number, limit)
 
     same = torch.equal(caption(model, eight), caption_plain(model, eight))
     print(f"float32 tokens of both paths are {'equal' if same else 'DIFFERENT'}")
     plain = {len(x): seconds(lambda x=x: caption_plain(model, x), repeats) for x in (one, eight)}
-    for pixel_values, name in ((one, "one picture"), (eight, "batch of 8")):
+    for pixel_values, name in ((one, "one image"), (eight, "batch of 8")):
         table.add(f"captioning, {name}, plain", plain[len(pixel_values)], items=len(pixel_values))
         ours("", model, pixel_values, torch.float32)
     model.bfloat16()
@@ -156,7 +156,7 @@ def measure(size: str, repeats: int) -> dict:
             ours(", int8", small, pixel_values.bfloat16())
     if size == "base":
         blip = make_blip()
-        table.add("BLIP-base of transformers, one picture", seconds(lambda: caption_blip(blip, one), repeats))
+        table.add("BLIP-base of transformers, one image", seconds(lambda: caption_blip(blip, one), repeats))
     return {"limits": found_limits, "same_tokens": same, "rows": table.rows}
 
 

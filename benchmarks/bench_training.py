@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/bench_training.py [--size tiny] [--repeats 2] [--json results.json]
 
-Plain means: every caption with a pass of its picture through the encoder, torch's own kernels, all logits at once,
-and a picture decoded for every caption. Weights and captions are random. Times are processor time on one thread,
+Plain means: every caption with a pass of its image through the encoder, torch's own kernels, all logits at once,
+and an image decoded for every caption. Weights and captions are random. Times are processor time on one thread,
 forward and backward without the optimizer; after passes that do not count, each repeat measures every way once, so a
 ratio compares neighbours; the last column is the share of the speed that this thread's largest product in the same
 precision has. Memory is the peak above the imports, each in a process of its own.
@@ -24,21 +24,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from bench_speed import CAPTION_TOKENS, CAPTIONS, PICTURE, PROMPT, SIZES, make_model, prompts
+from bench_speed import CAPTION_TOKENS, CAPTIONS, IMAGE, PROMPT, SIZES, make_model, prompts
 from datasets import Dataset
 from limits import Machine, operations
 from PIL import Image
 
 from ofa_hf import OFAForConditionalGeneration, OFAImageProcessor
 from ofa_hf.data import CaptionPairs, GroupedCaptions
-from ofa_hf.data.collator import open_row_picture
+from ofa_hf.data.collator import open_row_image
 from ofa_hf.data.shards import FEATURES
 from ofa_hf.modeling_ofa import FusedCrossEntropy
 from ofa_hf.modeling_ofa_kernels import folding, plain_kernels
 
 
-PICTURES, VOCABULARY = 2, 30_325
-HELD = 8  # pictures of the steps whose memory is measured
+IMAGES, VOCABULARY = 2, 30_325
+HELD = 8  # images of the steps whose memory is measured
 SHORTEST = 10  # tokens of the shortest caption where lengths differ
 
 
@@ -54,7 +54,7 @@ def some_captions(number: int, same_length: bool = True) -> torch.Tensor:
 
 
 def plain_step_loss(model, pixel_values, labels) -> torch.Tensor:
-    """A picture for every caption, torch's kernels, all logits."""
+    """An image for every caption, torch's kernels, all logits."""
     with plain_kernels():
         decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
         inputs = {"input_ids": prompts(len(labels)), "pixel_values": pixel_values}
@@ -85,18 +85,18 @@ class Way(NamedTuple):
 
 def ways_to_train(model) -> dict[str, Way]:
     """Those without embeddings come first."""
-    pixel_values, labels = torch.randn(PICTURES, 3, PICTURE, PICTURE), some_captions(PICTURES * CAPTIONS)
-    uneven = some_captions(PICTURES * CAPTIONS, same_length=False)
-    pictures = {"input_ids": prompts(PICTURES), "pixel_values": pixel_values}
-    outputs = model.encode(**pictures)
+    pixel_values, labels = torch.randn(IMAGES, 3, IMAGE, IMAGE), some_captions(IMAGES * CAPTIONS)
+    uneven = some_captions(IMAGES * CAPTIONS, same_length=False)
+    images = {"input_ids": prompts(IMAGES), "pixel_values": pixel_values}
+    outputs = model.encode(**images)
     with torch.no_grad(), folding():
-        cells = model.get_encoder().embed_pictures(pixel_values)
+        cells = model.get_encoder().embed_image_cells(pixel_values)
 
     def plain():
-        return plain_step_loss(model, pixel_values, labels[:PICTURES])
+        return plain_step_loss(model, pixel_values, labels[:IMAGES])
 
     def shared():
-        return step_loss(model, labels, **pictures)
+        return step_loss(model, labels, **images)
 
     def cached():
         return step_loss(model, labels, encoder_outputs=outputs)
@@ -106,26 +106,26 @@ def ways_to_train(model) -> dict[str, Way]:
 
     def half_encoder():
         with torch.autocast("cpu", torch.bfloat16):
-            encoded = model.encode(**pictures)
+            encoded = model.encode(**images)
         return step_loss(
             model, labels, encoder_outputs=(encoded.last_hidden_state.float(), encoded.position_embeddings)
         )
 
     def cached_cells():
-        return step_loss(model, labels, input_ids=prompts(PICTURES), picture_cells=cells)
+        return step_loss(model, labels, input_ids=prompts(IMAGES), image_embeds=cells)
 
-    locked, trained, many, half = "embeddings locked", "embeddings trained", PICTURES * CAPTIONS, torch.bfloat16
+    locked, trained, many, half = "embeddings locked", "embeddings trained", IMAGES * CAPTIONS, torch.bfloat16
     return {
-        f"{locked}, plain": Way("", PICTURES, plain),
-        f"{locked}, {CAPTIONS} captions a picture": Way(f"{locked}, plain", many, shared),
+        f"{locked}, plain": Way("", IMAGES, plain),
+        f"{locked}, {CAPTIONS} captions per image": Way(f"{locked}, plain", many, shared),
         f"{locked}, encoder alone in bfloat16": Way(f"{locked}, plain", many, half_encoder, None),
         f"{locked}, bfloat16": Way(f"{locked}, plain", many, shared, half),
         f"{locked}, outputs cached": Way(f"{locked}, plain", many, cached),
         f"{locked}, outputs cached, bfloat16": Way(f"{locked}, plain", many, cached, half),
         f"{locked}, outputs cached, uneven lengths": Way(f"{locked}, plain", many, cached_uneven),
         f"{locked}, outputs cached, uneven lengths, bfloat16": Way(f"{locked}, plain", many, cached_uneven, half),
-        f"{trained}, plain": Way("", PICTURES, plain),
-        f"{trained}, {CAPTIONS} captions a picture": Way(f"{trained}, plain", many, shared),
+        f"{trained}, plain": Way("", IMAGES, plain),
+        f"{trained}, {CAPTIONS} captions per image": Way(f"{trained}, plain", many, shared),
         f"{trained}, ResNet cached": Way(f"{trained}, plain", many, cached_cells),
         f"{trained}, ResNet cached, bfloat16": Way(f"{trained}, plain", many, cached_cells, half),
     }
@@ -217,8 +217,8 @@ def load_locked(folder: str) -> OFAForConditionalGeneration:
     return model.train()
 
 
-def some_pictures() -> torch.Tensor:
-    return torch.randn(HELD, 3, PICTURE, PICTURE)
+def some_images() -> torch.Tensor:
+    return torch.randn(HELD, 3, IMAGE, IMAGE)
 
 
 def memory_of_step(folder: str, compute_loss: Callable[[OFAForConditionalGeneration], torch.Tensor]) -> float:
@@ -230,15 +230,15 @@ def memory_of_step(folder: str, compute_loss: Callable[[OFAForConditionalGenerat
 
 
 def loss_of_plain_step(model) -> torch.Tensor:
-    return plain_step_loss(model, some_pictures(), some_captions(HELD))
+    return plain_step_loss(model, some_images(), some_captions(HELD))
 
 
 def loss_of_step(model, captions: int = 1) -> torch.Tensor:
-    return step_loss(model, some_captions(HELD * captions), input_ids=prompts(HELD), pixel_values=some_pictures())
+    return step_loss(model, some_captions(HELD * captions), input_ids=prompts(HELD), pixel_values=some_images())
 
 
 def loss_of_cached_step(model) -> torch.Tensor:
-    length = (PICTURE // 16) ** 2 + len(PROMPT)
+    length = (IMAGE // 16) ** 2 + len(PROMPT)
     outputs = tuple(torch.randn(rows, length, model.config.d_model) for rows in (HELD, 1))
     return step_loss(model, some_captions(HELD), encoder_outputs=outputs)
 
@@ -296,17 +296,17 @@ def photo(number: int, side: int = 600) -> bytes:
     return buffer.getvalue()
 
 
-def measure_data(repeats: int, pictures: int = 20) -> list[dict]:
+def measure_data(repeats: int, images: int = 20) -> list[dict]:
     """Processor time a caption from stored bytes to `pixel_values`, with and without sharing."""
     rows = [
         {"image_id": str(number), "image": {"bytes": photo(number), "path": None}, "captions": ["一件"] * CAPTIONS}
-        for number in range(pictures)
+        for number in range(images)
     ]
-    rows, processor = Dataset.from_list(rows, features=FEATURES), OFAImageProcessor(size=PICTURE)
+    rows, processor = Dataset.from_list(rows, features=FEATURES), OFAImageProcessor(size=IMAGE)
 
     def prepare(items) -> None:
         for index in range(len(items)):
-            processor([open_row_picture(items[index])], return_tensors="pt")
+            processor([open_row_image(items[index])], return_tensors="pt")
 
     shared, pairs = GroupedCaptions(rows), CaptionPairs(rows)
     prepare(shared)
@@ -314,11 +314,11 @@ def measure_data(repeats: int, pictures: int = 20) -> list[dict]:
         (processor_seconds(lambda: prepare(pairs)), processor_seconds(lambda: prepare(shared))) for _ in range(repeats)
     ]
     plain, fast = zip(*times, strict=True)
-    captions = pictures * CAPTIONS
+    captions = images * CAPTIONS
     return [
-        {"name": "a picture decoded for every caption", "milliseconds": 1000 * statistics.median(plain) / captions},
+        {"name": "an image decoded for every caption", "milliseconds": 1000 * statistics.median(plain) / captions},
         {
-            "name": f"a picture decoded for its {CAPTIONS} captions",
+            "name": f"an image decoded for its {CAPTIONS} captions",
             "milliseconds": 1000 * statistics.median(fast) / captions,
             **with_spread([slow / quick for slow, quick in times]),
         },
@@ -353,7 +353,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = make_model(args.size)
     results = {"size": args.size, "torch": torch.__version__, "speed": measure_ways(model, args.repeats)}
     show(
-        f"LiT-tuning, {args.size}, {PICTURES} pictures of {PICTURE} px a step",
+        f"LiT-tuning, {args.size}, {IMAGES} images of {IMAGE} px a step",
         "captions/s",
         "captions_per_second",
         results["speed"],

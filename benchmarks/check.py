@@ -15,14 +15,14 @@ from ofa_hf.modeling_ofa_kernels import is_slow
 
 
 LEAST = {  # × the plain way
-    "captioning, one picture": 1.3,
+    "captioning, one image": 1.3,
     "captioning, batch of 8": 1.3,
-    "captioning, one picture, bfloat16": 2.2,
+    "captioning, one image, bfloat16": 2.2,
     "captioning, batch of 8, bfloat16": 2.5,
-    "embeddings locked, 10 captions a picture": 3.5,
+    "embeddings locked, 10 captions per image": 3.5,
     "embeddings locked, outputs cached": 4.5,
     "loss of 128 × 30 tokens": 10,
-    "a picture decoded for its 10 captions": 7,
+    "an image decoded for its 10 captions": 7,
 }
 
 

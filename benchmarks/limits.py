@@ -59,20 +59,20 @@ class Machine:
         return operations / self.peaks[dtype]
 
     def seconds_to_caption(self, model: OFAForConditionalGeneration, inputs: dict, texts: int, tokens: int) -> float:
-        """Encode pictures, then take `tokens` steps for `texts` captions of each, every step reading its weights once.
+        """Encode images, then take `tokens` steps for `texts` captions of each, every step reading its weights once.
 
         Args:
             inputs: of the encoder: `input_ids` `(B, T)` and `pixel_values`, in the model's dtype.
         """
         one = {name: value[:1] for name, value in inputs.items()}
-        pictures, dtype, layers = len(inputs["input_ids"]), model.dtype, model.decoder.layers
+        images, dtype, layers = len(inputs["input_ids"]), model.dtype, model.decoder.layers
         keys = model.encode(**one).last_hidden_state.shape[1]
         cross = [module for layer in layers for module in (layer.cross_attn.k_proj, layer.cross_attn.v_proj)]
         encoding = operations(lambda: model.encode(**one)) + 2 * keys * numbers(cross)
         stepped = numbers([model.decoder.output_projection, *(m for layer in layers for m in step_modules(layer))])
-        computing = self.seconds_of(2 * pictures * texts * stepped, dtype)
+        computing = self.seconds_of(2 * images * texts * stepped, dtype)
         reading = stepped * dtype.itemsize / self.read
-        return self.seconds_of(pictures * encoding, dtype) + tokens * max(computing, reading)
+        return self.seconds_of(images * encoding, dtype) + tokens * max(computing, reading)
 
 
 def numbers(modules: list[torch.nn.Module]) -> int:

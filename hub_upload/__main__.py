@@ -14,12 +14,12 @@ STEPS = {
     "convert": "… and convert it into a Hub-ready folder, proven exact",
     "card": "… and write its model card",
     "bundle": "… and lay out exactly the files that go up",
-    "verify": "… and load them in a fresh process without this package, and caption a picture",
+    "verify": "… and load them in a fresh process without this package, and caption per image",
     "upload": "… without verifying: bundle and upload",
     "publish": "all of it: fetch, convert, card, bundle, verify, upload",
     "upgrade": "publish a legacy Hub repository anew in its own place, keeping its history",
 }
-SPACE = "make a Space: a page that captions pictures with models on the Hub"
+SPACE = "make a Space: a page that captions images with models on the Hub"
 DRY_RUN = "Dry run: nothing went to the Hub. Add --upload to publish."
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from ofa_hf.conversion.checkpoints import CATALOGUE
+from ofa_hf.catalogue.published import CATALOGUE
 
 
 COLUMNS = "{:28} {:6} {:8} {:>5}  {:9} {}"

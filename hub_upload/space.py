@@ -1,4 +1,4 @@
-"""A Space that captions pictures with models on the Hub: the page of `ofa_hf/demo/web.py`, alone in a repository."""
+"""A Space that captions images with models on the Hub: the page of `ofa_hf/serving/web.py`, alone in a repository."""
 
 import importlib.metadata
 import json
@@ -12,25 +12,25 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceCardData
 
-import ofa_hf.demo
-from ofa_hf.demo.examples import draw_examples
+import ofa_hf.serving
 from ofa_hf.errors import UserError
 from ofa_hf.publishing.bundle import Bundle
 from ofa_hf.publishing.push import connect, patiently
+from ofa_hf.samples.examples import draw_examples
 
 
-APP = Path(ofa_hf.demo.__file__).with_name("web.py")
+APP = Path(ofa_hf.serving.__file__).with_name("web.py")
 MARKER = "page.json"  # what the page reads; also says that a Space is one of these, and may be updated
 EXAMPLE = re.compile(r"example_\d+\.jpg")
 REQUIREMENTS = ("torch", "torchvision", "transformers", "pillow")  # the Space brings Gradio by `sdk_version`
 CODE = "pipeline_ofa.py"  # what a model repository must have for the page to load it
 TITLE = "OFA 看图说话 · image captioning"
-MESSAGE = "Publish a page that captions pictures with OFA"
+MESSAGE = "Publish a page that captions images with OFA"
 
 TEXT = """
 放上一张图片，OFA 用中文描述它；给出多条描述及其分数。图片一小时后从服务器上删除。
 
-Add a picture, and OFA describes it in Chinese: several captions with their scores. Pictures are deleted from the
+Add an image, and OFA describes it in Chinese: several captions with their scores. Images are deleted from the
 server after an hour. The address with `?lang=en` shows the page in English.
 
 Models: {models}. `page.json` names them; `app.py` is the whole page.
@@ -164,7 +164,7 @@ def space_card(title: str, models: Sequence[str]) -> str:
         app_file="app.py",
         license="apache-2.0",
         models=list(models),
-        short_description="Chinese captions for pictures, with scores",
+        short_description="Chinese captions for images, with scores",
     )
     names = ", ".join(f"[{model}](https://huggingface.co/{model})" for model in models)
     return f"---\n{data.to_yaml()}\n---\n{TEXT.format(models=names)}"

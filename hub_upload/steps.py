@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from hub_upload.verify import verify_folder
-from ofa_hf.conversion.checkpoints import CATALOGUE
+from ofa_hf.catalogue.published import CATALOGUE
 from ofa_hf.conversion.convert import convert, file_digest
 from ofa_hf.conversion.download import download_file
 from ofa_hf.conversion.sources import open_source

@@ -1,4 +1,4 @@
-"""Look at a bundle as a stranger would: a fresh process without this package loads it and captions a picture."""
+"""Look at a bundle as a stranger would: a fresh process without this package loads it and captions per image."""
 
 import json
 import os
@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from ofa_hf.conversion.convert import DTYPES, Conversion
-from ofa_hf.conversion.folder import WeightsToSave, compare_weights
 from ofa_hf.conversion.sources import open_source
+from ofa_hf.conversion.write import WeightsToSave, compare_weights
 from ofa_hf.errors import UserError
 from ofa_hf.publishing.bundle import weight_files
 from ofa_hf.publishing.facts import read_json
@@ -31,7 +31,7 @@ class Report:
 
     transformers: str
     huggingface_hub: str
-    caption: str  # of the picture drawn here
+    caption: str  # of the image drawn here
     equal_tensors: int  # loaded, equal to the file to the last bit
     equal_to_source: int | None  # tensors of the file equal to the source's; None without a source
 
@@ -70,7 +70,7 @@ def verify_folder(
     captions = {report.caption for report in reports}
     if len(captions) > 1:
         told = "; ".join(f"{report.transformers} says {report.caption!r}" for report in reports)
-        raise UserError(f"{folder}: the same picture gets different captions: {told}. Nothing should be published.")
+        raise UserError(f"{folder}: the same image gets different captions: {told}. Nothing should be published.")
     return reports
 
 
@@ -88,27 +88,27 @@ def compare_with_source(folder: Path, source: str | Path) -> int:
     return compare_weights(folder, files, weights)
 
 
-def draw_picture() -> Image.Image:
+def draw_image() -> Image.Image:
     """A red dress on a white ground."""
-    picture = Image.new("RGB", (240, 320), "white")
-    canvas = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (240, 320), "white")
+    canvas = ImageDraw.Draw(image)
     canvas.polygon([(95, 60), (145, 60), (150, 140), (200, 280), (40, 280), (90, 140)], fill="#c8202c")
     canvas.line([(95, 60), (95, 30)], fill="#c8202c", width=8)
     canvas.line([(145, 60), (145, 30)], fill="#c8202c", width=8)
-    return picture
+    return image
 
 
 def ask_stranger(folder: Path, overlay: Path | None) -> dict:
     """Run `verify_child.py` in a process of its own and return what it saw."""
     program = Path(__file__).with_name("verify_child.py").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch:
-        picture, answer = Path(scratch) / "picture.png", Path(scratch) / "answer.json"
-        draw_picture().save(picture)
+        image, answer = Path(scratch) / "image.png", Path(scratch) / "answer.json"
+        draw_image().save(image)
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(scratch) / "modules")}
         if overlay is not None:
             paths = [str(overlay.resolve()), os.environ.get("PYTHONPATH", "")]
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        command = [sys.executable, "-c", program, str(folder), str(picture), str(answer)]
+        command = [sys.executable, "-c", program, str(folder), str(image), str(answer)]
         try:
             result = subprocess.run(
                 command, cwd=scratch, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT

@@ -1,6 +1,6 @@
 """Runs in a fresh process that cannot import `ofa_hf`: use a Hub-ready folder as a stranger would, and tell.
 
-`python -c <this text> FOLDER PICTURE ANSWER.json`. It shares no code with the package on purpose.
+`python -c <this text> FOLDER IMAGE ANSWER.json`. It shares no code with the package on purpose.
 """
 
 import json
@@ -49,7 +49,7 @@ def equal_tensors(model, folder: str) -> int:
     return number
 
 
-def main(folder: str, picture: str, answer: str) -> None:
+def main(folder: str, image: str, answer: str) -> None:
     import huggingface_hub
     import torch
     import transformers
@@ -66,7 +66,7 @@ def main(folder: str, picture: str, answer: str) -> None:
     seen = {
         "transformers": transformers.__version__,
         "huggingface_hub": huggingface_hub.__version__,
-        "caption": captioner(picture)[0]["generated_text"],
+        "caption": captioner(image)[0]["generated_text"],
         "equal_tensors": number,
     }
     with open(answer, "w", encoding="utf-8") as file:

@@ -72,7 +72,7 @@ class OFAConfig(PretrainedConfig):
         resnet_type: image trunk, a key of `RESNET_BLOCKS`.
         token_bucket_size: distances up to half of this are exact, longer ones share logarithmic buckets.
         image_bucket_size: side, in cells of 16 pixels, of the largest feature map the position tables know.
-        code_image_size: pixels a side of a generated picture; its image codes form a grid of this / 8 cells a side.
+        code_image_size: pixels a side of a generated image; its image codes form a grid of this / 8 cells a side.
         attn_scale_factor: scores add content and position, so each is scaled by `(2 * head_dim) ** -0.5`.
         dropout, attention_dropout, activation_dropout: probabilities, as in fairseq.
         encoder_drop_path_rate, decoder_drop_path_rate, resnet_drop_path_rate: stochastic depth of the last layer

@@ -1,4 +1,4 @@
-"""Pictures → `pixel_values`: whatever holds a picture becomes RGB, is resized, scaled and normalised.
+"""Images → `pixel_values`: whatever holds an image becomes RGB, is resized, scaled and normalised.
 
 Source: OFA `data/mm_data/caption_dataset.py` (RGB, square bicubic resize, mean = std = 0.5). 480 pixels is the
 official default, OFA-Chinese uses 256: the size belongs to a checkpoint.
@@ -23,8 +23,8 @@ logger = logging.get_logger(__name__)
 MAX_PIXELS = 178_956_970  # Pillow's own limit for files it takes for a decompression bomb; about 540 MB as RGB
 FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF"
 REFUSED_FORMATS = frozenset({"EPS", "WMF", "EMF"})  # Pillow draws these by running other programs
-PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*")
-BASE64_TEXT_MINIMUM = 64  # characters; no picture file is shorter, so shorter text is taken for a path
+IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*")
+BASE64_TEXT_MINIMUM = 64  # characters; no image file is shorter, so shorter text is taken for a path
 USABLE_SHARE = 0.01  # of a broken file's pixels that must be more than filling
 BASE64_TEXT = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
 EXIF_ORIENTATION_TAG = 0x0112
@@ -39,8 +39,8 @@ EXIF_TRANSPOSE = {
 }
 
 
-class PictureError(ValueError):
-    """A picture that cannot be read; the message is one short printable line, whatever the file and its name hold."""
+class ImageError(ValueError):
+    """An image that cannot be read; the message is one short printable line, whatever the file and its name hold."""
 
     def __init__(self, text: str):
         line = " ".join(line.strip() for line in text.splitlines())
@@ -48,65 +48,65 @@ class PictureError(ValueError):
         super().__init__(line if len(line) <= 1200 else f"{line[:600]} … {line[-600:]}")
 
 
-def load_picture(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Turn anything that holds a picture into an upright 8-bit RGB picture.
+def load_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Turn anything that holds an image into an upright 8-bit RGB image.
 
     Args:
-        source: a path, the bytes of a picture file, a binary file object, base64 text (standard or url-safe, padded or
+        source: a path, the bytes of an image file, a binary file object, base64 text (standard or url-safe, padded or
             not, with or without a `data:` prefix), a PIL image, or an array or tensor of shape `(height, width)`,
             `(height, width, channels)` or `(channels, height, width)` with 1, 3 or 4 channels, holding 0–255 or
             (floating point) 0–1.
-        max_pixels: larger pictures are refused before they are decoded.
+        max_pixels: larger images are refused before they are decoded.
 
     Returns:
         A PIL image in mode RGB: turned as its EXIF data says, transparent parts on white, 16-bit greys scaled to 8,
         the first frame of an animation. Of a file that breaks off in the middle, what could be decoded.
 
     Raises:
-        PictureError: there is no such file, or no picture in it, or too little of it, or it is too large.
+        ImageError: there is no such file, or no image in it, or too little of it, or it is too large.
     """
     if isinstance(source, Image.Image):
         return _load_lazy(source, max_pixels)
     if isinstance(source, (np.ndarray, torch.Tensor)):
-        return _array_to_picture(source)
+        return _array_to_image(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(source), f"The picture of {len(source):,} bytes", max_pixels)
+        return _decode(io.BytesIO(source), f"The image of {len(source):,} bytes", max_pixels)
     if isinstance(source, (str, os.PathLike)):
         return _load_text(source, max_pixels)
     if hasattr(source, "read"):
         label = getattr(source, "name", None)
-        return _decode(io.BytesIO(source.read()), str(label or "The picture file object"), max_pixels)
-    raise PictureError(
-        f"A picture cannot be a {type(source).__name__}. Accepted: a path, bytes, a file object, base64 text, "
+        return _decode(io.BytesIO(source.read()), str(label or "The image file object"), max_pixels)
+    raise ImageError(
+        f"An image cannot be a {type(source).__name__}. Accepted: a path, bytes, a file object, base64 text, "
         f"a PIL image, a numpy array or a torch tensor. Convert it to one of these."
     )
 
 
 def _load_text(source: str | os.PathLike, max_pixels: int) -> Image.Image:
-    """A path, or else base64 text, becomes a picture."""
+    """A path, or else base64 text, becomes an image."""
     text = os.fspath(source)
     if isinstance(text, bytes):
         text = os.fsdecode(text)
     if isinstance(source, str) and text.startswith("data:"):
         return _decode_base64(text.partition(",")[2], max_pixels)
     if isinstance(source, str) and text.startswith(("http://", "https://")):
-        raise PictureError(f"{text[:200]} is an address, not a file. Download it first, or give it to the pipeline.")
+        raise ImageError(f"{text[:200]} is an address, not a file. Download it first, or give it to the pipeline.")
     try:
         with open(text, "rb") as stream:
             return _decode(stream, text, max_pixels)
-    except PictureError:
+    except ImageError:
         raise
     except (OSError, ValueError) as error:  # no such file, a folder, no permission; a name too long to be a path
         if isinstance(source, str) and len(text) >= BASE64_TEXT_MINIMUM and _is_base64(text):
             return _decode_base64(text, max_pixels)
-        raise PictureError(_why_not_opened(text, error)) from error
+        raise ImageError(_why_not_opened(text, error)) from error
 
 
 def _why_not_opened(path: str, error: Exception) -> str:
     if os.path.isdir(path):
-        return f"{path} is a folder, not a picture. Give the pictures in it one by one."
+        return f"{path} is a folder, not an image. Give the images in it one by one."
     if isinstance(error, FileNotFoundError):
-        return f"{path[:500]} does not exist. Give the path of a picture file ({FORMATS})."
+        return f"{path[:500]} does not exist. Give the path of an image file ({FORMATS})."
     return f"{path[:500]} cannot be opened: {getattr(error, 'strerror', None) or error}."
 
 
@@ -123,12 +123,12 @@ def _decode_base64(text: str, max_pixels: int) -> Image.Image:
     try:
         data = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise PictureError(f"{label} is not base64: {error}. Encode a picture file ({FORMATS}) again.") from error
+        raise ImageError(f"{label} is not base64: {error}. Encode an image file ({FORMATS}) again.") from error
     return _decode(io.BytesIO(data), label, max_pixels)
 
 
 def _decode(stream: BinaryIO, label: str, max_pixels: int) -> Image.Image:
-    """Read one picture from a seekable stream; `label` names it in errors."""
+    """Read one image from a seekable stream; `label` names it in errors."""
     image = _open(stream, label, max_pixels)
     try:
         image.load()
@@ -138,40 +138,40 @@ def _decode(stream: BinaryIO, label: str, max_pixels: int) -> Image.Image:
 
 
 def _open(stream: BinaryIO, label: str, max_pixels: int) -> Image.Image:
-    """Read a picture's header, refusing what is no picture or too large to decode."""
+    """Read an image's header, refusing what is no image or too large to decode."""
     start = stream.read(16)
     if not start:
-        raise PictureError(f"{label} is empty (0 bytes). Give a picture file ({FORMATS}).")
+        raise ImageError(f"{label} is empty (0 bytes). Give an image file ({FORMATS}).")
     stream.seek(0)
     try:
         image = Image.open(stream)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(f"{label} is too large to decode: {error} Make it smaller first.") from error
+        raise ImageError(f"{label} is too large to decode: {error} Make it smaller first.") from error
     except Exception as error:
-        raise PictureError(_why_no_picture(start, label)) from error
+        raise ImageError(_why_no_image(start, label)) from error
     _check_kind_and_size(image, label, max_pixels)
     return image
 
 
-def _why_no_picture(start: bytes, label: str) -> str:
-    if start.startswith(PICTURE_STARTS):
-        return f"{label} breaks off or is damaged within its header, so no picture is left. Get the file again."
-    return f"{label} is not a picture: it starts with {start!r}. Accepted: {FORMATS}. Convert it to one of these."
+def _why_no_image(start: bytes, label: str) -> str:
+    if start.startswith(IMAGE_STARTS):
+        return f"{label} breaks off or is damaged within its header, so no image is left. Get the file again."
+    return f"{label} is not an image: it starts with {start!r}. Accepted: {FORMATS}. Convert it to one of these."
 
 
 def _check_kind_and_size(image: Image.Image, label: str, max_pixels: int) -> None:
     if image.format in REFUSED_FORMATS:
-        raise PictureError(f"{label} is a drawing in {image.format}. Accepted: {FORMATS}. Convert it first.")
+        raise ImageError(f"{label} is a drawing in {image.format}. Accepted: {FORMATS}. Convert it first.")
     if len(image.size) != 2:  # Pillow reads as many as the file names
-        raise PictureError(f"{label} has the size {image.size}, no picture's. Accepted: {FORMATS}. Convert it.")
+        raise ImageError(f"{label} has the size {image.size}, no image's. Accepted: {FORMATS}. Convert it.")
     width, height = image.size
     if width * height > max_pixels:
-        raise PictureError(
+        raise ImageError(
             f"{label} is too large to decode: {width:,}×{height:,} pixels. Accepted: at most {max_pixels:,} pixels. "
             f"Make it smaller first."
         )
     if not width * height:
-        raise PictureError(f"{label} has no pixels: its size is {width}×{height}. Give a picture file ({FORMATS}).")
+        raise ImageError(f"{label} has no pixels: its size is {width}×{height}. Give an image file ({FORMATS}).")
 
 
 def _load_lazy(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -202,7 +202,7 @@ def _salvage(image: Image.Image, stream: BinaryIO | None, label: str, error: Exc
     except Exception:
         share = 0.0
     if share < USABLE_SHARE:
-        raise PictureError(
+        raise ImageError(
             f"{label} is damaged or breaks off before its first pixels ({_one_line(error)}). Get the file again."
         ) from error
     logger.info(f"{label} is damaged or breaks off ({_one_line(error)}); what could be decoded is used.")
@@ -220,7 +220,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _to_rgb(image: Image.Image, label: str) -> Image.Image:
-    """Bring a decoded picture of any mode to upright 8-bit RGB."""
+    """Bring a decoded image of any mode to upright 8-bit RGB."""
     try:
         transpose = EXIF_TRANSPOSE.get(_orientation(image))
         if image.mode.startswith("I") or image.mode == "F":
@@ -231,7 +231,7 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
             image = image.convert("RGB")
         return image if transpose is None else image.transpose(transpose)
     except Exception as error:
-        raise PictureError(
+        raise ImageError(
             f"{label} (mode {image.mode}) cannot be converted to RGB ({_one_line(error)}). Save it as RGB first."
         ) from error
 
@@ -239,12 +239,12 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(EXIF_ORIENTATION_TAG, 1)
-    except Exception:  # broken EXIF data says nothing about the picture
+    except Exception:  # broken EXIF data says nothing about the image
         return 1
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Put a picture with transparent parts on white paper."""
+    """Put an image with transparent parts on white paper."""
     if image.mode == "La":  # premultiplied modes convert to their plain ones alone
         image = image.convert("LA")
     image = image.convert("RGBA")
@@ -267,20 +267,20 @@ def _grey_to_8_bit(grey: np.ndarray) -> np.ndarray:
     return np.rint((grey.astype(np.float32) - low) * (255.0 / (high - low))).clip(0, 255).astype(np.uint8)
 
 
-def _array_to_picture(array: np.ndarray | torch.Tensor) -> Image.Image:
-    """Turn an array or tensor of pixels into an RGB picture."""
+def _array_to_image(array: np.ndarray | torch.Tensor) -> Image.Image:
+    """Turn an array or tensor of pixels into an RGB image."""
     is_tensor = isinstance(array, torch.Tensor)
     if is_tensor:
         array = array.detach().to("cpu", torch.float32 if array.is_floating_point() else None).numpy()
     shape = tuple(array.shape)
-    label = f"The picture array of shape {shape}"
+    label = f"The image array of shape {shape}"
     if array.ndim == 3:
         channel_axes = [axis for axis in ((0, -1) if is_tensor else (-1, 0)) if shape[axis] in (1, 3, 4)]
         array = np.moveaxis(array, channel_axes[0], -1) if channel_axes else array
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)) or not array.size:
-        raise PictureError(
-            f"{label} is not a picture. Accepted: (height, width), (height, width, channels) or (channels, height, "
-            f"width) with 1, 3 or 4 channels. Give several pictures as a list."
+        raise ImageError(
+            f"{label} is not an image. Accepted: (height, width), (height, width, channels) or (channels, height, "
+            f"width) with 1, 3 or 4 channels. Give several images as a list."
         )
     values = _values_to_8_bit(array, label)
     return _to_rgb(Image.fromarray(values[..., 0] if values.shape[2:] == (1,) else values), label)
@@ -296,7 +296,7 @@ def _values_to_8_bit(array: np.ndarray, label: str) -> np.ndarray:
         return _grey_to_8_bit(array)
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= 255):  # also true of NaN
-        raise PictureError(
+        raise ImageError(
             f"{label} holds values from {low} to {high}. Accepted: 0–255, or 0–1 in floating point. "
             f"Pixels that are already normalised go straight to the model."
         )
@@ -312,28 +312,28 @@ def _square_or_size(size: int | dict[str, int]) -> dict[str, int]:
         checked = {"height": int(size["height"]), "width": int(size["width"])}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f'The picture size {size!r} is not understood. Accepted: an integer or {{"height": h, "width": w}}.'
+            f'The image size {size!r} is not understood. Accepted: an integer or {{"height": h, "width": w}}.'
         ) from error
     if min(checked.values()) < 1:
-        raise ValueError(f"The picture size {size!r} must be at least 1 pixel a side.")
+        raise ValueError(f"The image size {size!r} must be at least 1 pixel a side.")
     return checked
 
 
-def _list_pictures(images: Any) -> list:
-    """One picture, a list of them (nested or not) or a 4-D batch becomes a flat list."""
+def _list_images(images: Any) -> list:
+    """One image, a list of them (nested or not) or a 4-D batch becomes a flat list."""
     if isinstance(images, (list, tuple)):
-        return [picture for item in images for picture in _list_pictures(item)]
+        return [image for item in images for image in _list_images(item)]
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         return list(images)
     return [images]
 
 
 class OFAImageProcessor(BaseImageProcessor):
-    """Pictures of any kind and size → `pixel_values (batch, 3, height, width)` in float32.
+    """Images of any kind and size → `pixel_values (batch, 3, height, width)` in float32.
 
     Args:
-        do_convert_rgb: bring every picture to RGB; switched off, a PIL image of another mode is refused.
-        do_resize, size, resample: resize to `{"height", "width"}` pixels, whatever the picture's proportions.
+        do_convert_rgb: bring every image to RGB; switched off, a PIL image of another mode is refused.
+        do_resize, size, resample: resize to `{"height", "width"}` pixels, whatever the image's proportions.
         do_rescale, rescale_factor: bring 0–255 to 0–1.
         do_normalize, image_mean, image_std: subtract and divide, for each channel.
 
@@ -384,31 +384,31 @@ class OFAImageProcessor(BaseImageProcessor):
         image_std: list[float] | float | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Prepare one picture or a list of them (see `load_picture` for what a picture can be).
+        """Prepare one image or a list of them (see `load_image` for what an image can be).
 
         Returns:
             `pixel_values (batch, 3, height, width)` in float32; a numpy array unless `return_tensors` says otherwise.
 
         Raises:
-            PictureError: a picture cannot be read.
-            ValueError: pictures of different sizes with `do_resize=False`, or none at all.
+            ImageError: an image cannot be read.
+            ValueError: images of different sizes with `do_resize=False`, or none at all.
         """
         convert = self.do_convert_rgb if do_convert_rgb is None else do_convert_rgb
         resize = self.do_resize if do_resize is None else do_resize
         target = _square_or_size(self.size if size is None else size) if resize else None
         table = self._value_table(do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         filter_ = self.resample if resample is None else resample
-        pictures = [self._picture(image, convert, target, filter_) for image in _list_pictures(images)]
-        return BatchFeature({"pixel_values": _stack(pictures, table)}, tensor_type=return_tensors)
+        resized = [self._image(image, convert, target, filter_) for image in _list_images(images)]
+        return BatchFeature({"pixel_values": _stack(resized, table)}, tensor_type=return_tensors)
 
     @staticmethod
-    def _picture(image: Any, convert: bool, size: dict[str, int] | None, resample: int) -> Image.Image:
+    def _image(image: Any, convert: bool, size: dict[str, int] | None, resample: int) -> Image.Image:
         if not convert and isinstance(image, Image.Image) and image.mode != "RGB":
-            raise PictureError(f"A picture of mode {image.mode} needs do_convert_rgb=True; the model reads RGB.")
-        picture = load_picture(image)
-        if size is None or picture.size == (size["width"], size["height"]):
-            return picture
-        return picture.resize((size["width"], size["height"]), resample)
+            raise ImageError(f"An image of mode {image.mode} needs do_convert_rgb=True; the model reads RGB.")
+        image = load_image(image)
+        if size is None or image.size == (size["width"], size["height"]):
+            return image
+        return image.resize((size["width"], size["height"]), resample)
 
     def _value_table(self, do_rescale, rescale_factor, do_normalize, image_mean, image_std) -> np.ndarray:
         """What each of the 256 pixel values becomes: `(3, 256)`, one row a channel, in float32."""
@@ -423,18 +423,18 @@ class OFAImageProcessor(BaseImageProcessor):
         return table
 
 
-def _stack(pictures: list[Image.Image], table: np.ndarray) -> np.ndarray:
-    """Look up every pixel of equally large pictures: `(batch, 3, height, width)` in float32."""
-    sizes = {picture.size for picture in pictures}
+def _stack(images: list[Image.Image], table: np.ndarray) -> np.ndarray:
+    """Look up every pixel of equally large images: `(batch, 3, height, width)` in float32."""
+    sizes = {image.size for image in images}
     if len(sizes) != 1:
         raise ValueError(
-            f"One batch needs pictures of one size but got {sorted(sizes) or 'no picture at all'} (width, height). "
-            f"Leave do_resize on, or give the pictures one by one."
+            f"One batch needs images of one size but got {sorted(sizes) or 'no image at all'} (width, height). "
+            f"Leave do_resize on, or give the images one by one."
         )
     width, height = sizes.pop()
-    batch = np.empty((len(pictures), 3, height, width), dtype=np.float32)
-    for pixels, picture in zip(batch, pictures):
-        for channel, values in enumerate(picture.split()):
+    batch = np.empty((len(images), 3, height, width), dtype=np.float32)
+    for pixels, image in zip(batch, images):
+        for channel, values in enumerate(image.split()):
             np.take(table[channel], np.asarray(values), out=pixels[channel], mode="clip")
     return batch
 

@@ -1,4 +1,4 @@
-"""OFA: one sequence-to-sequence network for pictures and text.
+"""OFA: one sequence-to-sequence network for images and text.
 
 The file reads bottom-up: arithmetic of positions, loss, attention, layers, encoder, decoder, the model that generates.
 What is particular to OFA: pre-norm layers with extra norms after attention and inside the feed-forward (NormFormer), a
@@ -59,7 +59,7 @@ logger = logging.get_logger(__name__)
 PIXELS_PER_CELL = 16  # the trunk's stride
 BEYOND_CODE_GRID = 1024  # position that OFA gives image codes past its code window
 IGNORED_LABEL = -100
-FEW_PICTURES = 2  # captioned at once
+FEW_IMAGES = 2  # captioned at once
 STEPWISE = {GenerationMode(name) for name in ("greedy_search", "sample", "beam_search", "beam_sample")}
 CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"  # until transformers 5.23
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
@@ -94,7 +94,7 @@ def image_grid_positions(height: int, width: int, bucket_size: int, device: torc
         height, width: size of the feature map in cells of 16 pixels.
 
     Returns:
-        `(height * width,)` int64, values from 1; 0 is the position outside the picture.
+        `(height * width,)` int64, values from 1; 0 is the position outside the image.
     """
     rows = torch.arange(height, device=device)[:, None]
     columns = torch.arange(width, device=device)[None, :]
@@ -118,7 +118,7 @@ def image_position_buckets(query_ids: Tensor, key_ids: Tensor, bucket_size: int)
 
 
 def code_position_ids(code_image_size: int, bucket_size: int, length: int) -> Tensor:
-    """Grid position of each decoder step when the text is a picture's codes, 8 × 8 pixels a code.
+    """Grid position of each decoder step when the text is an image's codes, 8 × 8 pixels a code.
 
     Returns:
         `(length,)` int64: 0 for the start token, then the code window row by row, then `BEYOND_CODE_GRID`.
@@ -273,8 +273,8 @@ def eager_attention(module, query, key, value, attention_mask, scaling, dropout=
 class OFAAttention(nn.Module):
     """Multi-head attention whose scores take an additive bias and whose heads have a learned scale.
 
-    In cross-attention several decoder rows may belong to one encoder row (beams of a picture, captions of a picture):
-    they are folded into the query length, so keys and values exist once a picture.
+    In cross-attention several decoder rows may belong to one encoder row (beams of an image, captions of an image):
+    they are folded into the query length, so keys and values exist once per image.
     """
 
     def __init__(self, config: OFAConfig, num_heads: int, layer_idx: int | None = None, is_cross: bool = False):
@@ -326,7 +326,7 @@ class OFAAttention(nn.Module):
         if real is not None:
             query = real.unpack(query)
         if self.is_cross:
-            query = query.reshape(encoder_states.shape[0], -1, query.shape[-1])  # fold rows of one picture
+            query = query.reshape(encoder_states.shape[0], -1, query.shape[-1])  # fold rows of one image
         key, value = self._keys_and_values(encoder_states if self.is_cross else hidden_states, cache, positions, real)
         implementation = "eager" if output_attentions else self.config._attn_implementation
         attend = eager_attention if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
@@ -444,10 +444,10 @@ PLAIN_MODULES = (*ShapeMemory.plain_modules, nn.ModuleList, OFADecoderLayer, OFA
 
 @dataclass
 class OFAEncoderOutput(ModelOutput):
-    """What the decoder needs of a batch of pictures and prompts.
+    """What the decoder needs of a batch of images and prompts.
 
     Args:
-        last_hidden_state: `(batch, S, d_model)`, picture cells first, then text, after the final LayerNorm.
+        last_hidden_state: `(batch, S, d_model)`, image cells first, then text, after the final LayerNorm.
         position_embeddings: `(1, S, d_model)`, normalised; the same for every sample.
         attention_mask: `(batch, S)`, 0 where the decoder must not look; None where it may look everywhere.
         hidden_states, attentions: per layer, on request; the last hidden state is the normalised one.
@@ -536,9 +536,9 @@ class OFAPreTrainedModel(PreTrainedModel):
             )
 
     def _make_position_tables(self, num_layers: int, num_heads: int) -> tuple[nn.ModuleList, nn.ModuleList]:
-        """Relative-position tables per layer: of text distances and of 2-D picture offsets."""
+        """Relative-position tables per layer: of text distances and of 2-D image offsets."""
         text_buckets = 2 * self.config.token_bucket_size - 1
-        image_buckets = (2 * self.config.image_bucket_size - 1) ** 2 + 3  # 3: from, to and both outside the picture
+        image_buckets = (2 * self.config.image_bucket_size - 1) ** 2 + 3  # 3: from, to and both outside the image
         text = nn.ModuleList(nn.Embedding(text_buckets, num_heads) for _ in range(num_layers))
         return text, nn.ModuleList(nn.Embedding(image_buckets, num_heads) for _ in range(num_layers))
 
@@ -570,7 +570,7 @@ def needed(mask: Tensor | None) -> Tensor | None:
 
 
 class OFAEncoder(OFAPreTrainedModel):
-    """Pictures and prompt → states that the decoder reads; picture cells first, then text."""
+    """Images and prompt → states that the decoder reads; image cells first, then text."""
 
     def __init__(self, config: OFAConfig, embed_tokens: nn.Embedding | None = None):
         super().__init__(config)
@@ -578,7 +578,7 @@ class OFAEncoder(OFAPreTrainedModel):
         if embed_tokens is None:
             embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
         self.embed_tokens = embed_tokens
-        self.type_embedding = nn.Embedding(2, width)  # 0 = text, 1 = picture
+        self.type_embedding = nn.Embedding(2, width)  # 0 = text, 1 = image
         self.layernorm_embedding = nn.LayerNorm(width)
         self.embed_images = OFAResNet(config.resnet_type, config.resnet_drop_path_rate)
         self.image_proj = OFALinear(OUTPUT_CHANNELS, width)
@@ -609,26 +609,26 @@ class OFAEncoder(OFAPreTrainedModel):
     def _embed_text(self, inputs_embeds: Tensor) -> Tensor:
         return self.dropout(self.layernorm_embedding(inputs_embeds + self.type_embedding.weight[0]))
 
-    def _embed_pictures(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def _embed_image_cells(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """`(batch, 3, height, width)` → `(batch, cells, d_model)` and the size of the feature map."""
         limit = self.config.image_bucket_size
         grid = tuple(-(-side // PIXELS_PER_CELL) for side in pixel_values.shape[-2:])
         if max(grid) > limit:
             raise ValueError(
-                f"The picture gives {grid[0]}×{grid[1]} cells of 16 pixels but the checkpoint knows positions for "
-                f"{limit}×{limit}. Resize pictures to at most {PIXELS_PER_CELL * limit} pixels a side."
+                f"The image gives {grid[0]}×{grid[1]} cells of 16 pixels but the checkpoint knows positions for "
+                f"{limit}×{limit}. Resize images to at most {PIXELS_PER_CELL * limit} pixels a side."
             )
         features = self.embed_images(pixel_values.to(self.embed_images.conv1.weight.dtype))  # never quantised
         cells = self.image_proj(features.flatten(2).transpose(1, 2)) + self.type_embedding.weight[1]
         return self.dropout(self.patch_layernorm_embedding(cells)), grid
 
     @in_fast_precision
-    def embed_pictures(self, pixel_values: Tensor) -> Tensor:
-        """`(batch, 3, height, width)` → `picture_cells` for `forward`, `(batch, rows, columns, d_model)`.
+    def embed_image_cells(self, pixel_values: Tensor) -> Tensor:
+        """`(batch, 3, height, width)` → `image_embeds` for `forward`, `(batch, rows, columns, d_model)`.
 
         All of the encoder that depends neither on the prompt nor on the word embedding.
         """
-        cells, grid = self._embed_pictures(pixel_values)
+        cells, grid = self._embed_image_cells(pixel_values)
         return cells.unflatten(1, grid)
 
     def _compute_position_scores(self, grid: tuple[int, int] | None, text_length: int) -> tuple[Tensor, list[Tensor]]:
@@ -650,7 +650,7 @@ class OFAEncoder(OFAPreTrainedModel):
         for text_table, image_table in zip(self.token_rel_pos_table_list, self.image_rel_pos_table_list, strict=True):
             bias = absolute.clone()
             bias[:, :, num_cells:, num_cells:] += relative_position_bias(text_table, text_buckets)
-            if grid is not None:  # tables act within the text and within the picture, none across
+            if grid is not None:  # tables act within the text and within the image, none across
                 bias[:, :, :num_cells, :num_cells] += relative_position_bias(image_table, image_buckets)
             biases.append(bias)
         return embeddings, biases
@@ -681,19 +681,19 @@ class OFAEncoder(OFAPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         patch_images: torch.FloatTensor | None = None,
-        picture_cells: torch.FloatTensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
     ) -> OFAEncoderOutput | tuple:
-        """Encode a batch of pictures and prompts.
+        """Encode a batch of images and prompts.
 
         Args:
             input_ids: `(batch, T)` prompts; or `inputs_embeds` `(batch, T, d_model)`.
             attention_mask: `(batch, T)`, 0 = padding; by default every `pad_token_id` is.
             pixel_values: `(batch, 3, height, width)`, normalised; None for text alone. `patch_images` is its old name.
-            patch_masks: `(batch,)`, False = this sample has no picture.
-            picture_cells: what `embed_pictures` gave, instead of `pixel_values`.
+            patch_masks: `(batch,)`, False = this sample has no image.
+            image_embeds: what `embed_image_cells` gave, instead of `pixel_values`.
 
         Raises:
-            ValueError: no text at all, not one picture a prompt, or a text or picture beyond the position tables.
+            ValueError: no text at all, not one image a prompt, or a text or image beyond the position tables.
         """
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if output_hidden_states is None:
@@ -710,13 +710,13 @@ class OFAEncoder(OFAPreTrainedModel):
 
         hidden_states, grid = self._embed_text(inputs_embeds), None
         mask = needed(attention_mask)
-        pictures = pixel_values if picture_cells is None else picture_cells
-        if pictures is not None:
-            self._check_rows(inputs_embeds.shape[0], pictures, patch_masks)
-            if picture_cells is None:
-                cells, grid = self._embed_pictures(pixel_values)
+        images = pixel_values if image_embeds is None else image_embeds
+        if images is not None:
+            self._check_rows(inputs_embeds.shape[0], images, patch_masks)
+            if image_embeds is None:
+                cells, grid = self._embed_image_cells(pixel_values)
             else:
-                cells, grid = picture_cells.flatten(1, 2), tuple(picture_cells.shape[1:3])
+                cells, grid = image_embeds.flatten(1, 2), tuple(image_embeds.shape[1:3])
             hidden_states = torch.cat([cells, hidden_states], dim=1)
             mask = self._join_masks(mask, needed(patch_masks), cells.shape[:2], inputs_embeds.shape[1])
         if mask is not None:
@@ -755,26 +755,26 @@ class OFAEncoder(OFAPreTrainedModel):
         if pixel_values.ndim != 4 or pixel_values.shape[0] != num_prompts:
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)} beside {num_prompts} prompts but must be "
-                f"({num_prompts}, 3, height, width). Give one picture a prompt; patch_masks marks those without one."
+                f"({num_prompts}, 3, height, width). Give one image a prompt; patch_masks marks those without one."
             )
         if patch_masks is not None and patch_masks.shape != (num_prompts,):
             raise ValueError(
                 f"patch_masks has shape {tuple(patch_masks.shape)} beside {num_prompts} prompts but must be "
-                f"({num_prompts},). Give one flag a prompt, False where it has no picture."
+                f"({num_prompts},). Give one flag a prompt, False where it has no image."
             )
 
     @staticmethod
-    def _join_masks(text_mask: Tensor | None, has_picture: Tensor | None, cells: tuple[int, int], text_length: int):
-        """Masks over picture cells and text as one `(batch, S)` int64, or None where both allow everything."""
-        if text_mask is None and has_picture is None:
+    def _join_masks(text_mask: Tensor | None, has_image: Tensor | None, cells: tuple[int, int], text_length: int):
+        """Masks over image cells and text as one `(batch, S)` int64, or None where both allow everything."""
+        if text_mask is None and has_image is None:
             return None
         batch_size, num_cells = cells
-        device = (has_picture if text_mask is None else text_mask).device
+        device = (has_image if text_mask is None else text_mask).device
         if text_mask is None:
             text_mask = torch.ones(batch_size, text_length, dtype=torch.long, device=device)
-        if has_picture is None:
-            has_picture = torch.ones(batch_size, dtype=torch.long, device=device)
-        return torch.cat([has_picture[:, None].expand(-1, num_cells).long(), text_mask.long()], dim=1)
+        if has_image is None:
+            has_image = torch.ones(batch_size, dtype=torch.long, device=device)
+        return torch.cat([has_image[:, None].expand(-1, num_cells).long(), text_mask.long()], dim=1)
 
 
 # ------------------------------------------------------------------------------------------------ decoder
@@ -818,7 +818,7 @@ class OFADecoder(OFAPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embed_tokens = value
 
-    def beam_cache(self, num_pictures: int) -> BeamCache | None:
+    def beam_cache(self, num_images: int) -> BeamCache | None:
         """A cache that generates fastest on a CPU; None where it does not serve: modules changed, watched, quantised.
 
         Its copies of weights are made anew when a weight has changed. With few rows a step waits for memory, and all
@@ -837,7 +837,7 @@ class OFADecoder(OFAPreTrainedModel):
             return None
         of_vocabulary, of_layers = self._packed
         packed = of_vocabulary.packed([vocabulary], lambda: pack(vocabulary.weight))
-        if num_pictures <= FEW_PICTURES or vocabulary.weight.dtype != torch.float32:
+        if num_images <= FEW_IMAGES or vocabulary.weight.dtype != torch.float32:
             products = of_layers.packed(modules, lambda: [packed_products_of(layer) for layer in self.layers])
         else:
             products = [products_of(layer) for layer in self.layers]
@@ -952,7 +952,7 @@ class OFADecoder(OFAPreTrainedModel):
         output_attentions: bool = False,
         real: RealTokens | None = None,
     ) -> tuple[Tensor, tuple, tuple, tuple]:
-        """Decode `(rows, T)` tokens, where rows is a multiple of the encoder's batch: neighbours share a picture.
+        """Decode `(rows, T)` tokens, where rows is a multiple of the encoder's batch: neighbours share an image.
 
         Returns:
             Features `(rows, T, d_model)` after the final LayerNorm, hidden states, self- and cross-attention weights.
@@ -967,7 +967,7 @@ class OFADecoder(OFAPreTrainedModel):
         if rows % encoder_states.shape[0]:
             raise ValueError(
                 f"{rows} decoder rows cannot be shared out among {encoder_states.shape[0]} encoder rows. "
-                "Give every picture the same number of texts, those of one picture next to each other."
+                "Give every image the same number of texts, those of one image next to each other."
             )
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         num_keys = self._number_of_keys(past_key_values, past, num_tokens)
@@ -1014,13 +1014,13 @@ class OFADecoder(OFAPreTrainedModel):
         return fixed.get_max_length() if hasattr(fixed, "get_max_length") else fixed.get_max_cache_shape()
 
     @staticmethod
-    def _fold(bias: Tensor, rows_per_picture: int) -> Tensor:
-        """Rows of one picture into the query length: `(1 or rows, H, T, S)` → `(1 or batch, H, n * T, S)`."""
-        if rows_per_picture == 1:
+    def _fold(bias: Tensor, rows_per_image: int) -> Tensor:
+        """Rows of one image into the query length: `(1 or rows, H, T, S)` → `(1 or batch, H, n * T, S)`."""
+        if rows_per_image == 1:
             return bias
         if bias.shape[0] == 1:
-            return bias[:, :, None].expand(-1, -1, rows_per_picture, -1, -1).flatten(2, 3)
-        return bias.unflatten(0, (-1, rows_per_picture)).transpose(1, 2).flatten(2, 3)
+            return bias[:, :, None].expand(-1, -1, rows_per_image, -1, -1).flatten(2, 3)
+        return bias.unflatten(0, (-1, rows_per_image)).transpose(1, 2).flatten(2, 3)
 
 
 # -------------------------------------------------------------------------------------------------- model
@@ -1033,7 +1033,7 @@ _TIED_WEIGHTS = {
 
 
 class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
-    """Pictures and prompt → text, one caption or many.
+    """Images and prompt → text, one caption or many.
 
     `OFAForConditionalGeneration.from_pretrained(folder).generate(input_ids, pixel_values=...)`
     """
@@ -1106,7 +1106,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     @in_fast_precision
     def encode(self, **inputs) -> OFAEncoderOutput:
-        """Pictures and prompts → `encoder_outputs` for `generate`, `caption_scores` and `forward`, at full speed.
+        """Images and prompts → `encoder_outputs` for `generate`, `caption_scores` and `forward`, at full speed.
 
         Args:
             inputs: arguments of `OFAEncoder.forward`.
@@ -1143,7 +1143,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         label_smoothing: float | None = None,
         drop_worst_ratio: float = 0.0,
         return_logits: bool = True,
-        picture_cells: torch.FloatTensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
         cache: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput | tuple:
@@ -1152,8 +1152,8 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         Args:
             input_ids: `(batch, T)` prompts; `attention_mask` `(batch, T)` has 0 for padding (default: every pad).
             pixel_values: `(batch, 3, height, width)`; None for text alone. `patch_images` is its old name.
-            patch_masks: `(batch,)`, False = this sample has no picture.
-            decoder_input_ids: `(rows, U)`; rows = batch × n, the n texts of one picture next to each other.
+            patch_masks: `(batch,)`, False = this sample has no image.
+            decoder_input_ids: `(rows, U)`; rows = batch × n, the n texts of one image next to each other.
             decoder_attention_mask: `(rows, U)`, 0 for padding; needed only for padding on the left.
             code_masks: `(rows,)`, True = this row's text is image codes, placed on a grid.
             encoder_outputs: what `get_encoder()` returned, instead of encoding again.
@@ -1161,12 +1161,12 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
             label_smoothing: share of the target spread over the vocabulary; default `config.label_smoothing`.
             drop_worst_ratio: share of the real tokens, those with the highest loss, that the loss leaves out.
             return_logits: False leaves out the logits, which need far more memory than the rest, and padding.
-            picture_cells: what `get_encoder().embed_pictures` gave, instead of `pixel_values`.
+            image_embeds: what `get_encoder().embed_image_cells` gave, instead of `pixel_values`.
             cache: the name of `past_key_values` from transformers 5.24 on; the output has it under the same name.
             num_items_in_batch: (Trainer) the loss is the sum over real tokens divided by this, instead of their mean.
 
         Raises:
-            ValueError: no decoder input, more texts than fit the pictures, or sizes beyond the position tables.
+            ValueError: no decoder input, more texts than fit the images, or sizes beyond the position tables.
         """
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if output_hidden_states is None:
@@ -1183,7 +1183,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
                 attention_mask=attention_mask,
                 pixel_values=patch_images if pixel_values is None else pixel_values,
                 patch_masks=patch_masks,
-                picture_cells=picture_cells,
+                image_embeds=image_embeds,
                 inputs_embeds=inputs_embeds,
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
@@ -1251,7 +1251,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
             total = token_losses(features, weight, labels, smoothing).sum()
         return total / (len(labels) if num_items is None else num_items)
 
-    # -- generation: the encoder side exists once a picture, decoder rows once a beam
+    # -- generation: the encoder side exists once per image, decoder rows once a beam
 
     @torch.no_grad()
     @in_fast_precision
@@ -1310,7 +1310,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         return input_ids, model_kwargs
 
     def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Tensor) -> EncoderDecoderCache:
-        past_key_values.self_attention_cache.reorder_cache(beam_idx)  # the pictures stay where they are
+        past_key_values.self_attention_cache.reorder_cache(beam_idx)  # the images stay where they are
         return past_key_values
 
     def _beam_search(
@@ -1331,8 +1331,8 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
 
         reorder = cache.self_attention_cache.reorder_cache
         with torch.inference_mode():
-            pictures = beam_search(next_scores, reorder, input_ids, logits_processor, rules)
-        found = [text for texts in pictures for text in texts[: generation_config.num_return_sequences]]
+            images = beam_search(next_scores, reorder, input_ids, logits_processor, rules)
+        found = [text for texts in images for text in texts[: generation_config.num_return_sequences]]
         padding = (generation_config.pad_token_id or rules.ends[0]) if rules.ends else -1
         sequences = padded([text.tokens for text in found], padding, input_ids.device)
         if not generation_config.return_dict_in_generate:
@@ -1356,7 +1356,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
         """Mean log-probability a token, `</s>` included, of texts that `generate` returned.
 
         Args:
-            sequences: `(rows, L)`, starting with the start token; rows = batch × n, those of one picture together.
+            sequences: `(rows, L)`, starting with the start token; rows = batch × n, those of one image together.
             encoder_outputs: what `get_encoder()` returned; else `encoder_inputs` are its arguments.
 
         Returns:

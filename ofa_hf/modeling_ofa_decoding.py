@@ -79,7 +79,7 @@ class StepLayer:
         cross: tuple[Tensor, Tensor],
         cross_bias: Tensor,
     ) -> Tensor:
-        """`(B * n, C)` → the same, for n texts of each of B pictures.
+        """`(B * n, C)` → the same, for n texts of each of B images.
 
         Args:
             own: where this step's keys and values go, `(2, B, H, n, D)`; all keys and all values so far.
@@ -118,7 +118,7 @@ class StepLayer:
 class TextCache(Cache):
     """Keys and values of all tokens so far, of which none is ever moved.
 
-    The texts of a picture keep their tokens side by side, and each of them is shown the tokens of all: which are its
+    The texts of an image keep their tokens side by side, and each of them is shown the tokens of all: which are its
     own is part of the bias. When a search goes on from other texts than before, no more than that changes.
     """
 
@@ -128,13 +128,13 @@ class TextCache(Cache):
         self.layers: list = []  # of the parent's kind: none
         self.length = 0
         self.kept: Tensor | None = None  # (layers, 2, B, H, room * n, D): keys and values
-        self.owners: Tensor | None = None  # (B * n, length): which of its picture's texts kept a text's token
+        self.owners: Tensor | None = None  # (B * n, length): which of its image's texts kept a text's token
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i goes on from what row `beam_idx[i]` was, of the same picture."""
+        """Row i goes on from what row `beam_idx[i]` was, of the same image."""
         self.owners = self.owners.index_select(0, beam_idx)
 
     def crop(self, max_length: int) -> None:
@@ -176,7 +176,7 @@ class TextCache(Cache):
 
 
 class BeamCache(EncoderDecoderCache):
-    """What a generation keeps of its texts and, once, of its pictures, with the steps that read it.
+    """What a generation keeps of its texts and, once, of its images, with the steps that read it.
 
     Args:
         layers: of the decoder.
@@ -219,11 +219,11 @@ class BeamCache(EncoderDecoderCache):
 
     def _step(self, states: Tensor, own_bias: Tensor, cross_bias: Tensor, batch_size: int) -> Tensor:
         """One token of every text: `(B * n, C)`, `(layers, 1, H, 1, keys)`, `(B * H, n, S)` → `(B * n, C)`."""
-        texts, of_pictures = self.self_attention_cache, self.cross_attention_cache.layers
-        _, heads, _, width = of_pictures[0].keys.shape
+        texts, of_images = self.self_attention_cache, self.cross_attention_cache.layers
+        _, heads, _, width = of_images[0].keys.shape
         shape = (len(self._layers), batch_size, heads, states.shape[0] // batch_size, width)
         places = texts.add_token(states, shape)
         biases = texts.biases(own_bias, batch_size)
-        for layer, own, bias, picture in zip(self._layers, places, biases, of_pictures, strict=True):
-            states = layer(states, own, bias, (picture.keys, picture.values), cross_bias)
+        for layer, own, bias, image in zip(self._layers, places, biases, of_images, strict=True):
+            states = layer(states, own, bias, (image.keys, image.values), cross_bias)
         return states

@@ -35,7 +35,7 @@ def folding(keep: bool = True) -> Iterator[None]:
 
     Args:
         keep: the folded copies for the next pass; else, on a CPU, each goes as soon as it was used, which training
-            with its many pictures a pass hardly notices, but for its memory.
+            with its many images a pass hardly notices, but for its memory.
     """
     token = _folding.set(keep)
     try:
@@ -100,21 +100,21 @@ def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
     """Whether this torch has the oneDNN operators and they compute what torch computes."""
     generator = torch.Generator().manual_seed(0)
     sizes = ((3, 5), (4, 5), (4,), (1, 3, 6, 6), (4, 3, 3, 3))
-    x, weight, bias, picture, kernel = (torch.randn(size, generator=generator).to(dtype) for size in sizes)
-    picture, kernel = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (picture, kernel))
+    x, weight, bias, image, kernel = (torch.randn(size, generator=generator).to(dtype) for size in sizes)
+    image, kernel = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (image, kernel))
     try:
         with torch.inference_mode(False), torch.no_grad():
             product = functional.linear(x, weight, bias)
-            features = functional.conv2d(picture, kernel, bias, 2, 1).relu()
+            features = functional.conv2d(image, kernel, bias, 2, 1).relu()
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
             pairs = [
                 (onednn_linear(x, weight, bias), product),
                 (onednn_linear(x, packed, bias), product),
                 (onednn_linear(x, weight, bias, "gelu"), functional.gelu(product)),
-                (_onednn_convolution(picture, kernel, bias, 2, 1, None), features),
+                (_onednn_convolution(image, kernel, bias, 2, 1, None), features),
                 (
-                    _onednn_convolution(picture, kernel, bias, 2, 1, features),
-                    (functional.conv2d(picture, kernel, bias, 2, 1) + features).relu(),
+                    _onednn_convolution(image, kernel, bias, 2, 1, features),
+                    (functional.conv2d(image, kernel, bias, 2, 1) + features).relu(),
                 ),
             ]
             tolerance = 8 * torch.finfo(dtype).eps * max(float(expected.abs().max()) for _, expected in pairs)

@@ -80,7 +80,7 @@ class OFABottleneck(nn.Module):
 
 
 class OFAResNet(nn.Module):
-    """Picture → feature map: `(batch, 3, height, width)` → `(batch, 1024, ⌈height / 16⌉, ⌈width / 16⌉)`."""
+    """Image → feature map: `(batch, 3, height, width)` → `(batch, 1024, ⌈height / 16⌉, ⌈width / 16⌉)`."""
 
     def __init__(self, resnet_type: str, drop_path_rate: float = 0.0):
         super().__init__()
@@ -121,7 +121,7 @@ class OFAResNet(nn.Module):
         pairs = [(self.conv1, self.bn1), *(pair for block in self._blocks() for pair in block.convolutions())]
         kept = self._kept_folds(pairs)
         height, width = pixel_values.shape[-2:]
-        largest_map = 64 * (height // 2) * (width // 2)  # numbers a picture; as many after the first stage
+        largest_map = 64 * (height // 2) * (width // 2)  # numbers per image; as many after the first stage
         features = [
             self._forward_folded_part(part, iter(kept or starmap(fold_batch_norm, pairs)))
             for part in pixel_values.tensor_split(number_of_parts(pixel_values, largest_map))

@@ -1,7 +1,7 @@
 """Beam search that costs little beside the model, and what a search may not choose.
 
 transformers keeps all hypotheses in tensors of one size and spends some hundred operations a step on them, for one
-picture on a CPU as long as a fifth of the model takes. Here the scores of words are tensors, as there, and the few
+image on a CPU as long as a fifth of the model takes. Here the scores of words are tensors, as there, and the few
 hypotheses are lists. What is found is the same.
 """
 
@@ -167,8 +167,8 @@ class Hypothesis:
     rows: list[int]
 
 
-class PictureSearch:
-    """The search of one picture: texts that go on and texts that have ended.
+class ImageSearch:
+    """The search of one image: texts that go on and texts that have ended.
 
     Args:
         prompt: tokens that all texts begin with.
@@ -232,37 +232,37 @@ def beam_search(
     processors: Sequence[LogitsProcessor],
     rules: Rules,
 ) -> list[list[Hypothesis]]:
-    """Search as `GenerationMixin._beam_search` does: the same texts, of which every picture has `num_beams`.
+    """Search as `GenerationMixin._beam_search` does: the same texts, of which every image has `num_beams`.
 
     Args:
         next_scores: the tokens that are new to the model, `(rows, T)` → log-probabilities of the next one,
             `(rows, vocabulary)`, a tensor that may be written to.
         reorder: told which row each row goes on from, `(rows,)`.
-        prompts: `(pictures * num_beams, P)`.
+        prompts: `(images * num_beams, P)`.
 
     Returns:
-        per picture what was found, best first.
+        per image what was found, best first.
     """
     num_beams, device = rules.num_beams, prompts.device
     number = max(2, 1 + len(rules.ends)) * num_beams  # so that, whatever ends, as many as there are beams go on
     firsts = range(0, len(prompts), num_beams)
-    pictures = [PictureSearch(rules, prompts[first].tolist(), first) for first in firsts]
+    images = [ImageSearch(rules, prompts[first].tolist(), first) for first in firsts]
     tokens = prompts
     while True:
-        running = [text for picture in pictures for text in picture.running]
+        running = [text for image in images for text in image.running]
         scores = process(next_scores(tokens), [text.tokens for text in running], processors)
         values, found = best_of_rows(scores, min(number, scores.shape[1]))
         sums = values + torch.tensor([[text.score] for text in running], device=device)
-        sums, places = sums.view(len(pictures), -1).topk(number)
-        found = found.view(len(pictures), -1).gather(1, places)
+        sums, places = sums.view(len(images), -1).topk(number)
+        found = found.view(len(images), -1).gather(1, places)
         best = (sums.tolist(), (places // values.shape[1]).tolist(), found.tolist())
-        for picture, *candidates in zip(pictures, *best, strict=True):
-            picture.step(*candidates)
+        for image, *candidates in zip(images, *best, strict=True):
+            image.step(*candidates)
 
-        is_over = all(picture.has_enough for picture in pictures) or not any(picture.is_open for picture in pictures)
-        if is_over or not any(picture.goes_on for picture in pictures):
-            return [picture.found() for picture in pictures]
-        running = [text for picture in pictures for text in picture.running]
+        is_over = all(image.has_enough for image in images) or not any(image.is_open for image in images)
+        if is_over or not any(image.goes_on for image in images):
+            return [image.found() for image in images]
+        running = [text for image in images for text in image.running]
         reorder(torch.tensor([text.rows[-1] for text in running], device=device))
         tokens = torch.tensor([text.tokens[-1:] for text in running], device=device)
 

@@ -1,4 +1,4 @@
-"""`pipeline("image-to-text", model=…, trust_remote_code=True)` for OFA: pictures in, captions out."""
+"""`pipeline("image-to-text", model=…, trust_remote_code=True)` for OFA: images in, captions out."""
 
 import os
 import types
@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 from transformers import Pipeline
-from transformers.image_utils import load_image
+from transformers.image_utils import load_image as download
 from transformers.utils import logging
 
-from .image_processing_ofa import PictureError, load_picture
+from .image_processing_ofa import ImageError, load_image
 
 
 logger = logging.get_logger(__name__)
 
 DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
-ONE_PICTURE = (str, bytes, bytearray, memoryview, os.PathLike, Mapping)
+ONE_IMAGE = (str, bytes, bytearray, memoryview, os.PathLike, Mapping)
 
 
 _last_process: int | None = None  # that ran a model
@@ -35,43 +35,43 @@ def leave_lost_threads() -> None:
     _last_process = os.getpid()
 
 
-def fetch_picture(source: Any, timeout: float | None = None) -> Any:
-    """Load a picture from wherever it is, `http(s)` addresses and rows of `datasets` included; see `load_picture`.
+def fetch_image(source: Any, timeout: float | None = None) -> Any:
+    """Load an image from wherever it is, `http(s)` addresses and rows of `datasets` included; see `load_image`.
 
     Args:
         timeout: seconds to wait for a server.
 
     Raises:
-        PictureError: there is no picture; the message names the file or address.
+        ImageError: there is no image; the message names the file or address.
     """
-    if isinstance(source, Mapping):  # a picture column of `datasets` that is not decoded
+    if isinstance(source, Mapping):  # an image column of `datasets` that is not decoded
         source = source.get("bytes") or source.get("path")
     if not (isinstance(source, str) and source.startswith(("http://", "https://"))):
-        return load_picture(source)
+        return load_image(source)
     try:
-        return load_picture(load_image(source, timeout=timeout or DOWNLOAD_TIMEOUT))
+        return load_image(download(source, timeout=timeout or DOWNLOAD_TIMEOUT))
     except Exception as error:  # the libraries that transformers 4 and 5 fetch with have no error in common
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise PictureError(
-            f"{source} gives no picture ({reason}). Check the address, or download the file first."
+        raise ImageError(
+            f"{source} gives no image ({reason}). Check the address, or download the file first."
         ) from error
 
 
 def is_stream(inputs: Any) -> bool:
-    """Whether inputs are many pictures that come one after another, such as a `datasets.Dataset` or an iterator."""
-    if isinstance(inputs, (list, types.GeneratorType, torch.utils.data.Dataset, torch.Tensor, *ONE_PICTURE)):
-        return False  # one picture, or something that the base class streams by itself
+    """Whether inputs are many images that come one after another, such as a `datasets.Dataset` or an iterator."""
+    if isinstance(inputs, (list, types.GeneratorType, torch.utils.data.Dataset, torch.Tensor, *ONE_IMAGE)):
+        return False  # one image, or something that the base class streams by itself
     if hasattr(inputs, "read") or hasattr(type(inputs), "__array_interface__"):  # a file; a PIL image, an array
         return False  # asked of the type: a PIL image would decode itself to answer
     return isinstance(inputs, Iterable) or (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"))
 
 
 class OFAImageToTextPipeline(Pipeline):
-    """Captions for pictures.
+    """Captions for images.
 
-    `captioner("photo.jpg")` gives `[{"generated_text": "…"}]`, a list of pictures gives a list of such lists, and a
-    generator or data set gives them one by one. A picture is a path, an address, base64 text, bytes, a PIL image, an
-    array, or `{"image": picture, "text": prompt}`.
+    `captioner("photo.jpg")` gives `[{"generated_text": "…"}]`, a list of images gives a list of such lists, and a
+    generator or data set gives them one by one. An image is a path, an address, base64 text, bytes, a PIL image, an
+    array, or `{"image": image, "text": prompt}`.
     """
 
     _load_processor = True  # it brings tokenizer and image processor along
@@ -82,24 +82,24 @@ class OFAImageToTextPipeline(Pipeline):
     _pipeline_calls_generate = True
 
     def __call__(self, inputs: Any = None, **kwargs) -> Any:
-        """Caption pictures.
+        """Caption images.
 
         Args:
-            inputs: one picture, a list, a generator, or a data set; also called `images`.
-            prompt: question for pictures that bring none; default: the checkpoint's own.
-            batch_size: pictures that go through the model together.
-            num_return_sequences: captions for each picture, best first.
+            inputs: one image, a list, a generator, or a data set; also called `images`.
+            prompt: question for images that bring none; default: the checkpoint's own.
+            batch_size: images that go through the model together.
+            num_return_sequences: captions for each image, best first.
             return_scores: add `"score"`, the mean log-probability of a caption's tokens, `</s>` included; by default
                 when several captions are asked for.
             max_new_tokens, generate_kwargs: for `generate`, as is every other keyword.
             timeout: seconds to wait for the server of an address.
 
         Raises:
-            PictureError: a picture cannot be read; the message names it.
+            ImageError: an image cannot be read; the message names it.
         """
         inputs = kwargs.pop("images", inputs)
         if inputs is None:
-            raise ValueError("The pipeline got no pictures. Give a path, an address, a PIL image, or a list of them.")
+            raise ValueError("The pipeline got no images. Give a path, an address, a PIL image, or a list of them.")
         if isinstance(inputs, tuple):
             inputs = list(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -131,10 +131,10 @@ class OFAImageToTextPipeline(Pipeline):
             prompt, inputs = inputs.get("text", prompt), inputs.get("image")
         if not (prompt is None or isinstance(prompt, str)):
             raise ValueError(
-                f'A prompt must be one text but is {prompt!r}. Give {{"image": picture, "text": prompt}}, or no text.'
+                f'A prompt must be one text but is {prompt!r}. Give {{"image": image, "text": prompt}}, or no text.'
             )
-        picture = None if inputs is None else fetch_picture(inputs, timeout)
-        return self.processor(images=picture, text=prompt, return_tensors="pt")
+        image = None if inputs is None else fetch_image(inputs, timeout)
+        return self.processor(images=image, text=prompt, return_tensors="pt")
 
     def _forward(self, model_inputs: dict, return_scores: bool | None = None, **generate_kwargs) -> dict:
         if hasattr(self, "_prepare_generate_kwargs"):  # transformers 5
@@ -150,15 +150,15 @@ class OFAImageToTextPipeline(Pipeline):
         generated = self.model.generate(
             **inputs, encoder_outputs=encoder_outputs, return_dict_in_generate=True, **generate_kwargs
         )
-        return self._by_picture(generated.sequences, len(inputs["input_ids"]), encoder_outputs, return_scores)
+        return self._by_image(generated.sequences, len(inputs["input_ids"]), encoder_outputs, return_scores)
 
-    def _by_picture(self, sequences: torch.Tensor, num_pictures: int, encoder_outputs, return_scores) -> dict:
-        """Give each picture one row: the base class hands row i of every tensor to picture i."""
-        num_captions = len(sequences) // num_pictures
-        outputs = {"sequences": sequences.view(num_pictures, num_captions, -1)}
+    def _by_image(self, sequences: torch.Tensor, num_images: int, encoder_outputs, return_scores) -> dict:
+        """Give each image one row: the base class hands row i of every tensor to image i."""
+        num_captions = len(sequences) // num_images
+        outputs = {"sequences": sequences.view(num_images, num_captions, -1)}
         if num_captions > 1 if return_scores is None else return_scores:
             scores = self.model.caption_scores(sequences, encoder_outputs=encoder_outputs)
-            outputs["scores"] = scores.float().view(num_pictures, num_captions)
+            outputs["scores"] = scores.float().view(num_images, num_captions)
         return outputs
 
     def postprocess(self, model_outputs: dict) -> list[dict]:

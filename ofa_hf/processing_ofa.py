@@ -1,4 +1,4 @@
-"""Pictures and text → model inputs, generated ids → clean text; owns the prompt that a checkpoint was trained with."""
+"""Images and text → model inputs, generated ids → clean text; owns the prompt that a checkpoint was trained with."""
 
 import os
 import re
@@ -75,7 +75,7 @@ class OFAProcessor(ProcessorMixin):
     Args:
         image_processor: an `OFAImageProcessor`.
         tokenizer: the BERT tokenizer of the checkpoint.
-        prompt: the question that goes with a picture when a call names none; the one the checkpoint was trained with.
+        prompt: the question that goes with an image when a call names none; the one the checkpoint was trained with.
         max_prompt_tokens: longer texts are cut, keeping `</s>`; `<s>` and `</s>` count. The model has 1,024 positions.
         max_caption_tokens: longer captions are cut, keeping `</s>`, which counts.
     """
@@ -122,24 +122,24 @@ class OFAProcessor(ProcessorMixin):
         """Prepare a batch.
 
         Args:
-            images: one picture or a list of them (see `OFAImageProcessor`); None for text alone.
-            text: one text for all pictures or one for each; None with pictures means the checkpoint's prompt.
+            images: one image or a list of them (see `OFAImageProcessor`); None for text alone.
+            text: one text for all images or one for each; None with images means the checkpoint's prompt.
             text_target: captions, one for each row.
             return_tensors: "pt" or None; None gives lists of ids.
             padding, truncation, max_length: of `text`; `max_length` is `max_prompt_tokens` unless given.
             kwargs: options of the image processor (`size=256`) or of the tokenizer (`padding_side="left"`).
 
         Returns:
-            `input_ids`, `attention_mask (batch, tokens)`, with pictures `pixel_values (batch, 3, height, width)`, with
+            `input_ids`, `attention_mask (batch, tokens)`, with images `pixel_values (batch, 3, height, width)`, with
             captions `labels (batch, caption tokens)`: caption and `</s>`, −100 where a row is shorter.
 
         Raises:
-            ValueError: nothing to prepare, or numbers of pictures, texts and captions that differ.
+            ValueError: nothing to prepare, or numbers of images, texts and captions that differ.
         """
-        picture_options = {name: kwargs.pop(name) for name in IMAGE_OPTIONS & kwargs.keys()}
+        image_options = {name: kwargs.pop(name) for name in IMAGE_OPTIONS & kwargs.keys()}
         data = {}
         if images is not None:
-            data.update(self.image_processor(images, return_tensors=return_tensors, **picture_options))
+            data.update(self.image_processor(images, return_tensors=return_tensors, **image_options))
         texts = self._texts(images, data, text)
         if texts is not None:
             data.update(self._encode(texts, return_tensors, padding, truncation, max_length, **kwargs))
@@ -150,14 +150,14 @@ class OFAProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _texts(self, images: Any, data: dict, text: str | Sequence[str] | None) -> list[str] | None:
-        """One text for each picture; without pictures the texts as they came."""
+        """One text for each image; without images the texts as they came."""
         if images is None:
             return [text] if isinstance(text, str) else text if text is None else list(text)
-        num_pictures = len(data["pixel_values"])
+        num_images = len(data["pixel_values"])
         if text is None or isinstance(text, str):
-            return [self.prompt if text is None else text] * num_pictures
-        if len(text) != num_pictures:
-            raise ValueError(f"Got {num_pictures} images and {len(text)} texts. Give one text, or one for each image.")
+            return [self.prompt if text is None else text] * num_images
+        if len(text) != num_images:
+            raise ValueError(f"Got {num_images} images and {len(text)} texts. Give one text, or one for each image.")
         return list(text)
 
     def _encode(self, texts, return_tensors, padding, truncation, max_length, **kwargs) -> dict:
@@ -193,7 +193,7 @@ class OFAProcessor(ProcessorMixin):
         return labels
 
     def encode_bins(self, values: Iterable[int]) -> list[int]:
-        """Places 0 … 999 on a picture's side → ids of `<bin_i>`; text never gives these ids."""
+        """Places 0 … 999 on an image's side → ids of `<bin_i>`; text never gives these ids."""
         return self._symbol_ids("bin", values)
 
     def encode_codes(self, values: Iterable[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""A shop that trains in a second: a tiny model, pictures of one colour each and their captions in MUGE's files."""
+"""A shop that trains in a second: a tiny model, images of one colour each and their captions in MUGE's files."""
 
 import base64
 import io
@@ -56,17 +56,17 @@ def write_model(folder: Path) -> Path:
 
 
 def write_muge(folder: Path, split: str, count: int) -> dict[str, str]:
-    """`IC_<split>.jsonl` and `IC_<split>.tsv` of `count` pictures with four captions each; returns both paths."""
-    captions, pictures = folder / f"IC_{split}.jsonl", folder / f"IC_{split}.tsv"
-    with captions.open("w", encoding="utf-8") as texts, pictures.open("w") as images:
+    """`IC_<split>.jsonl` and `IC_<split>.tsv` of `count` images with four captions each; returns both paths."""
+    captions, images = folder / f"IC_{split}.jsonl", folder / f"IC_{split}.tsv"
+    with captions.open("w", encoding="utf-8") as texts, images.open("w") as tsv:
         for number in range(count):
             name, colour = list(COLOURS.items())[number % len(COLOURS)]
             rows = {"image_id": f"{split}{number}", "text": [caption.format(name) for caption in CAPTIONS]}
             texts.write(json.dumps(rows, ensure_ascii=False) + "\n")
             buffer = io.BytesIO()
             Image.new("RGB", (SIDE + number, SIDE), colour).save(buffer, "PNG")
-            images.write(f"{split}{number}\t{base64.b64encode(buffer.getvalue()).decode()}\n")
-    return {"caption_file": str(captions), "image_file": str(pictures)}
+            tsv.write(f"{split}{number}\t{base64.b64encode(buffer.getvalue()).decode()}\n")
+    return {"caption_file": str(captions), "image_file": str(images)}
 
 
 def write_shop(folder: Path) -> dict:
@@ -77,7 +77,7 @@ def write_shop(folder: Path) -> dict:
         "model_name_or_path": str(write_model(folder / "model")),
         **{f"train_{name}": path for name, path in train.items()},
         **{f"test_{name}": path for name, path in test.items()},
-        "captions_per_picture": 2,
+        "captions_per_image": 2,
         "per_device_train_batch_size": 12,
         "num_train_epochs": 2,
         "learning_rate": 1e-3,

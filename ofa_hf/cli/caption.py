@@ -4,11 +4,11 @@ import argparse
 import sys
 
 
-HELP = "Caption pictures: files, or folders with all their subfolders."
+HELP = "Caption images: files, or folders with all their subfolders."
 MANY_MODELS = "a converted folder or a model on the Hub; several run one after another, and each line names its model"
 REPORT = (
-    "write a table, pictures down and models across. page.html: a page that needs nothing beside it, and the same as "
-    "page.md with small pictures in page_files/; page.md: Markdown alone. 200 pictures a page, the others follow there"
+    "write a table, images down and models across. page.html: a page that needs nothing beside it, and the same as "
+    "page.md with small images in page_files/; page.md: Markdown alone. 200 images a page, the others follow there"
 )
 
 
@@ -17,17 +17,17 @@ Several GPUs or processes: torchrun --nproc_per_node 2 -m ofa_hf caption photos/
 Each takes its share and writes captions.part-0.jsonl, …, merged into captions.jsonl at the end. When one is killed all
 stop; the same command, with or without torchrun, completes the job. With --engine ray the model is loaded once a GPU
 (or core), a worker that dies is replaced, and the same command completes a job that was killed."""
-RAY = "hand the pictures to Ray Data workers, here or in the cluster of RAY_ADDRESS; needs `pip install 'ofa-hf[ray]'`"
+RAY = "hand the images to Ray Data workers, here or in the cluster of RAY_ADDRESS; needs `pip install 'ofa-hf[ray]'`"
 PARQUET = "with --engine ray: parquet files, folders of them, or a data set on disk work too; its "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = SEVERAL_PROCESSES
-    parser.add_argument("inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="picture files and folders of them")
+    parser.add_argument("inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="image files and folders of them")
     parser.add_argument("--model", required=True, action="append", metavar="DIR_OR_ID", help=MANY_MODELS)
-    parser.add_argument("--num-captions", type=_positive, default=1, metavar="N", help="captions a picture (1)")
-    parser.add_argument("--prompt", help="question about the picture (default: the one the model was trained with)")
-    parser.add_argument("--batch-size", type=_positive, default=8, metavar="B", help="pictures at a time (8)")
+    parser.add_argument("--num-captions", type=_positive, default=1, metavar="N", help="captions per image (1)")
+    parser.add_argument("--prompt", help="question about the image (default: the one the model was trained with)")
+    parser.add_argument("--batch-size", type=_positive, default=8, metavar="B", help="images at a time (8)")
     parser.add_argument("--num-beams", type=_positive, metavar="N", help="beams (default: the model's)")
     parser.add_argument("--max-length", type=_positive, metavar="N", help="tokens at most (default: the model's)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with scores")
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help=f"ray: {RAY}")
     parser.add_argument("--workers", type=_positive, metavar="N", help="of Ray (default: one a GPU, else one a core)")
-    parser.add_argument("--image-column", default="image", metavar="NAME", help=PARQUET + "column of pictures (image)")
+    parser.add_argument("--image-column", default="image", metavar="NAME", help=PARQUET + "column of images (image)")
     parser.add_argument("--id-column", metavar="NAME", help="the column that names a row (image_id, id, file, …)")
     parser.set_defaults(usage_error=parser.error)
 
@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     """Caption everything that can be read; 1 if anything could not."""
     import tempfile
 
-    from ofa_hf.captioning.compare import ComparisonReport
-    from ofa_hf.captioning.folder import check_model, find_pictures
-    from ofa_hf.captioning.processes import Processes
+    from ofa_hf.pages.comparison import ComparisonReport
+    from ofa_hf.prediction.captioning import check_model, find_images
+    from ofa_hf.prediction.processes import Processes
 
     if args.engine == "ray":
         return _run_on_ray(args)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if processes.count > 1:
         _refuse_unshareable(args, processes)
     report = ComparisonReport(args.report) if args.report else None
-    files = find_pictures(args.inputs, report.owns) if report else find_pictures(args.inputs)
+    files = find_images(args.inputs, report.owns) if report else find_images(args.inputs)
     models = _distinct(args.model)
     for model in models[1:]:  # a mistyped name shows now rather than after the first model's hours
         check_model(model)
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_on_ray(args: argparse.Namespace) -> int:
     if not args.output or args.report or args.device or len(args.model) > 1:
         args.usage_error("--engine ray needs --output FILE and one --model, and takes neither --report nor --device")
-    from ofa_hf.captioning.ray_data import caption_with_ray
+    from ofa_hf.prediction.ray_data import caption_with_ray
 
     def skip(name: str, reason: str) -> None:
         print(f"ofa-hf caption: skipped: {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
@@ -133,8 +133,8 @@ def _output(args: argparse.Namespace, model: str | None, files: list[str], scrat
     """Where one model's captions go; `model` is its name if there are several."""
     import os
 
-    from ofa_hf.captioning.output import CaptionPrinter
-    from ofa_hf.captioning.processes import open_caption_file
+    from ofa_hf.prediction.outputs import CaptionPrinter
+    from ofa_hf.prediction.processes import open_caption_file
 
     if args.output or args.report:
         path = args.output or os.path.join(scratch, "captions.jsonl")
@@ -143,7 +143,7 @@ def _output(args: argparse.Namespace, model: str | None, files: list[str], scrat
 
 
 def _caption(args: argparse.Namespace, model: str, files: list[str], output, broken: set[str], processes) -> None:
-    """Caption with one model what is not done yet; pictures that cannot be read are told once."""
+    """Caption with one model what is not done yet; images that cannot be read are told once."""
     import os
 
     mine = processes.share(files)
@@ -156,7 +156,7 @@ def _caption(args: argparse.Namespace, model: str, files: list[str], output, bro
         name = f"{model}: " if len(args.model) > 1 else ""
         already = f", {num_done} were captioned before." if num_done else "."
         print(
-            f"ofa-hf caption: {name}{num_captioned} of {len(files)} pictures captioned, {num_broken} not "
+            f"ofa-hf caption: {name}{num_captioned} of {len(files)} images captioned, {num_broken} not "
             f"readable{already}",
             file=sys.stderr,
         )
@@ -166,9 +166,9 @@ def _generate(args: argparse.Namespace, model: str, files: list[str], output, br
     """Load a model and caption files into `output`, with a progress bar; returns how many."""
     from transformers.utils import logging
 
-    from ofa_hf.captioning.folder import beam_settings, caption_files, load_captioner
+    from ofa_hf.prediction.captioning import beam_settings, caption_files, load_captioner
 
-    logging.disable_progress_bar()  # of the weights; the pictures have their own
+    logging.disable_progress_bar()  # of the weights; the images have their own
     captioner = load_captioner(model, processes.device(args.device), args.dtype)
     options = beam_settings(captioner, args.num_captions, args.num_beams)
     options |= {"prompt": args.prompt, "return_scores": bool(args.json or args.output)}
@@ -195,7 +195,7 @@ def _progress(args: argparse.Namespace, num_files: int):
     on_screen = not (args.output or args.report) and sys.stdout.isatty()  # captions on the screen show the progress
     interval = 0.2 if sys.stderr.isatty() else 30
     return tqdm(
-        total=num_files, unit="picture", file=sys.stderr, disable=num_files < 2 or on_screen, mininterval=interval
+        total=num_files, unit="image", file=sys.stderr, disable=num_files < 2 or on_screen, mininterval=interval
     )
 
 
@@ -205,7 +205,7 @@ def _write(report, args: argparse.Namespace, files: list[str], captions: dict) -
 
     own = "each model's own"
     asked = {"models": list(captions), "prompt": args.prompt or own, "beams": args.num_beams or own}
-    asked |= {"tokens at most": args.max_length or own, "captions a picture": args.num_captions}
+    asked |= {"tokens at most": args.max_length or own, "captions per image": args.num_captions}
     with _progress(args, len(files)) as bar:
         report.write(files, captions, {**asked, **package_versions()}, bar.update)
     print(report.path)

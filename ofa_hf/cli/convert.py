@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocab", metavar="VOCAB_TXT", help="Chinese BERT vocab.txt (default: the source's tokenizer, else the Hub's)"
     )
-    parser.add_argument("--prompt", help="question that goes with a picture (default: the checkpoint's)")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the pictures the model sees")
+    parser.add_argument("--prompt", help="question that goes with an image (default: the checkpoint's)")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images the model sees")
     parser.add_argument("--num-beams", type=positive, metavar="N", help="beams of generate")
     parser.add_argument("--max-length", type=positive, metavar="TOKENS", help="longest text, start and end included")
     parser.add_argument(

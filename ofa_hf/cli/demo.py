@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="end with the result as one JSON object")
     web = parser.add_argument_group("the page, instead of the demo")
-    web.add_argument("--web", action="store_true", help="serve a page that captions pictures, until Ctrl-C")
+    web.add_argument("--web", action="store_true", help="serve a page that captions images, until Ctrl-C")
     web.add_argument(
         "--model",
         action="append",
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def serve_page(args: argparse.Namespace) -> int:
-    from ofa_hf.demo.serve import models_to_serve, serve
+    from ofa_hf.serving.serve import models_to_serve, serve
 
     def tell(address: str) -> None:
         print(f"Page     {address}", flush=True)
@@ -59,7 +59,7 @@ def run_journey(args: argparse.Namespace) -> int:
 
     result = run_demo(args.out, seed=args.seed, with_comparison=args.compare_freeze, tell=tell)
     values, before = result.as_dict(), result.before.scores
-    print(f"{values['caption_accuracy']:.1%} of unseen pictures get kind and colour right.")
+    print(f"{values['caption_accuracy']:.1%} of unseen images get kind and colour right.")
     for name, title in (("cider_d", "CIDEr-D"), ("bleu_4", "BLEU-4"), ("rouge_l", "ROUGE-L")):
         print(f"{title:8} {values[name]:6.1f}   before finetuning {getattr(before, name):6.1f}")
     for label, run in values["compare_freeze"].items():

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--parts", choices=("all", "decoder"), default="all", help="int8: what to quantise")
     parser.add_argument(
-        "--pictures", metavar="FOLDER", help="int8: compare captions on these pictures (default: some drawn ones)"
+        "--images", metavar="FOLDER", help="int8: compare captions on these images (default: some drawn ones)"
     )
     parser.add_argument("--json", action="store_true", help="print the whole account as one JSON object")
     parser.set_defaults(usage_error=parser.error)
@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
         print(step, file=sys.stderr)
 
     if args.format == "onnx":
-        if args.dtype or args.pictures or args.parts != "all":
-            args.usage_error("--dtype, --parts and --pictures go with --format int8; ONNX graphs are float32")
+        if args.dtype or args.images or args.parts != "all":
+            args.usage_error("--dtype, --parts and --images go with --format int8; ONNX graphs are float32")
         from ofa_hf.export.onnx import export_onnx
 
         export = export_onnx(args.model, args.out, progress)
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         from ofa_hf.export.int8 import export_int8
 
         export = export_int8(
-            args.model, args.out, dtype=args.dtype, parts=args.parts, pictures=args.pictures, progress=progress
+            args.model, args.out, dtype=args.dtype, parts=args.parts, images=args.images, progress=progress
         )
     print(json.dumps(export.values, ensure_ascii=False) if args.json else "\n".join(export.lines))
     return 0

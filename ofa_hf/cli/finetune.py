@@ -1,11 +1,11 @@
-"""`ofa-hf finetune`: train a converted model on MUGE or on a shop's own pictures."""
+"""`ofa-hf finetune`: train a converted model on MUGE or on a shop's own images."""
 
 import argparse
 import json
 import sys
 
 
-HELP = "finetune a model on MUGE or on your own pictures and captions"
+HELP = "finetune a model on MUGE or on your own images and captions"
 SHOWN = ("train_loss", "eval_loss", "eval_cider_d", "eval_bleu_4", "eval_rouge_l")  # --json has all
 
 

@@ -11,9 +11,15 @@ import torch
 import transformers
 
 from ofa_hf import OFAImageProcessor, OFAProcessor, __version__  # from here: this registers them for saving
-from ofa_hf.conversion.checkpoints import TaskDefaults
+from ofa_hf.catalogue.published import TaskDefaults
 from ofa_hf.conversion.configuration import ConfigDecisions
-from ofa_hf.conversion.folder import (
+from ofa_hf.conversion.renames import WeightAccount, match_weights, rename_key
+from ofa_hf.conversion.sources import ACCOUNT_FILE, OFFICIAL_KIND, Source, open_source
+from ofa_hf.conversion.torch_file import FileRefused
+from ofa_hf.conversion.verify import Proof, empty_model, prove
+from ofa_hf.conversion.vocabulary import build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
+from ofa_hf.conversion.workspace import publish, workspace_for
+from ofa_hf.conversion.write import (
     WeightsToSave,
     compare_weights,
     copy_hub_files,
@@ -22,12 +28,6 @@ from ofa_hf.conversion.folder import (
     write_json,
     write_weights,
 )
-from ofa_hf.conversion.proof import Proof, empty_model, prove
-from ofa_hf.conversion.renames import WeightAccount, match_weights, rename_key
-from ofa_hf.conversion.sources import ACCOUNT_FILE, OFFICIAL_KIND, Source, open_source
-from ofa_hf.conversion.torch_file import FileRefused
-from ofa_hf.conversion.vocabulary import build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
-from ofa_hf.conversion.workspace import publish, workspace_for
 from ofa_hf.errors import UserError, full_disk_told
 from ofa_hf.publishing.card import write_card
 
@@ -158,7 +158,7 @@ class Conversion:
         largest = 16 * self.config.image_bucket_size
         size = min(self.defaults.image_size, largest) if image_size is None else image_size
         if not 16 <= size <= largest:
-            raise UserError(f"Pictures of {size} pixels do not fit {self.source.name}. Accepted: 16 to {largest}.")
+            raise UserError(f"Images of {size} pixels do not fit {self.source.name}. Accepted: 16 to {largest}.")
         chosen = {**self.defaults.generation, **generation}
         if chosen["num_beams"] == 1:
             chosen.pop("early_stopping", None)

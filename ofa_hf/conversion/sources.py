@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ofa_hf.conversion.checkpoints import (
+from ofa_hf.catalogue.published import (
     CATALOGUE,
     LEGACY,
     PublishedCheckpoint,

@@ -25,7 +25,7 @@ from ofa_hf.errors import UserError
 
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
-NUM_CODES, NUM_BINS = 8192, 1000  # codebook of the image tokenizer; places on a picture's side
+NUM_CODES, NUM_BINS = 8192, 1000  # codebook of the image tokenizer; places on an image's side
 BERT_SYMBOLS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # the official encoding keeps them whole in text
 MAX_TEXT_TOKENS = 1024  # positions of the text side
 VOCABULARY_REPOSITORY = "google-bert/bert-base-chinese"

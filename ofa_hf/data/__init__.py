@@ -1,7 +1,7 @@
-"""Pictures with captions as `datasets` rows: MUGE, a shop's own files, any data set; views and batches for training.
+"""Images with captions as `datasets` rows: MUGE, a shop's own files, any data set; views and batches for training.
 
-A row is one picture: `{"image_id": str, "image": {"bytes", "path"}, "captions": [str, …]}`. Bytes are kept as
-distributed and decoded in one place, `load_picture`, when a batch is made.
+A row is one image: `{"image_id": str, "image": {"bytes", "path"}, "captions": [str, …]}`. Bytes are kept as
+distributed and decoded in one place, `load_image`, when a batch is made.
 
 Names are loaded when they are first used: a process that only prepares data does without torch and its memory.
 """
@@ -12,48 +12,48 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ofa_hf.data.collator import OFACaptionCollator, OFAGroupedCollator
+    from ofa_hf.data.grouping import CaptionPairs, GroupedCaptions, GroupedCaptionSampler, ImagesById, caption_counts
+    from ofa_hf.data.images import open_image
     from ofa_hf.data.muge import load_muge, load_muge_splits
-    from ofa_hf.data.own import FolderPictures, load_folder, load_rows, stream_rows
-    from ofa_hf.data.pairs import CaptionPairs, GroupedCaptions, GroupedCaptionSampler, PicturesById, caption_counts
-    from ofa_hf.data.pictures import open_picture
     from ofa_hf.data.problems import DataReport, Problem, report_of
+    from ofa_hf.data.tables import FolderImages, load_folder, load_rows, stream_rows
 
 _HOMES = {
-    "CaptionPairs": "pairs",
+    "CaptionPairs": "grouping",
     "DataReport": "problems",
-    "FolderPictures": "own",
-    "GroupedCaptionSampler": "pairs",
-    "GroupedCaptions": "pairs",
+    "FolderImages": "tables",
+    "GroupedCaptionSampler": "grouping",
+    "GroupedCaptions": "grouping",
     "OFACaptionCollator": "collator",
     "OFAGroupedCollator": "collator",
-    "PicturesById": "pairs",
+    "ImagesById": "grouping",
     "Problem": "problems",
-    "caption_counts": "pairs",
-    "load_folder": "own",
+    "caption_counts": "grouping",
+    "load_folder": "tables",
     "load_muge": "muge",
     "load_muge_splits": "muge",
-    "load_rows": "own",
-    "open_picture": "pictures",
+    "load_rows": "tables",
+    "open_image": "images",
     "report_of": "problems",
-    "stream_rows": "own",
+    "stream_rows": "tables",
 }
 
 __all__ = [
     "CaptionPairs",
     "DataReport",
-    "FolderPictures",
+    "FolderImages",
     "GroupedCaptionSampler",
     "GroupedCaptions",
     "OFACaptionCollator",
     "OFAGroupedCollator",
-    "PicturesById",
+    "ImagesById",
     "Problem",
     "caption_counts",
     "load_folder",
     "load_muge",
     "load_muge_splits",
     "load_rows",
-    "open_picture",
+    "open_image",
     "report_of",
     "stream_rows",
 ]

@@ -22,9 +22,9 @@ from filelock import FileLock
 
 from ofa_hf.data.caption_index import CaptionIndex
 from ofa_hf.data.problems import (
-    CAPTION_WITHOUT_PICTURE,
+    CAPTION_WITHOUT_IMAGE,
     DUPLICATE_ID,
-    PICTURE_WITHOUT_CAPTIONS,
+    IMAGE_WITHOUT_CAPTIONS,
     REPORT_FILE,
     DataReport,
     Problem,
@@ -39,7 +39,7 @@ from ofa_hf.errors import UserError, full_disk_told
 logger = logging.getLogger(__name__)
 
 FULL_DISK_ADVICE = (
-    "The build needs about as much room as the pictures. Free some, or choose another place with cache_dir or the "
+    "The build needs about as much room as the images. Free some, or choose another place with cache_dir or the "
     "variable HF_HOME; nothing half-built was kept."
 )
 FORMAT_VERSION = 1  # part of every fingerprint: count up when the same files give other rows
@@ -47,14 +47,14 @@ FORMAT_VERSION = 1  # part of every fingerprint: count up when the same files gi
 
 @dataclass(frozen=True)
 class Recipe:
-    """A source of pictures with captions."""
+    """A source of images with captions."""
 
     name: str
     identity: dict[str, Any]  # everything the rows depend on
-    read_captions: Callable[[CaptionIndex], Iterable[Problem]] | None  # None: pictures alone
+    read_captions: Callable[[CaptionIndex], Iterable[Problem]] | None  # None: images alone
     make_shards: Callable[[CaptionIndex | None], Sequence[Shard]]
     total: int | None = None  # units of the progress bar
-    unit: str = " pictures"
+    unit: str = " images"
     find_leftovers: Callable[[CaptionIndex], Iterable[Problem]] | None = None  # problems seen only when all was read
 
 
@@ -127,10 +127,10 @@ def write_rows_and_report(recipe: Recipe, options: Options, num_proc: int, work:
             log.add_all(unfound_captions(index))
             log.add_all(recipe.find_leftovers(index) if recipe.find_leftovers else ())
             index.close()
-    pictures, captions = count_rows([result.arrow for result, _ in results])
-    if not pictures:
+    images, captions = count_rows([result.arrow for result, _ in results])
+    if not images:
         raise no_usable_row(recipe, log, work / REPORT_FILE)
-    write_report(work, DataReport(pictures, captions, log.counts))
+    write_report(work, DataReport(images, captions, log.counts))
     for scratch in (*work.glob("*.ids"), *work.glob("*.problems"), *work.glob(INDEX_FILE)):
         scratch.unlink()
 
@@ -155,7 +155,7 @@ def stored_problems(path: Path) -> Iterator[Problem]:
 
 
 def mark_duplicates(results: list[tuple[ShardResult, int]], index: CaptionIndex | None, log: ProblemLog) -> None:
-    """Keep the first usable picture of every id, and note in the index which ids had a picture at all."""
+    """Keep the first usable image of every id, and note in the index which ids had an image at all."""
     kept = CaptionIndex()
     for result, lines_before in results:
         repeated = []
@@ -174,25 +174,25 @@ def mark_duplicates(results: list[tuple[ShardResult, int]], index: CaptionIndex 
 
 def unfound_captions(index: CaptionIndex) -> Iterator[Problem]:
     for image_id, file, line in index.not_found():
-        yield Problem(CAPTION_WITHOUT_PICTURE, file, line, image_id)
+        yield Problem(CAPTION_WITHOUT_IMAGE, file, line, image_id)
 
 
 def count_rows(files: Iterable[Path]) -> tuple[int, int]:
-    """Pictures and captions in Arrow files."""
-    pictures = captions = 0
+    """Images and captions in Arrow files."""
+    images = captions = 0
     for path in files:
         with pa.memory_map(str(path)) as source:
             for batch in pa.ipc.open_stream(source):
-                pictures += batch.num_rows
+                images += batch.num_rows
                 captions += len(batch.column("captions").flatten())
-    return pictures, captions
+    return images, captions
 
 
 def no_usable_row(recipe: Recipe, log: ProblemLog, report: Path) -> UserError:
-    if log.counts.keys() == {CAPTION_WITHOUT_PICTURE, PICTURE_WITHOUT_CAPTIONS}:
-        hint = "The captions do not belong to the pictures: they share no id. Give files of the same split."
+    if log.counts.keys() == {CAPTION_WITHOUT_IMAGE, IMAGE_WITHOUT_CAPTIONS}:
+        hint = "The captions do not belong to the images: they share no id. Give files of the same split."
     else:
-        hint = "Check that these are the right files, and captions and pictures not exchanged."
+        hint = "Check that these are the right files, and captions and images not exchanged."
     counts = ", ".join(f"{count:,} × {kind}" for kind, count in sorted(log.counts.items())) or "no rows at all"
     first = [f" First: {problem}" for problem, _ in zip(stored_problems(report), range(1))]
-    return UserError(f"{recipe.name}: no usable picture with captions, but {counts}. {hint}{''.join(first)}")
+    return UserError(f"{recipe.name}: no usable image with captions, but {counts}. {hint}{''.join(first)}")

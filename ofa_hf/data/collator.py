@@ -1,4 +1,4 @@
-"""Rows → batches with exactly the arguments of `forward`. The only place in training where pictures are decoded."""
+"""Rows → batches with exactly the arguments of `forward`. The only place in training where images are decoded."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,9 +8,9 @@ import torch
 from torch import LongTensor
 from transformers.image_processing_utils import BatchFeature
 
-from ofa_hf.data.pictures import open_picture
+from ofa_hf.data.images import open_image
 from ofa_hf.errors import UserError
-from ofa_hf.image_processing_ofa import PictureError
+from ofa_hf.image_processing_ofa import ImageError
 from ofa_hf.processing_ofa import OFAProcessor
 
 
@@ -25,7 +25,7 @@ MAX_WORKERS = 256  # slots for counting, one a data loader worker
 class OFACaptionCollator:
     """Rows `{"image", "caption"}` → `pixel_values`, `input_ids`, `attention_mask`, `labels (batch, tokens)`.
 
-    An image is a PIL picture, a path, bytes or the stored form `{"bytes", "path"}`. Captions longer than allowed are
+    An image is a PIL image, a path, bytes or the stored form `{"bytes", "path"}`. Captions longer than allowed are
     cut, keeping `</s>`, and counted in `num_cut`, across data loader workers.
     """
 
@@ -39,7 +39,7 @@ class OFACaptionCollator:
         self._cut.share_memory_()  # workers count in slots of their own
 
     def __call__(self, rows: list[dict[str, Any]]) -> BatchFeature:
-        batch = self.encode_pictures(rows)
+        batch = self.encode_images(rows)
         batch["labels"] = self.encode_captions([row["caption"] for row in rows])
         return batch
 
@@ -48,13 +48,13 @@ class OFACaptionCollator:
         """How many captions have been cut so far."""
         return int(self._cut.sum())
 
-    def encode_pictures(self, rows: list[dict[str, Any]]) -> BatchFeature:
-        pictures = [open_row_picture(row) for row in rows if "encoded" not in row]
+    def encode_images(self, rows: list[dict[str, Any]]) -> BatchFeature:
+        images = [open_row_image(row) for row in rows if "encoded" not in row]
         if "row_number" not in rows[0]:
-            return self.processor(images=pictures, return_tensors="pt")
+            return self.processor(images=images, return_tensors="pt")
         batch = self.processor(text=[self.processor.prompt] * len(rows), return_tensors="pt")
-        if pictures:
-            batch["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        if images:
+            batch["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         encoded = [row["encoded"] for row in rows if "encoded" in row]
         if encoded:
             batch[ENCODED] = torch.stack(encoded)
@@ -78,21 +78,21 @@ class OFACaptionCollator:
 
 @dataclass
 class OFAGroupedCollator(OFACaptionCollator):
-    """Rows `{"image", "captions"}` → tensors of B pictures, and `labels (B · k, tokens)` in the order of the pictures.
+    """Rows `{"image", "captions"}` → tensors of B images, and `labels (B · k, tokens)` in the order of the images.
 
-    Labels `i · k … (i + 1) · k − 1` belong to picture `i`; k is the largest group of the batch unless
-    `captions_per_picture` fixes it. Shorter groups are filled up with rows of nothing but −100, which the loss leaves
+    Labels `i · k … (i + 1) · k − 1` belong to image `i`; k is the largest group of the batch unless
+    `captions_per_image` fixes it. Shorter groups are filled up with rows of nothing but −100, which the loss leaves
     out.
     """
 
-    captions_per_picture: int = 0
+    captions_per_image: int = 0
 
     def __call__(self, rows: list[dict[str, Any]]) -> BatchFeature:
-        batch = self.encode_pictures(rows)
+        batch = self.encode_images(rows)
         groups = [row["captions"] for row in rows]
-        size = self.captions_per_picture or max(1, *map(len, groups), 1)
+        size = self.captions_per_image or max(1, *map(len, groups), 1)
         if max(map(len, groups)) > size:
-            raise ValueError(f"A row has {max(map(len, groups))} captions but captions_per_picture is {size}.")
+            raise ValueError(f"A row has {max(map(len, groups))} captions but captions_per_image is {size}.")
         captions = [caption for group in groups for caption in group]
         encoded = self.encode_captions(captions) if captions else torch.full((0, 1), IGNORED)
         slots = [row * size + slot for row, group in enumerate(groups) for slot in range(len(group))]
@@ -102,16 +102,16 @@ class OFAGroupedCollator(OFACaptionCollator):
         return batch
 
 
-def open_row_picture(row: dict[str, Any]) -> PIL.Image.Image:
-    """Decode a row's picture.
+def open_row_image(row: dict[str, Any]) -> PIL.Image.Image:
+    """Decode a row's image.
 
     Raises:
         UserError: it cannot be decoded; names the row's id.
     """
     try:
-        return open_picture(row["image"])
-    except PictureError as error:
+        return open_image(row["image"])
+    except ImageError as error:
         name = row.get("image_id", "a row without id")
         raise UserError(
-            f"The picture of {name} is broken: {error} Load the data with check_pictures on to leave it out."
+            f"The image of {name} is broken: {error} Load the data with check_images on to leave it out."
         ) from error

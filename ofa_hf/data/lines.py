@@ -1,4 +1,4 @@
-"""Text files line by line, in bounded memory: a line longer than any picture is skipped, not read."""
+"""Text files line by line, in bounded memory: a line longer than any image is skipped, not read."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 from ofa_hf.data.problems import MALFORMED_LINE, Problem
 
 
-MAX_LINE_BYTES = 64 * 2**20  # no picture of a caption set is larger; a file without line breaks is no such file
+MAX_LINE_BYTES = 64 * 2**20  # no image of a caption set is larger; a file without line breaks is no such file
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -53,7 +53,7 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | Pr
             yield number, Problem(MALFORMED_LINE, str(path), number, detail="expected a JSON object in UTF-8")
 
 
-def picture_id(value: Any) -> str:
+def parse_image_id(value: Any) -> str:
     """An id as text: numbers are accepted, everything else gives the empty text."""
     is_id = isinstance(value, (str, int)) and not isinstance(value, bool)
     return " ".join(whole_characters(str(value)).split()) if is_id else ""

@@ -1,4 +1,4 @@
-"""MUGE (ECommerce-IC) as it is distributed: pictures as base64 in a TSV, captions as JSONL, both one picture a line.
+"""MUGE (ECommerce-IC) as it is distributed: images as base64 in a TSV, captions as JSONL, both one image a line.
 
 Source: DESIGN 4.6; the files are `IC_train.tsv` (`image_id <TAB> base64`) and `IC_train.jsonl`
 (`{"image_id": "…", "text": ["…", …]}`), the same for `valid`; the `test` split has ids without captions.
@@ -16,16 +16,16 @@ from datasets import Dataset, DatasetDict
 
 from ofa_hf.data.build import Recipe, build, file_identity
 from ofa_hf.data.caption_index import CaptionIndex
-from ofa_hf.data.lines import caption_list, picture_id, read_json_lines, read_lines
+from ofa_hf.data.lines import caption_list, parse_image_id, read_json_lines, read_lines
 from ofa_hf.data.problems import (
-    BROKEN_PICTURE,
+    BROKEN_IMAGE,
     DUPLICATE_ID,
     EMPTY_CAPTION,
     MALFORMED_LINE,
     MISSING_ID,
     Problem,
 )
-from ofa_hf.data.shards import Options, Picture
+from ofa_hf.data.shards import ImageRecord, Options
 from ofa_hf.errors import UserError
 
 
@@ -40,30 +40,30 @@ def load_muge(
     *,
     num_proc: int = 1,
     strict: bool = False,
-    check_pictures: bool = True,
+    check_images: bool = True,
     require_captions: bool = True,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
-    """Load MUGE files as rows `{"image_id", "image", "captions"}`, one a picture, in the order of the pictures.
+    """Load MUGE files as rows `{"image_id", "image", "captions"}`, one per image, in the order of the images.
 
     Read once, line by line, then mapped into memory from the cache: memory stays flat whatever the size of the files.
     Lines with a problem are left out, counted and written down, see `report_of`.
 
     Args:
-        captions: JSONL file; several are merged (the article trains on train and valid merged); None: pictures alone.
+        captions: JSONL file; several are merged (the article trains on train and valid merged); None: images alone.
         images: TSV file or files.
-        num_proc: processes that read the pictures; 0 reads them in this one.
+        num_proc: processes that read the images; 0 reads them in this one.
         strict: raise the first problem instead.
-        check_pictures: decode every picture once, so that a broken one is found now and not in the middle of training.
-        require_captions: leave out pictures without captions, as the test split's are.
+        check_images: decode every image once, so that a broken one is found now and not in the middle of training.
+        require_captions: leave out images without captions, as the test split's are.
         cache_dir: where the Arrow files go; default the cache of `datasets`.
 
     Raises:
-        UserError: a file is missing or empty, captions and pictures do not belong together, the disk is full.
+        UserError: a file is missing or empty, captions and images do not belong together, the disk is full.
     """
     caption_files, image_files = as_paths(captions), as_paths(images)
     if not image_files:
-        raise UserError("No picture file was given. MUGE's pictures are files like IC_train.tsv.")
+        raise UserError("No image file was given. MUGE's images are files like IC_train.tsv.")
     identity = {"captions": [file_identity(path) for path in caption_files]}
     identity["images"] = [file_identity(path) for path in image_files]
     recipe = Recipe(
@@ -74,7 +74,7 @@ def load_muge(
         total=sum(size for _, size, _ in identity["images"]),
         unit="B",
     )
-    options = Options(strict, check_pictures, require_captions and bool(caption_files))
+    options = Options(strict, check_images, require_captions and bool(caption_files))
     return build(recipe, options, num_proc, cache_dir)
 
 
@@ -113,7 +113,7 @@ def index_captions(files: Iterable[Path], index: CaptionIndex) -> Iterator[Probl
 
 
 def index_row(index: CaptionIndex, file: str, line: int, row: dict) -> Iterator[Problem]:
-    image_id = picture_id(row.get("image_id"))
+    image_id = parse_image_id(row.get("image_id"))
     captions = caption_list(row.get("text", []))  # the test split has ids alone
     if not image_id:
         yield Problem(MISSING_ID, file, line)
@@ -150,26 +150,26 @@ class TsvRange:
     end: int
     lines: int = 0
 
-    def read(self, index: CaptionIndex | None, advance: Callable[[int], None]) -> Iterator[Picture | Problem]:
+    def read(self, index: CaptionIndex | None, advance: Callable[[int], None]) -> Iterator[ImageRecord | Problem]:
         for line, size in read_lines(self.file, self.start, self.end):
             self.lines += 1
             if line is None or line.strip():
-                yield parse_picture(line, self.file, self.lines)
+                yield parse_image(line, self.file, self.lines)
             advance(size)
 
 
-def parse_picture(line: bytes | None, file: str, number: int) -> Picture | Problem:
+def parse_image(line: bytes | None, file: str, number: int) -> ImageRecord | Problem:
     """Read `image_id <TAB> base64`; the bytes stay as they were encoded."""
     key, tab, payload = (line or b"").partition(b"\t")
-    image_id = picture_id(key.decode("utf-8", errors="replace"))
+    image_id = parse_image_id(key.decode("utf-8", errors="replace"))
     if not tab:
-        return Problem(MALFORMED_LINE, file, number, detail="expected image_id, a tab and the picture as base64")
+        return Problem(MALFORMED_LINE, file, number, detail="expected image_id, a tab and the image as base64")
     if not image_id:
         return Problem(MISSING_ID, file, number)
     try:
-        return Picture(image_id, number, {"bytes": decode_base64(payload), "path": None})
+        return ImageRecord(image_id, number, {"bytes": decode_base64(payload), "path": None})
     except (binascii.Error, ValueError) as error:
-        return Problem(BROKEN_PICTURE, file, number, image_id, f"no base64: {error}")
+        return Problem(BROKEN_IMAGE, file, number, image_id, f"no base64: {error}")
 
 
 def decode_base64(text: bytes) -> bytes:

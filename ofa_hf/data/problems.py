@@ -12,10 +12,10 @@ from ofa_hf.errors import UserError
 MALFORMED_LINE = "malformed line"
 MISSING_ID = "missing id"
 DUPLICATE_ID = "duplicate id"
-BROKEN_PICTURE = "broken picture"
+BROKEN_IMAGE = "broken image"
 EMPTY_CAPTION = "empty caption"
-CAPTION_WITHOUT_PICTURE = "caption without picture"
-PICTURE_WITHOUT_CAPTIONS = "picture without captions"
+CAPTION_WITHOUT_IMAGE = "caption without image"
+IMAGE_WITHOUT_CAPTIONS = "image without captions"
 
 REPORT_FILE, SUMMARY_FILE = "problems.jsonl", "summary.json"
 
@@ -63,16 +63,16 @@ class ProblemLog:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of a data set: usable pictures and captions, and how often each problem occurred."""
+    """What became of a data set: usable images and captions, and how often each problem occurred."""
 
-    pictures: int
+    images: int
     captions: int
     problems: Mapping[str, int] = field(default_factory=dict)
     report_file: str = ""  # one JSON line a problem
 
     def summary(self) -> str:
         """One line for a person."""
-        text = f"{self.pictures:,} pictures with {self.captions:,} captions"
+        text = f"{self.images:,} images with {self.captions:,} captions"
         if not self.problems:
             return f"{text}, no problems."
         found = ", ".join(f"{count:,} × {kind}" for kind, count in sorted(self.problems.items()))
@@ -81,7 +81,7 @@ class DataReport:
     def __add__(self, other: "DataReport") -> "DataReport":
         files = " and ".join(filter(None, (self.report_file, other.report_file)))
         problems = Counter(self.problems) + Counter(other.problems)
-        return DataReport(self.pictures + other.pictures, self.captions + other.captions, dict(problems), files)
+        return DataReport(self.images + other.images, self.captions + other.captions, dict(problems), files)
 
 
 def report_of(dataset) -> DataReport:
@@ -105,5 +105,5 @@ def read_report(folder: Path) -> DataReport:
 
 
 def write_report(folder: Path, report: DataReport) -> None:
-    summary = {"pictures": report.pictures, "captions": report.captions, "problems": dict(report.problems)}
+    summary = {"images": report.images, "captions": report.captions, "problems": dict(report.problems)}
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

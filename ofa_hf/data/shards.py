@@ -22,12 +22,12 @@ from datasets import Features, Image, Value
 from datasets.utils import tqdm
 
 from ofa_hf.data.caption_index import CaptionIndex
-from ofa_hf.data.pictures import why_broken
-from ofa_hf.data.problems import BROKEN_PICTURE, PICTURE_WITHOUT_CAPTIONS, Problem
+from ofa_hf.data.images import why_broken
+from ofa_hf.data.problems import BROKEN_IMAGE, IMAGE_WITHOUT_CAPTIONS, Problem
 from ofa_hf.errors import UserError
 
 
-BATCH_BYTES = 16 * 2**20  # of pictures held in memory before they are written
+BATCH_BYTES = 16 * 2**20  # of images held in memory before they are written
 BATCH_ROWS = 1000
 FEATURES = Features({"image_id": Value("string"), "image": Image(decode=False), "captions": [Value("string")]})
 INDEX_FILE = "captions.sqlite"
@@ -38,13 +38,13 @@ class Options:
     """What a user may choose for any source."""
 
     strict: bool = False  # stop at the first problem instead of leaving it out
-    check_pictures: bool = True  # decode every picture once, so that training meets no broken one
-    require_captions: bool = True  # leave out pictures without captions
+    check_images: bool = True  # decode every image once, so that training meets no broken one
+    require_captions: bool = True  # leave out images without captions
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that a shard found. `image` is `{"bytes", "path"}`, one of them None."""
+class ImageRecord:
+    """An image that a shard found. `image` is `{"bytes", "path"}`, one of them None."""
 
     image_id: str
     line: int
@@ -57,8 +57,8 @@ class Shard(Protocol):
     file: str  # named in problems
     lines: int  # after reading: what to add to the line numbers of this file's later shards
 
-    def read(self, index: CaptionIndex | None, advance: Callable[[int], None]) -> Iterator[Picture | Problem]:
-        """Yield pictures and problems, calling `advance` with the units done."""
+    def read(self, index: CaptionIndex | None, advance: Callable[[int], None]) -> Iterator[ImageRecord | Problem]:
+        """Yield images and problems, calling `advance` with the units done."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_shard(
         for found in shard.read(index, advance):
             row = found if isinstance(found, Problem) else make_row(found, shard.file, index, options)
             is_row = isinstance(row, dict)
-            if isinstance(found, Picture) or found.kind == BROKEN_PICTURE:
+            if isinstance(found, ImageRecord) or found.kind == BROKEN_IMAGE:
                 seen.write(f"{found.line}\t{rows.num_rows if is_row else -1}\t{found.image_id}\n")
             if is_row:
                 rows.write(row)
@@ -102,15 +102,15 @@ def read_shard(
     return ShardResult(shard.file, shard.lines, arrow, ids, problems, counts)
 
 
-def make_row(picture: Picture, file: str, index: CaptionIndex | None, options: Options) -> dict | Problem:
-    """Give a picture its captions, or say why it is left out."""
-    captions = index.captions(picture.image_id) if index else []
+def make_row(image: ImageRecord, file: str, index: CaptionIndex | None, options: Options) -> dict | Problem:
+    """Give an image its captions, or say why it is left out."""
+    captions = index.captions(image.image_id) if index else []
     if options.require_captions and not captions:
-        return Problem(PICTURE_WITHOUT_CAPTIONS, file, picture.line, picture.image_id)
-    fault = why_broken(picture.image) if options.check_pictures else ""
+        return Problem(IMAGE_WITHOUT_CAPTIONS, file, image.line, image.image_id)
+    fault = why_broken(image.image) if options.check_images else ""
     if fault:
-        return Problem(BROKEN_PICTURE, file, picture.line, picture.image_id, fault)
-    return {"image_id": picture.image_id, "image": picture.image, "captions": captions}
+        return Problem(BROKEN_IMAGE, file, image.line, image.image_id, fault)
+    return {"image_id": image.image_id, "image": image.image, "captions": captions}
 
 
 class ArrowFile:
@@ -165,7 +165,7 @@ def read_shards(
     """Read all shards, several at a time, and yield their results in order.
 
     Even one shard is read by a process of its own where that is cheap: it is the one that loads torch to decode
-    pictures, and its memory goes when it is done. `num_proc=0` reads here.
+    images, and its memory goes when it is done. `num_proc=0` reads here.
     """
     jobs = [(shard, options, work, number, len(shards)) for number, shard in enumerate(shards)]
     can_fork = "fork" in multiprocessing.get_all_start_methods()

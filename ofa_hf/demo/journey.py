@@ -15,13 +15,13 @@ from ofa_hf import OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor
 from ofa_hf.conversion.convert import convert
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.data import load_muge
-from ofa_hf.demo.official_file import write_official_checkpoint
 from ofa_hf.demo.pretraining import Pretraining, pretrain
 from ofa_hf.demo.report import write_demo_report
-from ofa_hf.demo.shop import Product, ShopFiles, caption_accuracy, read_products, write_shop
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import EvaluationResult
-from ofa_hf.evaluation.generate import evaluate_model
+from ofa_hf.prediction.generate import evaluate_model
+from ofa_hf.samples.official_file import write_official_checkpoint
+from ofa_hf.samples.shop import Product, ShopFiles, caption_accuracy, read_products, write_shop
 from ofa_hf.training import FinetuneResult, finetune, parse_arguments
 from ofa_hf.training.callbacks import CURVE_FILE
 from ofa_hf.training.curve import draw_curves
@@ -37,11 +37,11 @@ class DemoSize:
 
     num_train: int = 2500
     num_valid: int = 160
-    picture_pixels: int = 128
+    image_pixels: int = 128
     model_pixels: int = 64
     pretraining: Pretraining = field(default_factory=Pretraining)
     finetune_epochs: int = 1
-    captions_per_picture: int = 10
+    captions_per_image: int = 10
     batch_captions: int = 50
     learning_rate: float = 1.5e-3
 
@@ -62,7 +62,7 @@ class DemoResult:
 
     model: Path
     report: Path
-    caption_accuracy: float  # share of unseen pictures whose kind and colour are named rightly, 0 to 1
+    caption_accuracy: float  # share of unseen images whose kind and colour are named rightly, 0 to 1
     before: EvaluationResult = field(repr=False)
     after: EvaluationResult = field(repr=False)
     seconds: float
@@ -130,7 +130,7 @@ def run_demo(
     steps = Steps(tell)
     with steps.step("drawing the shop"):
         files = write_shop(
-            out / "shop", num_train=size.num_train, num_valid=size.num_valid, seed=seed, size=size.picture_pixels
+            out / "shop", num_train=size.num_train, num_valid=size.num_valid, seed=seed, size=size.image_pixels
         )
         products = read_products(files.label_file)
     with steps.step("pretraining a small model and writing it as an official checkpoint"):
@@ -140,7 +140,7 @@ def run_demo(
         account = convert(checkpoint, out / "converted", files.vocab_file, image_size=size.model_pixels)
         for line in account.lines():
             tell(f"  {line}")
-    with steps.step("captioning unseen pictures before finetuning"):
+    with steps.step("captioning unseen images before finetuning"):
         before = evaluate_folder(out / "converted", files)
     with steps.step("finetuning with a locked encoder"):
         result = finetune_on_shop(out / "converted", out / "model", files, size, seed)
@@ -207,7 +207,7 @@ def write_arguments(start: Path, folder: Path, files: ShopFiles, size: DemoSize,
         "test_caption_file": str(files.valid_caption_file),
         "test_image_file": str(files.valid_image_file),
         "output_dir": str(folder),
-        "captions_per_picture": size.captions_per_picture,
+        "captions_per_image": size.captions_per_image,
         "max_seq_length": 24,
         "num_train_epochs": size.finetune_epochs,
         "per_device_train_batch_size": size.batch_captions,
@@ -217,7 +217,7 @@ def write_arguments(start: Path, folder: Path, files: ShopFiles, size: DemoSize,
         "warmup_ratio": 0.1,
         "eval_strategy": "steps",
         "eval_steps": 100,
-        "eval_pictures": 40,
+        "eval_images": 40,
         "save_strategy": "no",
         "logging_steps": 10,
         "generation_num_beams": 1,
@@ -282,15 +282,15 @@ def check_without_package(out: Path, after: EvaluationResult, files: ShopFiles, 
     Raises:
         UserError: the captions are others.
     """
-    pictures, expected = [], []
+    images, expected = [], []
     for row in load_valid(files).select(range(count)):
         path = out / "samples" / f"{row['image_id']}.jpg"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(row["image"]["bytes"])
-        pictures.append(str(path))
+        images.append(str(path))
         expected.append(after.predictions[row["image_id"]])
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(out / "modules")}
-    command = [sys.executable, "-c", STRANGER, str(out / "model"), *pictures]
+    command = [sys.executable, "-c", STRANGER, str(out / "model"), *images]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     shutil.rmtree(out / "modules", ignore_errors=True)
     if finished.returncode:

@@ -1,7 +1,7 @@
 """A small model that has already seen the shop: what the demo has in place of a published checkpoint.
 
 LiT-tuning locks the encoder, so it needs one worth locking. The trunk learns to tell kinds, colours and patterns
-apart, as OFA's own trunk came from ImageNet; at the same time the whole model learns one plain sentence a picture.
+apart, as OFA's own trunk came from ImageNet; at the same time the whole model learns one plain sentence an image.
 """
 
 import math
@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAProcessor
-from ofa_hf.data.pictures import open_picture
-from ofa_hf.demo.shop import COLOURS, KINDS, PATTERNS, Product
+from ofa_hf.data.images import open_image
 from ofa_hf.modeling_ofa_resnet import OUTPUT_CHANNELS
+from ofa_hf.samples.shop import COLOURS, KINDS, PATTERNS, Product
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Pretraining:
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_share: float = 0.2
-    largest_shift: int = 4  # pixels that a picture is moved by, at random, in both directions
+    largest_shift: int = 4  # pixels that an image is moved by, at random, in both directions
     max_gradient: float = 2.0
 
 
@@ -79,13 +79,13 @@ def pretrain(
     """Train a small model from random weights.
 
     Args:
-        rows: pictures `{"image_id", "image"}`.
-        products: image id → what the picture shows.
+        rows: images `{"image_id", "image"}`.
+        products: image id → what the image shows.
     """
     torch.manual_seed(seed)
     shown = [products[image_id] for image_id in rows["image_id"]]
     labels = Labels(shown)
-    pixel_values = torch.cat([processor(images=[open_picture(row["image"])])["pixel_values"] for row in rows])
+    pixel_values = torch.cat([processor(images=[open_image(row["image"])])["pixel_values"] for row in rows])
     prompt = processor(text=[processor.prompt])["input_ids"]
     targets = processor.encode_labels([plain_caption(product) for product in shown])
     model, head = OFAForConditionalGeneration(small_config(len(processor.tokenizer))).train(), labels.head()
@@ -122,7 +122,7 @@ def pretrain(
 
 
 def start_blocks_as_identity(trunk: nn.Module) -> None:
-    """Begin every residual branch at zero, which lets a trunk learn from few pictures."""
+    """Begin every residual branch at zero, which lets a trunk learn from few images."""
     for name, module in trunk.named_modules():
         if name.endswith("bn3"):
             nn.init.zeros_(module.weight)

@@ -1,4 +1,4 @@
-"""The demo's page: unseen pictures with their captions before and after finetuning, the scores, the loss curve."""
+"""The demo's page: unseen images with their captions before and after finetuning, the scores, the loss curve."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.demo.shop import Product, is_right
 from ofa_hf.evaluation import EvaluationResult
-from ofa_hf.evaluation.page import html_page, picture_tag
+from ofa_hf.pages.frame import html_page, image_tag
+from ofa_hf.samples.shop import Product, is_right
 
 
 MORE_STYLE = """
@@ -27,7 +27,7 @@ the way any model goes here: official checkpoint → convert → finetune with a
 <h2>Unseen products, before and after</h2>
 <div class="cards">{cards}</div>"""
 
-CARD = """<article class="{verdict}">{picture}<div class="text">
+CARD = """<article class="{verdict}">{image}<div class="text">
 <span class="label">before</span><p class="before" lang="zh">{before}</p>
 <span class="label">after</span><p class="caption" lang="zh">{after}</p>
 <span class="verdict">{mark} <span lang="zh">{product}</span></span></div></article>
@@ -39,7 +39,7 @@ def write_demo_report(
     before: EvaluationResult,
     after: EvaluationResult,
     products: Mapping[str, Product],
-    pictures: Mapping[str, Any],
+    images: Mapping[str, Any],
     *,
     curves: Sequence[Path],
     accuracy: float,
@@ -47,8 +47,8 @@ def write_demo_report(
     """Write one HTML page that needs nothing beside it.
 
     Args:
-        before, after: captions and scores of the same pictures.
-        products, pictures: image id → what it shows, and the picture.
+        before, after: captions and scores of the same images.
+        products, images: image id → what it shows, and the image.
         curves: PNGs of losses and scores.
         accuracy: share of captions that name kind and colour rightly, 0 to 1.
     """
@@ -56,7 +56,7 @@ def write_demo_report(
         count=len(after.predictions),
         scores=tiles(before, after, accuracy),
         curves="".join(map(curve_tag, curves)),
-        cards="".join(card(name, before, after, products[name], pictures) for name in after.predictions),
+        cards="".join(card(name, before, after, products[name], images) for name in after.predictions),
     )
     path.write_text(html_page("OFA on the embedded shop", body, MORE_STYLE), encoding="utf-8")
 
@@ -74,13 +74,13 @@ def tiles(before: EvaluationResult, after: EvaluationResult, accuracy: float) ->
 
 
 def card(
-    name: str, before: EvaluationResult, after: EvaluationResult, product: Product, pictures: Mapping[str, Any]
+    name: str, before: EvaluationResult, after: EvaluationResult, product: Product, images: Mapping[str, Any]
 ) -> str:
     right = is_right(after.predictions[name], product)
     return CARD.format(
         verdict="right" if right else "wrong",
         mark="✓" if right else "✗",
-        picture=picture_tag(pictures, name),
+        image=image_tag(images, name),
         before=escape(before.predictions[name]) or "(empty)",
         after=escape(after.predictions[name]) or "(empty)",
         product=escape(f"{product.colour} {product.pattern} {product.kind}"),

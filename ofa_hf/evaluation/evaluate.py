@@ -41,9 +41,9 @@ class EvaluationResult:
         path.write_text(json.dumps(self.as_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
     def table(self) -> str:
-        """The three published scores and the number of pictures, aligned for a terminal."""
+        """The three published scores and the number of images, aligned for a terminal."""
         rows = [(title, f"{getattr(self.scores, name):.2f}") for name, title in ROW_TITLES.items()]
-        rows.append(("pictures", str(self.scores.num_images)))
+        rows.append(("images", str(self.scores.num_images)))
         return "\n".join(f"{title:<10}{value:>8}" for title, value in rows)
 
 
@@ -55,12 +55,12 @@ def evaluate_predictions(
     """Score captions that exist already.
 
     Args:
-        predictions: picture id → caption, or a JSONL file of `{"image_id", "text"}`.
-        references: picture id → captions, or a JSONL file of `{"image_id", "text": […]}`.
+        predictions: image id → caption, or a JSONL file of `{"image_id", "text"}`.
+        references: image id → captions, or a JSONL file of `{"image_id", "text": […]}`.
         run: what made the predictions, for the record.
 
     Raises:
-        UserError: a file that cannot be read, or the two are not about the same pictures.
+        UserError: a file that cannot be read, or the two are not about the same images.
     """
     run = dict(run or {})
     if isinstance(predictions, (str, Path)):

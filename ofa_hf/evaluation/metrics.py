@@ -2,7 +2,7 @@
 
 Sources: Papineni et al. 2002 (BLEU), Lin 2004 (ROUGE-L), Vedantam et al. 2015 (CIDEr-D), with the constants of the
 COCO caption evaluation: closest reference length, β = 1.2, σ = 6 and 1- to 4-grams, document frequencies from the
-references of the very pictures that are scored. Two definitions of our own, where the originals fail: a caption
+references of the very images that are scored. Two definitions of our own, where the originals fail: a caption
 without any token scores 0, and an empty reference matches nothing.
 """
 
@@ -27,7 +27,7 @@ BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9  # the reference scorer's guards against 0 /
 class CaptionScores:
     """Scores of a set of captions, in the published percentages (0.2623 is 26.23; CIDEr-D its scorer's value × 100).
 
-    `cider_d_each` and `rouge_l_each` hold one picture each, under its id.
+    `cider_d_each` and `rouge_l_each` hold one image each, under its id.
     """
 
     bleu_1: float
@@ -46,7 +46,7 @@ class CaptionScores:
         return {name: getattr(self, name) for name in names}
 
     def best_and_worst(self, count: int) -> tuple[list[str], list[str]]:
-        """Ids of the pictures with the highest and with the lowest CIDEr-D, the extreme ones first, none in both."""
+        """Ids of the images with the highest and with the lowest CIDEr-D, the extreme ones first, none in both."""
         ranked = sorted(self.cider_d_each, key=lambda image_id: (-self.cider_d_each[image_id], image_id))
         num_best = min(count, (len(ranked) + 1) // 2)
         num_worst = min(count, len(ranked) - num_best)
@@ -54,17 +54,17 @@ class CaptionScores:
 
 
 def score_captions(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> CaptionScores:
-    """Score one caption a picture against that picture's references.
+    """Score one caption per image against that image's references.
 
     Args:
-        predictions: picture id → caption.
-        references: picture id → its captions, at least one.
+        predictions: image id → caption.
+        references: image id → its captions, at least one.
 
     Returns:
-        Scores in percent. CIDEr-D weighs words by how few pictures use them, so of a single picture it is always 0.
+        Scores in percent. CIDEr-D weighs words by how few images use them, so of a single image it is always 0.
 
     Raises:
-        UserError: nothing to score, ids without their counterpart, a picture without references.
+        UserError: nothing to score, ids without their counterpart, an image without references.
     """
     check_ids(predictions, references)
     ids = list(references)
@@ -85,17 +85,17 @@ def score_captions(predictions: Mapping[str, str], references: Mapping[str, Sequ
 def check_ids(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
     if not predictions or not references:
         what = "predictions" if not predictions else "reference captions"
-        raise UserError(f"Nothing to score: there are no {what}. At least one picture with both is needed.")
+        raise UserError(f"Nothing to score: there are no {what}. At least one image with both is needed.")
     without_references = [image_id for image_id, captions in references.items() if not captions]
     if without_references:
-        raise UserError(f"No reference captions for {some_of(without_references)}. Each picture needs at least one.")
+        raise UserError(f"No reference captions for {some_of(without_references)}. Each image needs at least one.")
     missing = [image_id for image_id in references if image_id not in predictions]
     unknown = [image_id for image_id in predictions if image_id not in references]
     if missing or unknown:
         seen = [f"no prediction for {some_of(missing)}"] if missing else []
         seen += [f"no reference captions for {some_of(unknown)}"] if unknown else []
         raise UserError(
-            f"Predictions and references are not about the same pictures: {'; '.join(seen)}. Every picture needs "
+            f"Predictions and references are not about the same images: {'; '.join(seen)}. Every image needs "
             "both, because scores of a part are not comparable. Check that the two files are of the same split."
         )
 
@@ -184,7 +184,7 @@ def compare_with_references(
 
 
 def inverse_document_frequency(reference_keys: np.ndarray, num_ngrams: int, num_images: int) -> np.ndarray:
-    """log(pictures / pictures whose references have the n-gram) by n-gram; one never seen counts as seen once."""
+    """log(images / images whose references have the n-gram) by n-gram; one never seen counts as seen once."""
     ordered = np.sort(reference_keys)
     once_an_image = ordered[np.diff(ordered, prepend=-1) > 0]
     frequencies = np.bincount(once_an_image % num_ngrams, minlength=num_ngrams)

@@ -1,4 +1,4 @@
-"""Captions in files: JSONL with `image_id` and `text`, one picture a line; every complaint names the line."""
+"""Captions in files: JSONL with `image_id` and `text`, one image a line; every complaint names the line."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ REFERENCE_FORM = '{"image_id": "…", "text": ["…", "…"]}'
 
 
 def read_predictions(path: str | Path) -> dict[str, str]:
-    """Read one caption a picture; `text` is a string or a list of one. An empty caption is a prediction too.
+    """Read one caption per image; `text` is a string or a list of one. An empty caption is a prediction too.
 
     Raises:
         UserError: the file is missing or empty, a line is malformed, an id comes twice.
@@ -22,17 +22,17 @@ def read_predictions(path: str | Path) -> dict[str, str]:
     for number, image_id, texts in read_caption_lines(path, PREDICTION_FORM):
         if len(texts) != 1:
             raise UserError(
-                f"{path}, line {number}: {image_id} has {len(texts)} captions. A prediction is one caption a picture, "
+                f"{path}, line {number}: {image_id} has {len(texts)} captions. A prediction is one caption per image, "
                 f"{PREDICTION_FORM}. Keep the one that shall be scored."
             )
         if image_id in predictions:
-            raise UserError(f"{path}, line {number}: {image_id} is predicted a second time. Keep one line a picture.")
+            raise UserError(f"{path}, line {number}: {image_id} is predicted a second time. Keep one line per image.")
         predictions[image_id] = texts[0]
     return predictions
 
 
 def read_references(path: str | Path) -> dict[str, list[str]]:
-    """Read the captions of every picture; `text` is a list of strings (or one string); blank ones are left out.
+    """Read the captions of every image; `text` is a list of strings (or one string); blank ones are left out.
 
     Raises:
         UserError: the file is missing or empty, a line is malformed, an id comes twice or has no caption.
@@ -46,13 +46,13 @@ def read_references(path: str | Path) -> dict[str, list[str]]:
                 f"{REFERENCE_FORM}; the test split of MUGE has none, use --submission for it."
             )
         if image_id in references:
-            raise UserError(f"{path}, line {number}: {image_id} comes a second time. Keep one line a picture.")
+            raise UserError(f"{path}, line {number}: {image_id} comes a second time. Keep one line per image.")
         references[image_id] = captions
     return references
 
 
 def read_caption_lines(path: str | Path, form: str) -> Iterator[tuple[int, str, list[str]]]:
-    """Yield line number, picture id and captions of each line that is not blank."""
+    """Yield line number, image id and captions of each line that is not blank."""
     seen = False
     for number, line in numbered_lines(path):
         try:
@@ -67,7 +67,7 @@ def read_caption_lines(path: str | Path, form: str) -> Iterator[tuple[int, str, 
         seen = True
         yield number, whole_characters(str(image_id)), [whole_characters(each) for each in texts]
     if not seen:
-        raise UserError(f"{path} is empty. Expected JSONL, one picture a line: {form}")
+        raise UserError(f"{path} is empty. Expected JSONL, one image a line: {form}")
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
@@ -89,7 +89,7 @@ def malformed_line(path: str | Path, number: int, line: str, form: str) -> UserE
 
 
 def write_submission(predictions: Mapping[str, str], path: str | Path) -> None:
-    """Write the file MUGE asks for: `{"image_id": …, "text": "…"}`, one picture a line."""
+    """Write the file MUGE asks for: `{"image_id": …, "text": "…"}`, one image a line."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as lines:

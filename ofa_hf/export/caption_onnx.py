@@ -1,4 +1,4 @@
-"""Caption pictures with the ONNX files that lie beside this script.
+"""Caption images with the ONNX files that lie beside this script.
 
     pip install numpy onnxruntime pillow tokenizers
     python caption.py photo.jpg more.jpg [--num-beams 1] [--json]
@@ -126,7 +126,7 @@ class Model:
         return cls(caller(encoder), caller(decoder), layers, heads, head_dim)
 
     def encode(self, pixel_values: np.ndarray, input_ids: list[int]) -> "Steps":
-        """One picture `(3, height, width)` and its prompt, ready for the decoder."""
+        """One image `(3, height, width)` and its prompt, ready for the decoder."""
         ids = np.array([input_ids], dtype=np.int64)
         inputs = {"pixel_values": pixel_values[None], "input_ids": ids, "attention_mask": np.ones_like(ids)}
         return Steps(self, self.encoder(inputs))
@@ -139,17 +139,17 @@ def caller(session):
 
 
 class Steps:
-    """Decoding of one picture: the picture's states, which stay, and the cache, which grows by a token a step."""
+    """Decoding of one image: the image's states, which stay, and the cache, which grows by a token a step."""
 
-    def __init__(self, model: Model, picture: dict[str, np.ndarray]):
-        self.model, self.picture, self.cache = model, picture, None
+    def __init__(self, model: Model, image: dict[str, np.ndarray]):
+        self.model, self.image, self.cache = model, image, None
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
         """Last tokens `(rows,)` → scores `(rows, vocabulary)` of the next; as many rows in every call."""
         if self.cache is None:
             empty = np.zeros((len(tokens), *self.model.empty), dtype=np.float32)
             self.cache = {f"self_{name}": empty for name in self.model.states}
-        outputs = self.model.decoder({"decoder_input_ids": tokens[:, None], **self.picture, **self.cache})
+        outputs = self.model.decoder({"decoder_input_ids": tokens[:, None], **self.image, **self.cache})
         self.cache = {f"self_{name}": outputs[f"next_{name}"] for name in self.model.states}
         return outputs["scores"]
 
@@ -210,21 +210,21 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
     return some[np.argsort(-values[some], kind="stable")]
 
 
-# -------------------------------------------------------------------------------------- pictures and text
+# -------------------------------------------------------------------------------------- images and text
 
 
-def read_picture(source, settings: dict) -> np.ndarray:
-    """A picture file as `(3, height, width)` float32, prepared as preprocessor_config.json says."""
-    with Image.open(source) as picture:
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        picture = picture.convert("RGB")
+def read_image(source, settings: dict) -> np.ndarray:
+    """An image file as `(3, height, width)` float32, prepared as preprocessor_config.json says."""
+    with Image.open(source) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
     if settings["do_resize"]:
-        picture = picture.resize((settings["size"]["width"], settings["size"]["height"]), settings["resample"])
+        image = image.resize((settings["size"]["width"], settings["size"]["height"]), settings["resample"])
     values = (np.arange(256) * (settings["rescale_factor"] if settings["do_rescale"] else 1)).astype(np.float32)
-    pixels = values[np.asarray(picture).transpose(2, 0, 1)]
+    pixels = values[np.asarray(image).transpose(2, 0, 1)]
     if settings["do_normalize"]:
         mean, std = (np.array(settings[name], dtype=np.float32)[:, None, None] for name in ("image_mean", "image_std"))
         pixels = (pixels - mean) / std
@@ -258,7 +258,7 @@ def join_pieces(pieces: list[str]) -> str:
 
 
 class Captioner:
-    """Picture file → caption.
+    """Image file → caption.
 
     Args:
         folder: with the graphs and the settings.
@@ -269,7 +269,7 @@ class Captioner:
         from tokenizers import Tokenizer
 
         folder = Path(folder)
-        processor, self.picture_settings, generation = (
+        processor, self.image_settings, generation = (
             json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
             for name in ("processor_config", "preprocessor_config", "generation_config")
         )
@@ -281,9 +281,9 @@ class Captioner:
         self.prompt = processor["prompt"]
 
     def __call__(self, source, prompt: str | None = None) -> dict:
-        """`{"caption", "score", "tokens"}` of one picture file."""
+        """`{"caption", "score", "tokens"}` of one image file."""
         input_ids = self.tokenizer.encode(self.prompt if prompt is None else prompt).ids
-        steps = self.model.encode(read_picture(source, self.picture_settings), input_ids)
+        steps = self.model.encode(read_image(source, self.image_settings), input_ids)
         search = greedy if self.settings.num_beams == 1 else beam_search
         tokens, score = search(steps, self.settings)
         caption = join_pieces([self.tokenizer.id_to_token(token) for token in tokens])
@@ -291,18 +291,18 @@ class Captioner:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Caption pictures with onnxruntime.")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE")
+    parser = argparse.ArgumentParser(description="Caption images with onnxruntime.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--prompt", help="default: the model's own")
     parser.add_argument("--num-beams", type=int, metavar="N", help="1 = greedy; default: the model's own")
     parser.add_argument("--max-length", type=int, metavar="TOKENS", help="default: the model's own")
-    parser.add_argument("--json", action="store_true", help="one JSON object a picture, with score and tokens")
+    parser.add_argument("--json", action="store_true", help="one JSON object per image, with score and tokens")
     args = parser.parse_args()
     overrides = {"num_beams": args.num_beams, "max_length": args.max_length}
     captioner = Captioner(Path(__file__).parent, **{name: value for name, value in overrides.items() if value})
-    for picture in args.pictures:
-        result = captioner(picture, args.prompt)
-        line = json.dumps({"file": picture, **result}, ensure_ascii=False) if args.json else result["caption"]
+    for image in args.images:
+        result = captioner(image, args.prompt)
+        line = json.dumps({"file": image, **result}, ensure_ascii=False) if args.json else result["caption"]
         print(line, flush=True)  # noqa: T201
 
 

@@ -1,11 +1,11 @@
 """The network as two ONNX graphs, and what each takes and gives.
 
-`encoder.onnx` runs once a picture; it also projects the keys and values of the decoder's cross-attention.
+`encoder.onnx` runs once per image; it also projects the keys and values of the decoder's cross-attention.
 `decoder.onnx` runs once a step: tokens and cache in, scores of the next token and longer cache out. At the first step
 the cache has length 0. Rows of the decoder are a multiple of the encoder's batch, so beams share what belongs to their
-picture.
+image.
 
-Everything is float32; batch, rows, text length, cache length and picture size are dynamic.
+Everything is float32; batch, rows, text length, cache length and image size are dynamic.
 """
 
 import logging
@@ -22,7 +22,7 @@ from ofa_hf.modeling_ofa import OFAForConditionalGeneration, masked
 
 
 OPSET = 18
-SMALLEST_SIDE = 17  # pixels; a picture of one cell is another graph
+SMALLEST_SIDE = 17  # pixels; an image of one cell is another graph
 TRACED_SIDE = 32  # any other gives the same graph
 ENCODER_FILE, DECODER_FILE = "encoder.onnx", "decoder.onnx"
 ENCODER_INPUTS = ("pixel_values", "input_ids", "attention_mask")
@@ -40,7 +40,7 @@ def split_heads(states: Tensor, num_heads: int) -> Tensor:
 
 
 class EncoderGraph(nn.Module):
-    """Pictures and prompts → all that the decoder needs of them."""
+    """Images and prompts → all that the decoder needs of them."""
 
     def __init__(self, model: OFAForConditionalGeneration):
         super().__init__()
@@ -48,7 +48,7 @@ class EncoderGraph(nn.Module):
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """`(B, 3, height, width)`, `(B, T)`, `(B, T)` with 0 = padding → mask `(B, S)`, position keys `(1, H, S, D)`,
-        and for each decoder layer keys and values `(B, H, S, D)`; S = picture cells + T."""
+        and for each decoder layer keys and values `(B, H, S, D)`; S = image cells + T."""
         encoder, decoder = self.encoder, self.decoder
         features = encoder.embed_images(pixel_values)
         cells = encoder.image_proj(features.flatten(2).transpose(1, 2)) + encoder.type_embedding.weight[1]

@@ -1,7 +1,7 @@
 """A Hub-ready folder with int8 weights: torchao quantises, the Auto classes load it, and the effect is measured.
 
 Quantised are the products inside the layers, a scale for each row, and their inputs a scale for each token. Left alone
-are the word embedding, which is the output projection too, the picture trunk (convolutions), and the projections of
+are the word embedding, which is the output projection too, the image trunk (convolutions), and the projections of
 positions, which run once a shape and not once a token.
 """
 
@@ -18,9 +18,7 @@ import transformers
 from PIL import Image
 
 from ofa_hf import OFAForConditionalGeneration, OFAImageToTextPipeline, __version__
-from ofa_hf.captioning.folder import find_pictures, load_captioner
 from ofa_hf.conversion.convert import as_dtype
-from ofa_hf.demo.shop import draw, split_products
 from ofa_hf.errors import UserError
 from ofa_hf.export.folder import (
     Export,
@@ -31,12 +29,14 @@ from ofa_hf.export.folder import (
     source_name,
     write_facts,
 )
-from ofa_hf.image_processing_ofa import load_picture
+from ofa_hf.image_processing_ofa import load_image
+from ofa_hf.prediction.captioning import find_images, load_captioner
 from ofa_hf.publishing.card import write_card
+from ofa_hf.samples.shop import draw, split_products
 
 
 FRESH_PROGRAM = Path(__file__).with_name("int8_child.py")
-NUM_PICTURES = 16
+NUM_IMAGES = 16
 TIMEOUT = 1800  # seconds
 POSITION_PROJECTIONS = (
     *(f"encoder.pos_{what}_linear" for what in "qk"),
@@ -67,7 +67,7 @@ def export_int8(
     *,
     dtype: str | torch.dtype | None = None,
     parts: str = "all",
-    pictures: str | Path | None = None,
+    images: str | Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Export:
     """Write a model with int8 weights, check it in a fresh process, and tell what quantising changed.
@@ -77,7 +77,7 @@ def export_int8(
         out: folder to write; it appears whole or not at all.
         dtype: of all that is not quantised; by default as stored.
         parts: "all" or "decoder".
-        pictures: folder of pictures to compare captions on; by default `NUM_PICTURES` drawn products.
+        images: folder of images to compare captions on; by default `NUM_IMAGES` drawn products.
         progress: called with what happens now.
 
     Raises:
@@ -94,9 +94,9 @@ def export_int8(
     progress("loading the model")
     captioner = load_captioner(model, "cpu", dtype="auto" if dtype is None else as_dtype(dtype))
     refuse_quantised(captioner, model)
-    shown = load_pictures(pictures)
+    shown = load_images(images)
     with new_folder(out) as (folder, scratch):
-        progress(f"captioning {len(shown)} pictures before")
+        progress(f"captioning {len(shown)} images before")
         before = answers_of(captioner, shown)
         progress("quantising")
         quantised = quantise(captioner, model, parts)
@@ -107,7 +107,7 @@ def export_int8(
         check_in_fresh_process(folder, scratch, shown, after)
         effect = compare(before, after) | {"megabytes": weights_size(folder) / 1e6}
         values = {"format": "int8", "model": source_name(model), "parts": parts, "dtype": str(captioner.model.dtype)}
-        values |= {"pictures": "drawn" if pictures is None else "given", "effect": effect, "versions": versions()}
+        values |= {"images": "drawn" if images is None else "given", "effect": effect, "versions": versions()}
         write_facts(folder, values)
         write_card(folder)
     return Export(Path(out), values, describe(model, out, values))
@@ -121,20 +121,20 @@ def quantise(captioner: OFAImageToTextPipeline, model: str, parts: str) -> OFAIm
     return OFAImageToTextPipeline(model=network.eval(), processor=captioner.processor, device="cpu")
 
 
-def load_pictures(folder: str | Path | None) -> list[Image.Image]:
-    """The first pictures of a folder, or drawn ones."""
+def load_images(folder: str | Path | None) -> list[Image.Image]:
+    """The first images of a folder, or drawn ones."""
     if folder is not None:
-        return [load_picture(Path(file)) for file in find_pictures([folder])[:NUM_PICTURES]]
+        return [load_image(Path(file)) for file in find_images([folder])[:NUM_IMAGES]]
     _, products = split_products(0)
-    return [draw(product, seed) for seed, product in enumerate(products[:NUM_PICTURES])]
+    return [draw(product, seed) for seed, product in enumerate(products[:NUM_IMAGES])]
 
 
 @torch.no_grad()
-def answers_of(captioner: OFAImageToTextPipeline, pictures: list[Image.Image]) -> list[dict[str, Any]]:
-    """For each picture the greedy tokens and the scores of the first token `(vocabulary,)`."""
+def answers_of(captioner: OFAImageToTextPipeline, images: list[Image.Image]) -> list[dict[str, Any]]:
+    """For each image the greedy tokens and the scores of the first token `(vocabulary,)`."""
     answers = []
-    for picture in pictures:
-        inputs = captioner.processor(images=picture, return_tensors="pt")
+    for image in images:
+        inputs = captioner.processor(images=image, return_tensors="pt")
         inputs["pixel_values"] = inputs["pixel_values"].to(captioner.model.dtype)
         tokens = captioner.model.generate(**inputs, num_beams=1)
         scores = captioner.model(**inputs, decoder_input_ids=tokens[:, :1]).logits[0, 0]
@@ -147,7 +147,7 @@ def compare(before: list[dict], after: list[dict]) -> dict[str, Any]:
     differences = [(a["scores"] - b["scores"]).abs() for a, b in zip(before, after, strict=True)]
     same = sum(a["tokens"] == b["tokens"] for a, b in zip(before, after, strict=True))
     return {
-        "pictures": len(before),
+        "images": len(before),
         "same_captions": same,
         "same_first_tokens": sum(int(a["scores"].argmax() == b["scores"].argmax()) for a, b in zip(before, after)),
         "mean_score_difference": float(torch.stack(differences).mean()),
@@ -155,14 +155,14 @@ def compare(before: list[dict], after: list[dict]) -> dict[str, Any]:
     }
 
 
-def check_in_fresh_process(folder: Path, scratch: Path, pictures: list[Image.Image], expected: list[dict]) -> None:
+def check_in_fresh_process(folder: Path, scratch: Path, images: list[Image.Image], expected: list[dict]) -> None:
     """Let a process that cannot import this package caption from the folder.
 
     Raises:
         UserError: it cannot load the folder, or says something else.
     """
-    for number, picture in enumerate(pictures):
-        picture.save(scratch / f"{number:04d}.png")
+    for number, image in enumerate(images):
+        image.save(scratch / f"{number:04d}.png")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
     program = FRESH_PROGRAM.read_text(encoding="utf-8")
     command = [sys.executable, "-c", program, str(folder), str(scratch), str(torch.get_num_threads())]
@@ -193,7 +193,7 @@ def describe(model: str, out: str | Path, values: dict) -> list[str]:
     return [
         f"{model} → {out}: int8 weights in {values['parts']} layers, the rest {values['dtype']}, "
         f"{effect['megabytes']:,.0f} MB",
-        f"effect on {effect['pictures']} {values['pictures']} pictures: {effect['same_captions']} greedy captions and "
+        f"effect on {effect['images']} {values['images']} images: {effect['same_captions']} greedy captions and "
         f"{effect['same_first_tokens']} first tokens are the same; scores of the first token differ by "
         f"{effect['mean_score_difference']:.2g} on average, {effect['max_score_difference']:.2g} at most",
         "a fresh process without this package loaded it through AutoModelForImageTextToText and said the same",

@@ -1,4 +1,4 @@
-"""Runs in a fresh process that cannot import `ofa_hf`: caption pictures from a folder with int8 weights.
+"""Runs in a fresh process that cannot import `ofa_hf`: caption images from a folder with int8 weights.
 
 `python -c <this text> FOLDER SCRATCH THREADS`: greedy tokens of `SCRATCH/*.png` go to `SCRATCH/tokens.json`. It shares
 no code with the package on purpose.
@@ -26,8 +26,8 @@ def main(folder: str, scratch: Path, threads: int) -> None:
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     tokens = []
-    for picture in sorted(scratch.glob("*.png")):
-        inputs = processor(images=Image.open(picture), return_tensors="pt")
+    for image in sorted(scratch.glob("*.png")):
+        inputs = processor(images=Image.open(image), return_tensors="pt")
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         tokens.append(model.generate(**inputs, num_beams=1)[0].tolist())
     (scratch / "tokens.json").write_text(json.dumps(tokens), encoding="utf-8")

@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 
 from ofa_hf import OFAImageToTextPipeline, __version__
-from ofa_hf.captioning.folder import load_captioner
-from ofa_hf.conversion.proof import proof_picture
+from ofa_hf.conversion.verify import proof_image
 from ofa_hf.errors import UserError
-from ofa_hf.export.caption_onnx import Captioner, Settings, Steps, read_picture
+from ofa_hf.export.caption_onnx import Captioner, Settings, Steps, read_image
 from ofa_hf.export.folder import (
     Export,
     need_libraries,
@@ -27,6 +26,7 @@ from ofa_hf.export.folder import (
     write_facts,
 )
 from ofa_hf.export.graphs import OPSET, write_graphs
+from ofa_hf.prediction.captioning import load_captioner
 
 
 SCRIPT = Path(__file__).with_name("caption_onnx.py")
@@ -95,25 +95,25 @@ def settings_of(captioner: OFAImageToTextPipeline) -> Settings:
 
 @torch.no_grad()
 def prove(captioner: OFAImageToTextPipeline, folder: Path, scratch: Path) -> dict[str, Any]:
-    """Caption a picture with the folder's own script in a process of its own, and compare with the model.
+    """Caption an image with the folder's own script in a process of its own, and compare with the model.
 
     Raises:
         UserError: tokens are not the same, or scores differ by more than `TOLERANCE`.
     """
-    picture = scratch / "picture.png"
-    Image.fromarray(proof_picture().numpy()).save(picture)
-    inputs = captioner.processor(images=Image.open(picture), return_tensors="pt")
+    image = scratch / "image.png"
+    Image.fromarray(proof_image().numpy()).save(image)
+    inputs = captioner.processor(images=Image.open(image), return_tensors="pt")
     settings = settings_of(captioner)
     beams = settings.num_beams if settings.num_beams > 1 else 5
     for num_beams in (1, beams):  # transformers 4 takes a max_length of 20 in the settings for 20 new tokens
         expected = captioner.model.generate(**inputs, num_beams=num_beams, max_length=settings.max_length)[0].tolist()
-        found = run_script(folder, picture, num_beams)["tokens"]
+        found = run_script(folder, image, num_beams)["tokens"]
         if found != expected:
             raise UserError(
                 f"onnxruntime says {found}, torch {expected}, both with {num_beams} beams. Nothing was kept. "
                 f"Report it with the versions {versions()}."
             )
-    difference = largest_difference(captioner, inputs, expected, folder, picture)
+    difference = largest_difference(captioner, inputs, expected, folder, image)
     if not difference <= TOLERANCE:  # also true of NaN
         raise UserError(
             f"The scores of onnxruntime differ from torch's by {difference:.3g}; accepted is {TOLERANCE:g}. "
@@ -122,9 +122,9 @@ def prove(captioner: OFAImageToTextPipeline, folder: Path, scratch: Path) -> dic
     return {"max_difference": difference, "beams": beams, "tokens": expected}
 
 
-def run_script(folder: Path, picture: Path, num_beams: int) -> dict[str, Any]:
-    """What the folder's script says of a picture."""
-    command = [sys.executable, "caption.py", str(picture), "--json", "--num-beams", str(num_beams)]
+def run_script(folder: Path, image: Path, num_beams: int) -> dict[str, Any]:
+    """What the folder's script says of an image."""
+    command = [sys.executable, "caption.py", str(image), "--json", "--num-beams", str(num_beams)]
     result = subprocess.run(
         command,
         cwd=folder,
@@ -140,13 +140,11 @@ def run_script(folder: Path, picture: Path, num_beams: int) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
-def largest_difference(captioner, inputs: Mapping, tokens: list[int], folder: Path, picture: Path) -> float:
+def largest_difference(captioner, inputs: Mapping, tokens: list[int], folder: Path, image: Path) -> float:
     """Between the scores of both engines, over all steps of one text."""
     expected = captioner.model(**inputs, decoder_input_ids=torch.tensor([tokens[:-1]])).logits[0].numpy()
     written = Captioner(folder)
-    steps: Steps = written.model.encode(
-        read_picture(picture, written.picture_settings), inputs["input_ids"][0].tolist()
-    )
+    steps: Steps = written.model.encode(read_image(image, written.image_settings), inputs["input_ids"][0].tolist())
     found = np.concatenate([steps(np.array([token], dtype=np.int64)) for token in tokens[:-1]])
     return float(np.abs(found - expected).max())
 

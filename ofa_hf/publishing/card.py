@@ -36,7 +36,7 @@ SILENT_GENERATION = {"transformers_version", "_from_model_config", "use_cache"}
 
 INTRODUCTION = """# {title}
 
-OFA ([arXiv 2202.03052](https://arxiv.org/abs/2202.03052)) reads a picture and writes Chinese about it. This is a
+OFA ([arXiv 2202.03052](https://arxiv.org/abs/2202.03052)) reads an image and writes Chinese about it. This is a
 transformers model with code of its own, for transformers 5 and 4.57{size}.
 
 看图说话：输入图片，输出中文描述。
@@ -52,14 +52,14 @@ print(captioner("photo.jpg"{prompt})[0]["generated_text"])
 LIMITS = """## Limits and biases
 
 - It writes Chinese alone, and short texts. {data}
-- A caption may name what the picture does not show: a material, a season, a use, whom a thing is for. Check captions
+- A caption may name what the image does not show: a material, a season, a use, whom a thing is for. Check captions
   before customers read them. Shop texts repeat habits of who wears or uses what, and a model trained on them does too.
-- Pictures unlike those it was trained on give poor captions. It is not made to recognise persons, and must not be
+- Images unlike those it was trained on give poor captions. It is not made to recognise persons, and must not be
   used where a wrong description does harm.
 - Not measured: robustness, fairness, any language but Chinese.
 """
 
-SHOP_DATA = "MUGE's pictures show goods on sale, and its captions praise them: expect the style of shop texts."
+SHOP_DATA = "MUGE's images show goods on sale, and its captions praise them: expect the style of shop texts."
 OTHER_DATA = "Its pretraining data are not known here in full: expect their habits, and those of the data named above."
 
 LICENCE = """## Licence
@@ -205,7 +205,7 @@ def settings_section(facts: FolderFacts) -> str:
     }
     lines = [
         f"- Prompt: `{one_line(facts.processor.get('prompt', ''))}`",
-        f"- Pictures: {facts.image_size} × {facts.image_size} pixels, RGB",
+        f"- Images: {facts.image_size} × {facts.image_size} pixels, RGB",
         f"- Weights: {facts.config.get('dtype') or facts.config.get('torch_dtype')}",
         f"- Generation: `{json.dumps(generation, ensure_ascii=False)}`",
     ]
@@ -308,14 +308,14 @@ def measured_scores(facts: FolderFacts) -> list[tuple[str, str, dict[str, float]
         data = data_arguments(facts)
         arguments = facts.finetuning.get("arguments", {})
         name = data.get("test_caption_file") or f"{data.get('dataset_name')} {arguments.get('eval_split', '')}".strip()
-        limit = arguments.get("eval_pictures")
-        found.append((f"{name}, at most {limit:,} pictures" if limit else name, RESULTS_FILE, values))
+        limit = arguments.get("eval_images")
+        found.append((f"{name}, at most {limit:,} images" if limit else name, RESULTS_FILE, values))
     scores = facts.evaluation.get("scores", {})
     values = {name: scores[name] for name in METRICS if is_number(scores.get(name))}
     if values:
         run = without_paths(facts.evaluation.get("run", {}))
-        pictures = f", {scores['num_images']:,} pictures" if scores.get("num_images") else ""
-        found.append((f"{last_name(str(run.get('captions', 'unnamed data')))}{pictures}", EVALUATION_FILE, values))
+        images = f", {scores['num_images']:,} images" if scores.get("num_images") else ""
+        found.append((f"{last_name(str(run.get('captions', 'unnamed data')))}{images}", EVALUATION_FILE, values))
     return found
 
 

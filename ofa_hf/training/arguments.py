@@ -91,10 +91,10 @@ class FinetuneArguments:
         default=None, metadata={"help": "MUGE captions (IC_train.jsonl); or CSV / JSONL of a shop's own captions."}
     )
     train_image_file: str | None = field(
-        default=None, metadata={"help": "MUGE pictures (IC_train.tsv); or the folder of a shop's own pictures."}
+        default=None, metadata={"help": "MUGE images (IC_train.tsv); or the folder of a shop's own images."}
     )
     test_caption_file: str | None = field(default=None, metadata={"help": "Captions to evaluate on; never trained."})
-    test_image_file: str | None = field(default=None, metadata={"help": "Pictures to evaluate on."})
+    test_image_file: str | None = field(default=None, metadata={"help": "Images to evaluate on."})
     dataset_name: str | None = field(
         default=None, metadata={"help": "A `datasets` data set instead of files: folder, parquet or Hub id."}
     )
@@ -106,19 +106,17 @@ class FinetuneArguments:
             "help": "Read `dataset_name` while training, and store and count nothing beforehand; needs max_steps."
         },
     )
-    image_column: str = field(default="image", metadata={"help": "Column with the picture, or its file name."})
+    image_column: str = field(default="image", metadata={"help": "Column with the image, or its file name."})
     caption_column: str = field(default="caption", metadata={"help": "Column with the caption or a list of them."})
     merge_test: bool = field(
         default=False,
         metadata={"help": "Train on the evaluation files too, as the article did; nothing is left to score."},
     )
-    strict: bool = field(
-        default=False, metadata={"help": "Stop at the first bad line or picture instead of counting."}
-    )
+    strict: bool = field(default=False, metadata={"help": "Stop at the first bad line or image instead of counting."})
     max_seq_length: int = field(default=100, metadata={"help": "Longest caption in tokens; longer ones are cut."})
-    captions_per_picture: int = field(
+    captions_per_image: int = field(
         default=1,
-        metadata={"help": "Captions of one picture that share a pass through the encoder; batches count captions."},
+        metadata={"help": "Captions of one image that share a pass through the encoder; batches count captions."},
     )
     freeze_encoder: bool = field(default=True, metadata={"help": "LiT: lock the encoder, train the decoder."})
     freeze_word_embed: bool = field(
@@ -133,7 +131,7 @@ class FinetuneArguments:
     cache_encoder_outputs: bool = field(
         default=False,
         metadata={
-            "help": "Compute what the locked encoder makes of a picture once, and keep it on disk: its outputs if the "
+            "help": "Compute what the locked encoder makes of an image once, and keep it on disk: its outputs if the "
             "word embedding is locked too, else the ResNet's part. The size is told before training starts."
         },
     )
@@ -166,7 +164,7 @@ class FinetuneArguments:
     adam_epsilon_as_fairseq: bool = field(
         default=False, metadata={"help": "AdamW whose epsilon is divided by √(1 − β₂ᵗ), as in the official code."}
     )
-    eval_pictures: int = field(default=1000, metadata={"help": "Pictures to caption at each evaluation; 0 = all."})
+    eval_images: int = field(default=1000, metadata={"help": "Images to caption at each evaluation; 0 = all."})
     early_stopping_patience: int = field(
         default=0, metadata={"help": "Evaluations without a better score after which training stops; 0 = never."}
     )
@@ -186,12 +184,12 @@ class FinetuneArguments:
         for name, captions, images in pairs:
             if (captions is None) != (images is None):
                 missing = f"{name}_image_file" if images is None else f"{name}_caption_file"
-                raise UserError(f"{missing} is missing: captions and pictures come in pairs. Give both or neither.")
+                raise UserError(f"{missing} is missing: captions and images come in pairs. Give both or neither.")
         if (self.train_caption_file is None) == (self.dataset_name is None):
             raise UserError(
                 "A run trains on files or a data set. Give train_caption_file and train_image_file, or dataset_name."
             )
-        for name, lowest in (("captions_per_picture", 1), ("max_seq_length", 2), ("num_proc", 1), ("lora_rank", 0)):
+        for name, lowest in (("captions_per_image", 1), ("max_seq_length", 2), ("num_proc", 1), ("lora_rank", 0)):
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {lowest}.")
         if self.encoder_dtype not in (None, *ENCODER_DTYPES):
@@ -320,7 +318,7 @@ def _translate(values: dict[str, Any]) -> dict[str, Any]:
         elif name == "adafactor":
             translated.update({"optim": "adafactor"} if value else {})
         elif name == "group_by_length":
-            logger.warning("group_by_length is left out: captions are short, and batches share pictures instead.")
+            logger.warning("group_by_length is left out: captions are short, and batches share images instead.")
         elif name not in ("warmup_ratio", "warmup_steps"):
             translated[RENAMED.get(name, name)] = value
     return translated

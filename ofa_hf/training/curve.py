@@ -1,4 +1,4 @@
-"""A run's losses and scores as one picture, drawn with Pillow so that it needs no plotting library."""
+"""A run's losses and scores as one image, drawn with Pillow so that it needs no plotting library."""
 
 import itertools
 import math
@@ -64,7 +64,7 @@ def round_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 class _Panel:
-    """One pair of axes in a picture, from `top` pixels downwards."""
+    """One pair of axes in an image, from `top` pixels downwards."""
 
     def __init__(self, image: Image.Image, top: int, last_step: float):
         self.canvas, self.font = ImageDraw.Draw(image), ImageFont.load_default(15 * SCALE)

@@ -1,10 +1,10 @@
 """The locked encoder of a run: in a precision of its own, and its work kept on disk for the epochs to come.
 
-What a picture and the prompt become in a locked encoder never changes, so it is computed once. How much of it can be
+What an image and the prompt become in a locked encoder never changes, so it is computed once. How much of it can be
 kept depends on the word embedding, which the encoder shares with the decoder and reads the prompt with:
 
 - embedding locked: the encoder's outputs;
-- embedding trained: the picture's cells before the first layer, that is all of the ResNet. The layers mix cells with
+- embedding trained: the image's cells before the first layer, that is all of the ResNet. The layers mix cells with
   the prompt's words, so from there on everything moves with the embedding.
 """
 
@@ -34,12 +34,12 @@ from ofa_hf.training.row_store import RowStore, bytes_on_disk
 
 FORMAT_VERSION = 1  # part of every identity: count up when the same things give other rows
 ABOUT_FILE = "about.json"
-OUTPUTS, CELLS = "encoder outputs", "picture cells"
+OUTPUTS, CELLS = "encoder outputs", "image cells"
 # What else of the config the encoder's numbers depend on; the rest shows in the weights.
 CONFIG_NAMES = ("encoder_attention_heads", "attn_scale_factor", "token_bucket_size", "image_bucket_size")
 WORD_EMBEDDING = "embed_tokens.weight"
 CELL_PARTS = ("embed_images.", "image_proj.", "patch_layernorm_embedding.", "type_embedding.")
-PICTURE_INPUTS = ("pixel_values", "input_ids", "attention_mask")
+IMAGE_INPUTS = ("pixel_values", "input_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ class CachePlan:
 def plan_caches(
     model, processor, data_sets: Iterable[Dataset], parent: str | Path, dtype: torch.dtype
 ) -> list[CachePlan]:
-    """What of a locked encoder's work on the pictures of data sets can be kept, and how much room it takes.
+    """What of a locked encoder's work on the images of data sets can be kept, and how much room it takes.
 
     Args:
         parent: holds a folder for each cache, named after all that the cache depends on.
 
     Raises:
-        UserError: the encoder is not locked, or pictures have no common size.
+        UserError: the encoder is not locked, or images have no common size.
     """
     kind = what_can_be_kept(model, processor)
     identity = {
@@ -103,7 +103,7 @@ def plan_caches(
     shape, positions = row_shape(model, processor, kind)
     plans = []
     for rows in data_sets:
-        own = {**identity, "pictures": pictures_fingerprint(rows)}
+        own = {**identity, "images": images_fingerprint(rows)}
         digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
         folder = Path(parent) / f"{kind.replace(' ', '-')}-{digest}"
         plans.append(CachePlan(kind, folder, len(rows), shape, dtype, own, positions))
@@ -119,7 +119,7 @@ def what_can_be_kept(model, processor) -> str:
         )
     if not processor.image_processor.do_resize:
         raise UserError(
-            "cache_encoder_outputs needs pictures of one size, but the processor has do_resize off. Set do_resize to "
+            "cache_encoder_outputs needs images of one size, but the processor has do_resize off. Set do_resize to "
             "true in preprocessor_config.json, or leave the cache out."
         )
     return CELLS if trained else OUTPUTS
@@ -127,12 +127,12 @@ def what_can_be_kept(model, processor) -> str:
 
 @torch.no_grad()
 def row_shape(model, processor, kind: str) -> tuple[tuple[int, ...], Tensor | None]:
-    """Shape of what is kept of one picture, and its position embeddings, from the encoder itself."""
+    """Shape of what is kept of one image, and its position embeddings, from the encoder itself."""
     size = processor.image_processor.size
     inputs = processor(images=[PIL.Image.new("RGB", (size["width"], size["height"]))], return_tensors="pt")
     inputs = inputs.to(model.device)
     if kind == CELLS:
-        return tuple(model.get_encoder().embed_pictures(inputs["pixel_values"]).shape[1:]), None
+        return tuple(model.get_encoder().embed_image_cells(inputs["pixel_values"]).shape[1:]), None
     output = model.encode(**inputs)
     return tuple(output.last_hidden_state.shape[1:]), output.position_embeddings
 
@@ -147,8 +147,8 @@ def weights_digest(model, kind: str) -> str:
     return digest.hexdigest()
 
 
-def pictures_fingerprint(rows: Dataset) -> str:
-    """Fingerprint of the pictures and their order; of those that lie in files, their sizes and times of change."""
+def images_fingerprint(rows: Dataset) -> str:
+    """Fingerprint of the images and their order; of those that lie in files, their sizes and times of change."""
     images = rows.select_columns("image")
     digest = hashlib.sha256(images._fingerprint.encode())
     for batch in images.with_format("arrow").iter(batch_size=10_000):
@@ -184,7 +184,7 @@ class LockedEncoder:
     Args:
         dtype: float32, or the reduced precision that the encoder computes in and the cache keeps. The decoder goes on
             in the precision of the run.
-        plans: caches to open, see `plan_caches`; without any, every picture is encoded whenever it comes.
+        plans: caches to open, see `plan_caches`; without any, every image is encoded whenever it comes.
         passes_gradients: the word embedding is trained through the encoder too, so only cells can come from here.
     """
 
@@ -193,13 +193,13 @@ class LockedEncoder:
         self.stores = [plan.open() for plan in self.plans]
 
     def __call__(self, model, batch: Mapping[str, Any], store: RowStore | None = None) -> dict[str, Any]:
-        """A batch of the collator → arguments of `forward`, with `encoder_outputs` in the place of pictures.
+        """A batch of the collator → arguments of `forward`, with `encoder_outputs` in the place of images.
 
         Args:
             store: of the data set that the batch comes from; what is not in it yet is computed and written.
         """
         batch = dict(batch)
-        inputs = {name: batch.pop(name) for name in PICTURE_INPUTS if name in batch}
+        inputs = {name: batch.pop(name) for name in IMAGE_INPUTS if name in batch}
         if store is None:
             return {**batch, "encoder_outputs": self._encode(model, **inputs)}
         rows, is_encoded, encoded = batch.pop(ROW_NUMBERS), batch.pop(IS_ENCODED), batch.pop(ENCODED, None)
@@ -216,8 +216,8 @@ class LockedEncoder:
         if is_outputs(store.shape):
             return {**batch, "encoder_outputs": (states, self.plans[0].positions.to(states.device))}
         if self.passes_gradients:
-            return {**batch, **inputs, "picture_cells": states}
-        return {**batch, "encoder_outputs": self._encode(model, **inputs, picture_cells=states)}
+            return {**batch, **inputs, "image_embeds": states}
+        return {**batch, "encoder_outputs": self._encode(model, **inputs, image_embeds=states)}
 
     def _precision(self, device: torch.device) -> AbstractContextManager:
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
@@ -235,7 +235,7 @@ class LockedEncoder:
             prompts = {name: tensor[: len(pixel_values)] for name, tensor in prompts.items()}
             return self._encode(model, pixel_values=pixel_values, **prompts)[0]
         with self._precision(pixel_values.device), torch.no_grad(), folding(keep=False):
-            return model.get_encoder().embed_pictures(pixel_values)
+            return model.get_encoder().embed_image_cells(pixel_values)
 
     @staticmethod
     def _write(store: RowStore, rows: list[int], states: Tensor) -> None:
@@ -287,7 +287,7 @@ class FlushCache(TrainerCallback):
 def make_locked_encoder(args, trainer_args, model, processor, train_rows, eval_rows) -> LockedEncoder | None:
     """What the arguments ask for; None where they leave the encoder as it is.
 
-    Pictures to evaluate on are kept too if they are evaluated more than once.
+    Images to evaluate on are kept too if they are evaluated more than once.
 
     Raises:
         UserError: see `plan_caches` and `require_room`.

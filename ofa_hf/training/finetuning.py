@@ -34,15 +34,15 @@ from ofa_hf.data import (
     load_rows,
     stream_rows,
 )
-from ofa_hf.data.pairs import StreamedCaptions
+from ofa_hf.data.grouping import StreamedCaptions
 from ofa_hf.errors import UserError
 from ofa_hf.publishing.push import Destination, connect, prepare_repository, publish_folder
 from ofa_hf.training.arguments import CHECKPOINTING, DROP_PATH_RATES, FinetuneArguments
 from ofa_hf.training.callbacks import KeepCurve, PrintLines, ShowProgress, StopOnSignal
-from ofa_hf.training.checkpoints import checkpoint_to_resume, refuse_old_run, saving_to
 from ofa_hf.training.encoder_cache import FlushCache, make_locked_encoder
 from ofa_hf.training.locking import lock
 from ofa_hf.training.result import repository_name, save_result
+from ofa_hf.training.resume import checkpoint_to_resume, refuse_old_run, saving_to
 from ofa_hf.training.summary import describe_run
 from ofa_hf.training.trainer import OFATrainer
 
@@ -129,9 +129,9 @@ def adapt(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> Se
 
 
 def refuse_impossible(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> None:
-    if args.captions_per_picture > trainer_args.per_device_train_batch_size:
+    if args.captions_per_image > trainer_args.per_device_train_batch_size:
         raise UserError(
-            f"captions_per_picture is {args.captions_per_picture} but a batch holds "
+            f"captions_per_image is {args.captions_per_image} but a batch holds "
             f"{trainer_args.per_device_train_batch_size} captions. Raise per_device_train_batch_size or lower it."
         )
     if args.streaming and (not args.dataset_name or trainer_args.max_steps <= 0 or args.cache_encoder_outputs):
@@ -229,7 +229,7 @@ def why_a_worker_ended(patience: float = 1.0) -> str:
 
 
 def load_data(args: FinetuneArguments) -> tuple[datasets.Dataset | datasets.IterableDataset, datasets.Dataset | None]:
-    """Rows to train on, streamed if asked for, and rows to evaluate on, one a picture."""
+    """Rows to train on, streamed if asked for, and rows to evaluate on, one per image."""
     if args.dataset_name:
         train_rows = stream_named_rows(args) if args.streaming else load_named_rows(args, args.dataset_split)
         return train_rows, load_named_rows(args, args.eval_split) if args.eval_split else None
@@ -243,7 +243,7 @@ def load_data(args: FinetuneArguments) -> tuple[datasets.Dataset | datasets.Iter
 
 
 def load_files(args: FinetuneArguments, captions: str, images: str) -> datasets.Dataset:
-    """MUGE files if the pictures are a `.tsv`, else a folder of pictures with a table of captions."""
+    """MUGE files if the images are a `.tsv`, else a folder of images with a table of captions."""
     options = {"num_proc": args.num_proc, "strict": args.strict}
     if Path(images).suffix == MUGE_SUFFIX:
         return load_muge(captions, images, **options)
@@ -355,16 +355,16 @@ def add_lora(model, args: FinetuneArguments):
 def make_trainer(
     args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments, model, processor, train_rows, eval_rows
 ) -> OFATrainer:
-    """A Trainer whose batch sizes count captions, as the argument files do, while its data loader counts pictures."""
+    """A Trainer whose batch sizes count captions, as the argument files do, while its data loader counts images."""
     trainer_args = copy.copy(trainer_args)
-    trainer_args.per_device_train_batch_size //= args.captions_per_picture
+    trainer_args.per_device_train_batch_size //= args.captions_per_image
     trainer_args.warmup_steps = warmup_steps(args, trainer_args, train_rows)
     trainer_args.warmup_ratio = 0.0  # transformers 4 rounds it up
     encoder = make_locked_encoder(args, trainer_args, model, processor, train_rows, eval_rows)
     stores = [*(encoder.stores if encoder else ()), None, None]
     if args.streaming:
-        train_dataset = StreamedCaptions(train_rows, args.captions_per_picture, trainer_args.seed)
-        # Each process takes its batches off the stream: cut up by accelerate, labels would part from their pictures.
+        train_dataset = StreamedCaptions(train_rows, args.captions_per_image, trainer_args.seed)
+        # Each process takes its batches off the stream: cut up by accelerate, labels would part from their images.
         trainer_args.accelerator_config = dataclasses.replace(trainer_args.accelerator_config, dispatch_batches=False)
     else:
         train_dataset = GroupedCaptions(train_rows, stores[0])
@@ -399,7 +399,7 @@ def warmup_steps(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments
         return int(given)
     total = trainer_args.max_steps
     if total <= 0:
-        groups = int((-(-caption_counts(train_rows) // args.captions_per_picture)).sum())
+        groups = int((-(-caption_counts(train_rows) // args.captions_per_image)).sum())
         batches = math.ceil(groups / (trainer_args.train_batch_size * trainer_args.world_size))
         updates = max(1, math.ceil(batches / trainer_args.gradient_accumulation_steps))
         total = math.ceil(updates * trainer_args.num_train_epochs)

@@ -46,14 +46,14 @@ def describe_data(rows: Dataset | IterableDataset) -> str:
     try:
         return report_of(rows).summary()
     except UserError:  # a caller's own rows have no report
-        return f"{len(rows):,} pictures with {int(caption_counts(rows).sum()):,} captions"
+        return f"{len(rows):,} images with {int(caption_counts(rows).sum()):,} captions"
 
 
 def describe_batch(args: FinetuneArguments, trainer_args) -> str:
-    pictures, captions = trainer_args.per_device_train_batch_size, args.captions_per_picture
+    images, captions = trainer_args.per_device_train_batch_size, args.captions_per_image
     steps, processes = trainer_args.gradient_accumulation_steps, trainer_args.world_size
-    factors = f"{pictures} pictures × {captions} captions × {steps} accumulated × {processes} processes"
-    return f"{pictures * captions * steps * processes:,} captions = {factors}"
+    factors = f"{images} images × {captions} captions × {steps} accumulated × {processes} processes"
+    return f"{images * captions * steps * processes:,} captions = {factors}"
 
 
 def describe_cache(encoder) -> dict[str, str]:
@@ -65,7 +65,7 @@ def describe_cache(encoder) -> dict[str, str]:
     kept = " + ".join(f"{plan.num_rows:,}" for plan in plans)
     there = sum(store.num_written for store in encoder.stores)
     return {
-        "cache": f"{plans[0].describe()} × {kept} pictures = {total / 1e9:.2f} GB, of which {there:,} are there "
+        "cache": f"{plans[0].describe()} × {kept} images = {total / 1e9:.2f} GB, of which {there:,} are there "
         f"already; {free / 1e9:.1f} GB free in {parent}"
     }
 

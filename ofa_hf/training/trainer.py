@@ -1,4 +1,4 @@
-"""The Trainer of transformers with OFA's loss, batches that share pictures, and caption scores at evaluation."""
+"""The Trainer of transformers with OFA's loss, batches that share images, and caption scores at evaluation."""
 
 import math
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from ofa_hf.data.pairs import GroupedCaptions, GroupedCaptionSampler, caption_counts
+from ofa_hf.data.grouping import GroupedCaptions, GroupedCaptionSampler, caption_counts
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import score_captions
-from ofa_hf.evaluation.generate import generate_captions, show_progress
 from ofa_hf.modeling_ofa import IGNORED_LABEL
+from ofa_hf.prediction.generate import generate_captions, show_progress
 from ofa_hf.publishing.push import publish_folder
 from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.callbacks import TellEpoch
-from ofa_hf.training.checkpoints import checkpoints_in, saving_to
 from ofa_hf.training.encoder_cache import LockedEncoder
 from ofa_hf.training.result import latest_metrics, repository_name, save_result
+from ofa_hf.training.resume import checkpoints_in, saving_to
 
 
 logger = logging.get_logger(__name__)
@@ -66,7 +66,7 @@ class OFATrainer(Seq2SeqTrainer):
         finetune_args: what the loss leaves out and how evaluation captions.
         processor: of the model; saved with every checkpoint.
         encoder: how the locked encoder runs, if not as a part of the model's `forward`.
-        others: as for `Seq2SeqTrainer`; data sets are `GroupedCaptions`, so one item is a picture with its captions.
+        others: as for `Seq2SeqTrainer`; data sets are `GroupedCaptions`, so one item is an image with its captions.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class OFATrainer(Seq2SeqTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(dataset, GroupedCaptions):  # a caller's own batches
             return super()._get_train_sampler(dataset)
-        sampler = self._sampler(dataset, self.finetune_args.captions_per_picture, shuffle=True)
+        sampler = self._sampler(dataset, self.finetune_args.captions_per_image, shuffle=True)
         self.remove_callback(TellEpoch)  # of an earlier call of train()
         self.add_callback(TellEpoch(sampler))
         return sampler
@@ -103,11 +103,11 @@ class OFATrainer(Seq2SeqTrainer):
     def _get_eval_sampler(self, eval_dataset: GroupedCaptions) -> torch.utils.data.Sampler:
         return self._sampler(eval_dataset, 0, shuffle=False)
 
-    def _sampler(self, dataset: GroupedCaptions, captions_per_picture: int, shuffle: bool) -> GroupedCaptionSampler:
+    def _sampler(self, dataset: GroupedCaptions, captions_per_image: int, shuffle: bool) -> GroupedCaptionSampler:
         batch_size = self.args.train_batch_size if shuffle else self.args.eval_batch_size
         return GroupedCaptionSampler(
             caption_counts(dataset.dataset),
-            captions_per_picture,
+            captions_per_image,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             shuffle=shuffle,
             fill_to=batch_size * self.args.world_size,
@@ -149,7 +149,7 @@ class OFATrainer(Seq2SeqTrainer):
         return super().compute_loss(model, {**inputs, "return_logits": False}, *args, **kwargs)
 
     def _encoded(self, inputs: dict[str, Any], dataset) -> dict[str, Any]:
-        """Inputs of `forward`, with pictures replaced by what the locked encoder makes of them."""
+        """Inputs of `forward`, with images replaced by what the locked encoder makes of them."""
         if self.encoder is None:
             return inputs
         return self.encoder(self.accelerator.unwrap_model(self.model), inputs, getattr(dataset, "encoded", None))
@@ -265,8 +265,8 @@ class OFATrainer(Seq2SeqTrainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
 
     def _caption_scores(self, dataset: GroupedCaptions) -> dict[str, float]:
-        """Caption the first `eval_pictures` pictures, shared out among the processes, and score all together."""
-        number = min(self.finetune_args.eval_pictures or len(dataset), len(dataset))
+        """Caption the first `eval_images` images, shared out among the processes, and score all together."""
+        number = min(self.finetune_args.eval_images or len(dataset), len(dataset))
         rows = (dataset.dataset[index] for index in range(self.args.process_index, number, self.args.world_size))
         generate = {"num_beams": self.args.generation_num_beams, "max_length": self.args.generation_max_length}
         generate = {name: value for name, value in generate.items() if value}

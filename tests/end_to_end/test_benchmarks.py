@@ -27,7 +27,7 @@ def script(monkeypatch):
 
 
 def test_the_gpu_table_has_every_row_also_in_small_without_a_gpu(script, tmp_path):
-    bench = script("bench_gpu", PICTURE=64, TOKENS=3, CAPTIONS=2)
+    bench = script("bench_gpu", IMAGE=64, TOKENS=3, CAPTIONS=2)
     options = ["--device", "cpu", "--size", "nano", "--batch-size", "2", "--repeats", "1", "--compile"]
     bench.main([*options, "--json", str(tmp_path / "gpu.json")])
     found = json.loads((tmp_path / "gpu.json").read_text())
@@ -40,21 +40,21 @@ def test_the_gpu_table_has_every_row_also_in_small_without_a_gpu(script, tmp_pat
 
 
 def test_the_captioning_benchmark_compares_with_the_plain_way(script, tmp_path):
-    bench = script("bench_speed", PICTURE=64)
+    bench = script("bench_speed", IMAGE=64)
     bench.main(["--size", "nano", "--repeats", "1", "--json", str(tmp_path / "speed.json")])
     found = json.loads((tmp_path / "speed.json").read_text())
     assert found["same_tokens"]
     assert [row["name"] for row in found["rows"] if "ratio" in row][:4] == [
-        "captioning, one picture",
+        "captioning, one image",
         "captioning, batch of 8",
-        "captioning, one picture, bfloat16",
+        "captioning, one image, bfloat16",
         "captioning, batch of 8, bfloat16",
     ]
     assert len([row for row in found["rows"] if row.get("share_of_limit", 0) > 0]) == 4
 
 
 def test_the_training_benchmark_compares_every_way_with_the_plain_one(script, tmp_path, monkeypatch):
-    bench = script("bench_training", PICTURE=32, PICTURES=2, CAPTIONS=2, VOCABULARY=100, MEMORY={})
+    bench = script("bench_training", IMAGE=32, IMAGES=2, CAPTIONS=2, VOCABULARY=100, MEMORY={})
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     bench.main(["--size", "nano", "--repeats", "1", "--json", str(tmp_path / "training.json")])
     found = json.loads((tmp_path / "training.json").read_text())
@@ -79,22 +79,22 @@ def test_the_memory_benchmark_measures_in_processes_of_their_own(script, tmp_pat
     assert rows["loading and captioning a batch of 8"]["mebibytes"] > 1
 
 
-def test_the_folder_benchmark_captions_every_picture_both_ways(script, tmp_path):
-    bench = script("bench_folder", PICTURE=32)
+def test_the_folder_benchmark_captions_every_image_both_ways(script, tmp_path):
+    bench = script("bench_folder", IMAGE=32)
     bench.SETTINGS.update(min_length=3, max_length=3)
     (tmp_path / "shop").mkdir()
     for number in range(3):
         Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / "shop" / f"{number}.png")
-    options = ["--photos", str(tmp_path / "shop"), "--pictures", "8", "--turns", "2", "--batch-size", "2"]
+    options = ["--photos", str(tmp_path / "shop"), "--images", "8", "--turns", "2", "--batch-size", "2"]
     bench.main([*options, "--size", "nano", "--json", str(tmp_path / "folder.json")])
     found = json.loads((tmp_path / "folder.json").read_text())
-    assert found["pictures"] == 8
+    assert found["images"] == 8
     assert found["speed_of_model"] > 0
     assert found["speed_of_two_processes"] > 0
 
 
 def test_the_data_benchmark_tells_memory_of_every_step(script, tmp_path):
-    options = ["--pictures", "12", "--side", "32", "--num-proc", "1", "--workers", "1", "--folder", str(tmp_path)]
+    options = ["--images", "12", "--side", "32", "--num-proc", "1", "--workers", "1", "--folder", str(tmp_path)]
     script("bench_data").main([*options, "--json", str(tmp_path / "memory.json")])
     found = json.loads((tmp_path / "memory.json").read_text())
     assert found["pairs"] == 120

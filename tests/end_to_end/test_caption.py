@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor
-from ofa_hf.captioning import folder
-from ofa_hf.captioning.compare import plain
 from ofa_hf.cli import main
 from ofa_hf.conversion.vocabulary import build_tokenizer
+from ofa_hf.pages.comparison import plain
+from ofa_hf.prediction import captioning as folder
 
 
 PIECES = ["[PAD]", "[UNK]", "<", ">", "?", *"图片描述了什么内容一只猫红色的裙子蓝"]
@@ -78,9 +78,9 @@ def caption(capsys):
     return run
 
 
-def test_the_command_captions_a_folder_past_broken_pictures(model, shop):
+def test_the_command_captions_a_folder_past_broken_images(model, shop):
     (shop / "empty.jpg").touch()
-    (shop / "text.jpg").write_text("no picture")
+    (shop / "text.jpg").write_text("no image")
     command = [sys.executable, "-m", "ofa_hf", "caption", "shop", "--model", str(model), "--batch-size", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
@@ -88,12 +88,12 @@ def test_the_command_captions_a_folder_past_broken_pictures(model, shop):
     )
     assert done.returncode == 1
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [f"shop/{index}.jpg" for index in range(5)]
-    for problem in ("shop/empty.jpg is empty", "shop/text.jpg is not a picture", "5 of 7 pictures captioned, 2 not"):
+    for problem in ("shop/empty.jpg is empty", "shop/text.jpg is not an image", "5 of 7 images captioned, 2 not"):
         assert problem in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_one_picture_gives_one_line_and_more_captions_more_lines(model, shop, caption):
+def test_one_image_gives_one_line_and_more_captions_more_lines(model, shop, caption):
     status, out, _ = caption(shop / "0.jpg", "--model", model)
     assert (status, out.count("\n")) == (0, 1)
     _, out, _ = caption(shop / "0.jpg", "--model", model, "--num-captions", 3, "--json")
@@ -125,7 +125,7 @@ def test_what_cannot_work_is_one_clear_line(model, shop, tmp_path, caption):
     (tmp_path / "nothing").mkdir()
     for arguments, problem in (
         ((shop, "--model", tmp_path / "nothing"), "is not OFA"),
-        ((tmp_path / "nothing", "--model", model), "No pictures in"),
+        ((tmp_path / "nothing", "--model", model), "No images in"),
         ((tmp_path / "nowhere.jpg", "--model", model), "no such file or folder"),
     ):
         status, out, err = caption(*arguments)
@@ -150,16 +150,16 @@ def lines_of(text: str) -> list[list[str]]:
 
 
 def test_several_models_make_a_table_of_what_each_says_alone(model, other_model, shop, caption):
-    (shop / "broken.jpg").write_text("no picture")
+    (shop / "broken.jpg").write_text("no image")
     said = {name: dict(lines_of(caption(shop, "--model", name)[1])) for name in (model, other_model)}
     assert said[model] != said[other_model]
     page = shop / "page.html"
     arguments = (shop, "--model", model, "--model", other_model, "--report", page)
-    for _ in range(2):  # again, with small pictures of the first time among the shop's
+    for _ in range(2):  # again, with small images of the first time among the shop's
         status, out, err = caption(*arguments)
         assert (status, out) == (1, f"{page}\n")
         assert err.count("skipped") == 1  # not once a model
-        assert err.count("5 of 6 pictures captioned, 1 not readable") == 2
+        assert err.count("5 of 6 images captioned, 1 not readable") == 2
         text = page.with_suffix(".md").read_text(encoding="utf-8")
         assert text.count("![](page_files/") == 5
         for file in said[model]:
@@ -189,7 +189,7 @@ def test_a_table_is_made_of_captions_that_an_interrupted_run_left(model, other_m
     output.write_bytes(whole[: 2 * len(whole) // 3])  # killed in the middle of the second model
     status, _, err = caption(*arguments)
     assert status == 0
-    assert "0 of 5 pictures captioned, 0 not readable, 5 were captioned before" in err
+    assert "0 of 5 images captioned, 0 not readable, 5 were captioned before" in err
     assert page.read_text(encoding="utf-8") == table
     rows = list(csv.DictReader(output.read_text(encoding="utf-8").splitlines()))
     assert sorted((row["model"], row["file"]) for row in rows) == sorted(

@@ -12,10 +12,10 @@ from ofa_hf.demo.pretraining import Pretraining
 SMALL = DemoSize(
     num_train=12,
     num_valid=4,
-    picture_pixels=48,
+    image_pixels=48,
     model_pixels=32,
     pretraining=Pretraining(epochs=2, batch_size=6),
-    captions_per_picture=5,
+    captions_per_image=5,
     batch_captions=20,
 )
 

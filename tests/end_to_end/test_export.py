@@ -72,7 +72,7 @@ def check_a_batch_with_padded_prompts(out: Path, model, size: tuple[int, int]) -
     input_ids = torch.tensor([[0, 9, 14, 20, 16, 2], [0, 31, 2, 1, 1, 1]])
     inputs = {"pixel_values": torch.randn(2, 3, *size), "input_ids": input_ids}
     inputs["attention_mask"] = (input_ids != 1).long()
-    rows = torch.randint(4, 40, (6, 5))  # three beams a picture
+    rows = torch.randint(4, 40, (6, 5))  # three beams per image
     with torch.no_grad():
         expected = model(**inputs, decoder_input_ids=rows).logits.numpy()
     runner = Model.load(out)
@@ -82,13 +82,13 @@ def check_a_batch_with_padded_prompts(out: Path, model, size: tuple[int, int]) -
 
 
 def check_captions(out: Path, model, folder: Path, size: int, tmp_path: Path) -> None:
-    """Greedy and beam search, on pictures read from files."""
+    """Greedy and beam search, on images read from files."""
     from ofa_hf.export.caption_onnx import Captioner
 
     processor = OFAProcessor.from_pretrained(folder)
     for num_beams in (1, 3):
         captioner = Captioner(out, num_beams=num_beams)
-        captioner.picture_settings["size"] = {"height": size, "width": size}
+        captioner.image_settings["size"] = {"height": size, "width": size}
         for number in range(2):
             path = tmp_path / f"{number}.png"
             pixels = np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -103,15 +103,15 @@ def check_captions(out: Path, model, folder: Path, size: int, tmp_path: Path) ->
 @pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 4 cannot save int8 weights")
 def test_the_command_writes_int8_weights_and_tells_the_effect(folder, tmp_path):
     pytest.importorskip("torchao", reason="torchao (the extra int8) is not installed")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for colour in ("red", "blue"):
-        Image.new("RGB", (20, 30), colour).save(tmp_path / "pictures" / f"{colour}.png")
-    pictures = ("--pictures", tmp_path / "pictures")
-    result = export(folder, tmp_path / "int8", "--format", "int8", "--dtype", "bfloat16", *pictures, "--json")
+        Image.new("RGB", (20, 30), colour).save(tmp_path / "images" / f"{colour}.png")
+    images = ("--images", tmp_path / "images")
+    result = export(folder, tmp_path / "int8", "--format", "int8", "--dtype", "bfloat16", *images, "--json")
     assert result.returncode == 0, result.stderr
     values = json.loads(result.stdout)
     assert values["dtype"] == "torch.bfloat16"
-    assert values["effect"]["pictures"] == 2
+    assert values["effect"]["images"] == 2
     assert values["effect"]["mean_score_difference"] < 0.2
     assert (tmp_path / "int8" / "README.md").is_file()
 

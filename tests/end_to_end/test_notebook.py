@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOK = ROOT / "notebooks" / "finetune_on_your_pictures.ipynb"
+NOTEBOOK = ROOT / "notebooks" / "finetune_on_your_images.ipynb"
 RESULTS = """
 import json
 print(json.dumps({
@@ -22,11 +22,11 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The cells after a run with 20 pictures, and what they came to."""
+    """The cells after a run with 20 images, and what they came to."""
     folder = tmp_path_factory.mktemp("reader")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(RESULTS))
-    environment = {**os.environ, "OFA_NOTEBOOK_PICTURES": "20", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OFA_NOTEBOOK_IMAGES": "20", "OMP_NUM_THREADS": "1"}
     environment |= {name: str(folder / name) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR")}
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
     client.execute(env=environment)
@@ -35,12 +35,12 @@ def ran(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_notebook_leads_from_pictures_to_a_model_that_captions(ran):
+def test_the_notebook_leads_from_images_to_a_model_that_captions(ran):
     _, results = ran
     folder, finetuned = Path(results["folder"]), Path(results["finetuned"])
     assert len(list((folder / "train").glob("*.jpg"))) == 20
     assert (folder / "train.csv").read_text(encoding="utf-8").startswith("image,caption\n00000.jpg,")
-    assert results["steps"] == 4  # 20 pictures × 10 captions in batches of 50
+    assert results["steps"] == 4  # 20 images × 10 captions in batches of 50
     assert results["scores"].keys() == {"cider_d", "bleu_4", "rouge_l"}
     assert {"config.json", "model.safetensors", "modeling_ofa.py"} <= {path.name for path in finetuned.iterdir()}
     assert len(results["said"]) == 3
@@ -53,12 +53,12 @@ def test_the_notebook_compares_and_rehearses_publishing(ran):
     assert (results["status"], results["rehearsal"]) == (0, 0)
     folder = Path(results["folder"])
     assert (folder / "compare.html").read_text(encoding="utf-8").count("<img ") == 20
-    assert "| Picture | start | my-captioner |" in (folder / "compare.md").read_text(encoding="utf-8")
+    assert "| Image | start | my-captioner |" in (folder / "compare.md").read_text(encoding="utf-8")
     assert next((folder / "publish").rglob("bundle/config.json"))
 
 
 @pytest.mark.slow
-def test_the_notebook_shows_pictures_scores_and_a_curve(ran):
+def test_the_notebook_shows_images_scores_and_a_curve(ran):
     cells, _ = ran
     shown = [output.get("data", {}) for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/jpeg" in data for data in shown) == 2

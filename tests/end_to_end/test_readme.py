@@ -25,7 +25,7 @@ def blocks(readme: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
-    """What a reader has: a checkpoint, the vocabulary, pictures, MUGE's files, predictions."""
+    """What a reader has: a checkpoint, the vocabulary, images, MUGE's files, predictions."""
     folder = tmp_path_factory.mktemp("reader")
     config = small_checkpoints.make_config()
     weights = small_checkpoints.make_official_weights(config, small_checkpoints.make_weights(config))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from hub_upload import space
 from hub_upload.__main__ import main
-from ofa_hf.captioning.folder import load_captioner
+from ofa_hf.prediction.captioning import load_captioner
 
 
 pytestmark = pytest.mark.slow
@@ -149,7 +149,7 @@ def wait_until(ready, process: subprocess.Popen, log: Path, seconds: float = 180
 
 
 def upload(page, path: Path) -> None:
-    page.set_input_files("#picture input[type=file]", path)
+    page.set_input_files("#image input[type=file]", path)
 
 
 def shown(page) -> list[tuple[str, str]]:
@@ -159,17 +159,17 @@ def shown(page) -> list[tuple[str, str]]:
     )
 
 
-def test_an_uploaded_picture_gets_the_captions_and_scores_of_the_pipeline(visit, photo, expected):
+def test_an_uploaded_image_gets_the_captions_and_scores_of_the_pipeline(visit, photo, expected):
     page = visit()
     upload(page, photo)
     assert shown(page) == expected
 
 
-def test_a_pasted_picture_and_an_example_get_captions(visit, photo, expected):
+def test_a_pasted_image_and_an_example_get_captions(visit, photo, expected):
     page = visit()
     page.evaluate(PASTE, base64.b64encode(photo.read_bytes()).decode())
     assert shown(page) == expected
-    page.click("#picture .icon-button-wrapper button")
+    page.click("#image .icon-button-wrapper button")
     page.wait_for_selector("#result .empty")
     page.click("#examples button >> nth=2")
     assert len(shown(page)) == 3
@@ -177,7 +177,7 @@ def test_a_pasted_picture_and_an_example_get_captions(visit, photo, expected):
 
 def test_a_bad_file_is_explained_in_the_visitors_language(visit, tmp_path):
     bad = tmp_path / "<b>bad.jpg"
-    bad.write_bytes(b"\xff\xd8\xff this is no picture")
+    bad.write_bytes(b"\xff\xd8\xff this is no image")
     page = visit()
     upload(page, bad)
     page.wait_for_selector("#result .error")
@@ -187,7 +187,7 @@ def test_a_bad_file_is_explained_in_the_visitors_language(visit, tmp_path):
     page.click("text=English")
     page.wait_for_function("document.querySelector('#ask').innerText === 'Caption'")
     page.click("#ask")
-    page.wait_for_selector("#result >> text=This picture cannot be used")
+    page.wait_for_selector("#result >> text=This image cannot be used")
 
 
 @pytest.mark.parametrize("query", ["", "?lang=en"])

@@ -67,10 +67,10 @@ def test_decoder_alone_turns_recorded_encoder_states_into_recorded_features(
 
 def test_base_feature_map_equals_the_recorded_one(base, base_model):
     """Its values reach 25, where float32 kernels differ by 3e-5 from machine to machine; in float64 none of that."""
-    trunk, pictures = base_model.encoder.embed_images, base.pictures("c01_basic256")
+    trunk, images = base_model.encoder.embed_images, base.images("c01_basic256")
     with torch.no_grad():
-        features = trunk(pictures)
-        exact = copy.deepcopy(trunk).double()(pictures.double()).float()
+        features = trunk(images)
+        exact = copy.deepcopy(trunk).double()(images.double()).float()
     assert base.error("c01_basic256/resnet", exact) < STATES
     assert base.error("c01_basic256/resnet", features) < 2e-6 * features.abs().max().item()
 

@@ -1,4 +1,4 @@
-"""Second stage: pictures and prompts to encoder states, in every recorded case."""
+"""Second stage: images and prompts to encoder states, in every recorded case."""
 
 import pytest
 import torch

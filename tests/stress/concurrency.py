@@ -19,7 +19,7 @@ from stress.crash import Caption, Convert, Job, PrepareData, fresh, log_of
 from stress.pieces import Figures
 
 from ofa_hf import OFAImageToTextPipeline, OFAProcessor
-from ofa_hf.captioning.folder import load_captioner
+from ofa_hf.prediction.captioning import load_captioner
 
 
 THREADS = 8
@@ -34,7 +34,7 @@ PROMPTS = (None, "红", "图片描述了什么?", "一个很好看的方块是�
 
 def preparing(seed: int, amount: int, folder: Path) -> Figures:
     """Three processes build the same data; all get the same rows."""
-    job = PrepareData(folder / "inputs", pictures=60)
+    job = PrepareData(folder / "inputs", images=60)
     statuses = race(job, 3, seed, amount, folder)
     assert all(status == 0 for status, _ in statuses), statuses
     return {"races": amount, "processes": len(statuses)}
@@ -48,7 +48,7 @@ def converting(seed: int, amount: int, folder: Path) -> Figures:
 
 def captioning(seed: int, amount: int, folder: Path) -> Figures:
     """Two processes write captions into the same file: one does, the other is told so, or finds the work done."""
-    statuses = race(Caption(folder / "inputs", pictures=8), 2, seed, amount, folder)
+    statuses = race(Caption(folder / "inputs", images=8), 2, seed, amount, folder)
     return {"races": amount, "told to wait": count_told(statuses, "being written by another run")}
 
 
@@ -96,26 +96,26 @@ def threads(seed: int, amount: int, folder: Path) -> Figures:
 
 def random_call(captioner: OFAImageToTextPipeline, chance: random.Random) -> Callable[[], Captions]:
     """A call of the pipeline, or of its processor and model, with arguments of its own."""
-    pictures = [random_picture(chance) for _ in range(chance.randint(1, 4))]
+    images = [random_image(chance) for _ in range(chance.randint(1, 4))]
     prompt, beams, side = chance.choice(PROMPTS), chance.randint(1, 4), chance.choice(SIDES)
-    words = [chance.choice(WORDS) * chance.randint(1, 9) for _ in pictures]
+    words = [chance.choice(WORDS) * chance.randint(1, 9) for _ in images]
     return chance.choice(
         (
-            partial(call_pipeline, captioner, pictures, prompt, beams),
-            partial(call_model, captioner, pictures, prompt, beams, side),
+            partial(call_pipeline, captioner, images, prompt, beams),
+            partial(call_model, captioner, images, prompt, beams, side),
             partial(call_processor, captioner.processor, words, chance.randint(4, 20)),
         )
     )
 
 
-def call_pipeline(captioner, pictures, prompt, beams) -> Captions:
+def call_pipeline(captioner, images, prompt, beams) -> Captions:
     options = {"prompt": prompt, "num_beams": beams, "return_scores": True, "batch_size": 2}
-    rows = [row for rows in captioner(pictures, **options) for row in rows]
+    rows = [row for rows in captioner(images, **options) for row in rows]
     return [row["generated_text"] for row in rows], [row["score"] for row in rows]
 
 
-def call_model(captioner, pictures, prompt, beams, side) -> Captions:
-    inputs = captioner.processor(images=pictures, text=prompt, size=side, return_tensors="pt")
+def call_model(captioner, images, prompt, beams, side) -> Captions:
+    inputs = captioner.processor(images=images, text=prompt, size=side, return_tensors="pt")
     sequences = captioner.model.generate(**inputs, num_beams=beams)
     scores = captioner.model.caption_scores(sequences, **inputs)
     return captioner.processor.batch_decode(sequences), scores.tolist()
@@ -127,7 +127,7 @@ def call_processor(processor: OFAProcessor, words: list[str], length: int) -> Ca
     return [f"{one['input_ids'].tolist()} {one['labels'].tolist()}" for one in found], []
 
 
-def random_picture(chance: random.Random) -> Image.Image:
+def random_image(chance: random.Random) -> Image.Image:
     width, height = chance.randint(8, 40), chance.randint(8, 40)
     return Image.frombytes("RGB", (width, height), chance.randbytes(3 * width * height))
 
@@ -143,7 +143,7 @@ def forks(seed: int, amount: int, folder: Path) -> Figures:
         torch.set_num_threads(2)
         captioner, chance = load_captioner(str(model), "cpu"), random.Random(seed)
         for turn in range(amount):
-            call = partial(call_pipeline, captioner, [random_picture(chance)], None, chance.randint(1, 4))
+            call = partial(call_pipeline, captioner, [random_image(chance)], None, chance.randint(1, 4))
             expected = call()
             log = folder / f"child-{turn}.log"
             status = processes.run(partial(compare, call, expected), log)

@@ -132,9 +132,9 @@ class PrepareData(Job):
 
     name = "prepare data"
 
-    def __init__(self, folder: Path, pictures: int = 400):
+    def __init__(self, folder: Path, images: int = 400):
         super().__init__(folder)
-        self.files, self.others = (tiny_shop.write_muge(folder, name, n) for name, n in (("a", pictures), ("b", 5)))
+        self.files, self.others = (tiny_shop.write_muge(folder, name, n) for name, n in (("a", images), ("b", 5)))
         self.expected, self.expected_others = (
             self.rows_of(files, folder / "cache") for files in (self.files, self.others)
         )
@@ -171,18 +171,18 @@ class Caption(Job):
     name = "caption into jsonl"
     ending = "jsonl"
 
-    def __init__(self, folder: Path, pictures: int = 40):
+    def __init__(self, folder: Path, images: int = 40):
         super().__init__(folder)
         self.model = tiny_shop.write_model(folder / "model")
         (folder / "shop").mkdir()
         noise = random.Random(0)
-        for number in range(pictures):
+        for number in range(images):
             pixels = noise.randbytes(12 * 12 * 3)
             Image.frombytes("RGB", (12, 12), pixels).save(folder / "shop" / f"{number:03}.png")
         (folder / "expected").mkdir()
         assert self.run(folder / "expected") == 0
         self.expected = self.read(folder / "expected")
-        assert len(self.expected) == pictures
+        assert len(self.expected) == images
 
     def run(self, place: Path) -> int:
         output = str(place / f"captions.{self.ending}")
@@ -208,7 +208,7 @@ class CaptionCsv(Caption):
 
 
 def read_captions(text: str, ending: str) -> list[tuple[str, str]]:
-    """Picture and caption of every line."""
+    """Image and caption of every line."""
     rows = csv.DictReader(text.splitlines()) if ending == "csv" else map(json.loads, text.splitlines())
     return [(row["file"], row["caption"]) for row in rows]
 
@@ -276,7 +276,7 @@ class Finetune(Job):
         return {**tiny_shop.write_shop(folder), "disable_tqdm": True}
 
     def run(self, place: Path) -> int:
-        from ofa_hf.training.checkpoints import checkpoints_in, is_complete
+        from ofa_hf.training.resume import checkpoints_in, is_complete
 
         can_go_on = any(map(is_complete, checkpoints_in(place / "out")))
         again = ["--resume_from_checkpoint", "true"] if can_go_on else []
@@ -323,7 +323,7 @@ class FinetuneWithALateProcess(FinetuneInTwo):
 
 
 class FinetuneCached(Finetune):
-    """The same with the encoder's outputs kept on disk, which a batch of other pictures gives with other last bits."""
+    """The same with the encoder's outputs kept on disk, which a batch of other images gives with other last bits."""
 
     name = "finetune with the cache"
     options = ("--cache_encoder_outputs", "true", "--freeze_word_embed", "true")

@@ -1,4 +1,4 @@
-"""Files of captions, pictures, predictions and arguments with any bytes and any JSON in them."""
+"""Files of captions, images, predictions and arguments with any bytes and any JSON in them."""
 
 import base64
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from stress import fuzz, mutation
-from stress.pictures import originals
+from stress.images import originals
 from stress.pieces import Figures
 
-from ofa_hf.data import load_folder, load_muge, open_picture, report_of
+from ofa_hf.data import load_folder, load_muge, open_image, report_of
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import evaluate_predictions
 from ofa_hf.evaluation.predictions import write_submission
@@ -99,18 +99,18 @@ class DataTarget(fuzz.Target):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        self.pictures = list(originals().values())
+        self.images = list(originals().values())
         self.shop = folder / "shop"
         self.shop.mkdir()
-        for number, data in enumerate(self.pictures[:6]):
+        for number, data in enumerate(self.images[:6]):
             (self.shop / f"shoe{number}.png").write_bytes(data)
 
     def make(self, chance: random.Random) -> dict[str, Any]:
-        options = {"strict": chance.random() < 0.05, "check_pictures": chance.random() < 0.8}
+        options = {"strict": chance.random() < 0.05, "check_images": chance.random() < 0.8}
         if chance.random() < 0.5:
             captions = b"".join(odd_line({"image_id": name, "text": texts(chance)}, chance) for name in ids(chance))
-            pictures = b"".join(self.picture_line(name, chance) for name in ids(chance))
-            return {"muge": (spoiled(captions, chance), spoiled(pictures, chance)), "options": options}
+            images = b"".join(self.image_line(name, chance) for name in ids(chance))
+            return {"muge": (spoiled(captions, chance), spoiled(images, chance)), "options": options}
         suffix = chance.choice((".csv", ".tsv", ".jsonl"))
         make_table = json_table if suffix == ".jsonl" else csv_table
         table = make_table(chance, "\t" if suffix == ".tsv" else ",")
@@ -118,9 +118,9 @@ class DataTarget(fuzz.Target):
         options |= {"id_column": chance.choice((None, None, "id")), "encoding": encoding}
         return {"folder": (spoiled(table, chance), suffix), "options": options}
 
-    def picture_line(self, name: str, chance: random.Random) -> bytes:
+    def image_line(self, name: str, chance: random.Random) -> bytes:
         encode = chance.choice((base64.b64encode, base64.urlsafe_b64encode))
-        data = chance.choice(self.pictures)
+        data = chance.choice(self.images)
         payload = encode(spoiled(data, chance, 0.2))
         payload = chance.choice((payload, payload, payload.rstrip(b"="), payload[:-1], b"", b"?" + payload))
         ends = (b"\n", b"\n", b"\n", b"\r\n", b"\n\n", b"")
@@ -136,7 +136,7 @@ class DataTarget(fuzz.Target):
         work.mkdir()
         try:
             rows = self.load(work, **made)
-            check_rows(rows, made["options"]["check_pictures"])
+            check_rows(rows, made["options"]["check_images"])
             return "loaded"
         finally:
             shutil.rmtree(work)
@@ -173,7 +173,7 @@ def csv_table(chance: random.Random, delimiter: str) -> bytes:
     return chance.choice(("\n", "\r\n", "\r")).join(lines).encode("utf-8", "surrogatepass")
 
 
-def check_rows(rows, check_pictures: bool) -> None:
+def check_rows(rows, check_images: bool) -> None:
     """What a row promises, and that the report counts what is there."""
     report, captions = report_of(rows), 0
     for row in rows:
@@ -181,9 +181,9 @@ def check_rows(rows, check_pictures: bool) -> None:
         assert row["captions"], row
         assert all(caption.strip() for caption in row["captions"]), row["captions"]
         captions += len(row["captions"])
-        if check_pictures:
-            open_picture(row["image"])
-    assert len(rows) == len(set(rows["image_id"])) == report.pictures > 0
+        if check_images:
+            open_image(row["image"])
+    assert len(rows) == len(set(rows["image_id"])) == report.images > 0
     assert captions == report.captions
 
 

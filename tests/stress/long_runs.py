@@ -16,8 +16,8 @@ from PIL import Image
 from stress import processes
 from stress.pieces import Figures
 
-from ofa_hf.captioning.folder import caption_files, load_captioner
-from ofa_hf.captioning.output import CaptionFile
+from ofa_hf.prediction.captioning import caption_files, load_captioner
+from ofa_hf.prediction.outputs import CaptionFile
 
 
 MARKS = 40  # samples of a run
@@ -38,15 +38,15 @@ class Sample:
 
 
 def captions(seed: int, amount: int, folder: Path) -> Figures:
-    """Caption so many pictures of many sizes into a file."""
-    model, pictures = tiny_shop.write_model(folder / "model"), write_pictures(folder, random.Random(seed))
-    job = partial(caption_many, str(model), pictures, amount, folder / "captions.jsonl")
+    """Caption so many images of many sizes into a file."""
+    model, images = tiny_shop.write_model(folder / "model"), write_images(folder, random.Random(seed))
+    job = partial(caption_many, str(model), images, amount, folder / "captions.jsonl")
     figures = figures_of(watch(job, folder / "log"))
     assert sum(1 for _ in (folder / "captions.jsonl").open(encoding="utf-8")) == amount
     return {"captions": amount, **figures}
 
 
-def write_pictures(folder: Path, chance: random.Random, number: int = 100) -> list[str]:
+def write_images(folder: Path, chance: random.Random, number: int = 100) -> list[str]:
     files = [folder / f"{index}.png" for index in range(number)]
     for file in files:
         width, height = chance.randint(8, 200), chance.randint(8, 200)
@@ -54,9 +54,9 @@ def write_pictures(folder: Path, chance: random.Random, number: int = 100) -> li
     return list(map(str, files))
 
 
-def caption_many(model: str, pictures: list[str], amount: int, output: Path) -> int:
+def caption_many(model: str, images: list[str], amount: int, output: Path) -> int:
     captioner, mark = load_captioner(model, "cpu"), amount // MARKS
-    files = islice(cycle(pictures), amount)
+    files = islice(cycle(images), amount)
     with CaptionFile(output, 1) as written:
         rows = caption_files(captioner, files, batch_size=32, on_failure=refuse, return_scores=True)
         for done, (file, texts) in enumerate(rows, start=1):
@@ -116,7 +116,7 @@ def figures_of(samples: list[Sample]) -> Figures:
     allowed = MAX_GROWTH if samples[-1].done >= LONG else SLACK * 1000 / (steady[-1].done - steady[0].done)
     assert growth < allowed, f"{growth:,.0f} bytes for 1,000"
     half = len(files) // 2
-    assert max(files[half:]) <= max(files[:half]) + 1, f"open files: {files}"  # a picture that is being read is one
+    assert max(files[half:]) <= max(files[:half]) + 1, f"open files: {files}"  # an image that is being read is one
     assert last < MAX_SLOWDOWN * first, f"{last / first:.2f} times as slow in the end"
     return {
         "KiB grown for 1,000": round(growth / 1024, 1),

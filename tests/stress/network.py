@@ -101,12 +101,12 @@ def load(folder: Path) -> None:
     """As strangers do who trust the code in the folder."""
     from transformers import AutoModel, AutoProcessor, pipeline
 
-    picture = Image.new("RGB", (40, 30), "red")
+    image = Image.new("RGB", (40, 30), "red")
     model = str(folder / "converted")
     AutoModel.from_pretrained(model, trust_remote_code=True)
     AutoProcessor.from_pretrained(model, trust_remote_code=True)
     captioner = pipeline("image-to-text", model=model, trust_remote_code=True)
-    captioner(picture, max_new_tokens=3)
+    captioner(image, max_new_tokens=3)
 
 
 def caption(folder: Path) -> int:
@@ -147,10 +147,10 @@ def demo(folder: Path) -> None:
     size = DemoSize(
         num_train=12,
         num_valid=4,
-        picture_pixels=48,
+        image_pixels=48,
         model_pixels=32,
         pretraining=Pretraining(epochs=1, batch_size=6),
-        captions_per_picture=5,
+        captions_per_image=5,
         batch_captions=20,
     )
     run_demo(folder / "demo", size=size, tell=lambda line: None)

@@ -27,7 +27,7 @@ SCALED = {  # what grows with a factor on these weights
     "residuals": ("fc2.weight", "out_proj.weight"),
     "attention scores": ("q_proj.weight", "k_proj.weight"),
     "word embedding": ("encoder.embed_tokens.weight",),
-    "picture features": ("image_proj.weight",),
+    "image features": ("image_proj.weight",),
     "ResNet": ("embed_images.conv1.weight",),
 }
 FACTORS = {torch.float32: 6, torch.bfloat16: 6, torch.float16: 1}  # powers of ten, up and down
@@ -41,7 +41,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def precision(seed: int, amount: int, folder: Path) -> Figures:
-    """`amount` recorded cases forward; gradients, training steps and extreme activations with small pictures."""
+    """`amount` recorded cases forward; gradients, training steps and extreme activations with small images."""
     chance, recording = random.Random(seed), Recording.load()
     model = recording.build_model()
     figures = {}
@@ -95,12 +95,12 @@ def logits_autocast(recording: Recording, model: nn.Module, case: str, dtype: to
 
 
 def small_batch(recording: Recording, chance: random.Random) -> dict[str, Tensor]:
-    """Two small pictures with random captions."""
+    """Two small images with random captions."""
     tokens = torch.tensor([[chance.randrange(4, 21132) for _ in range(9)] + [2] for _ in range(2)])
     generator = torch.Generator().manual_seed(chance.randrange(2**32))
-    pictures = torch.rand(2, 3, SMALL, SMALL, generator=generator) * 2 - 1
+    images = torch.rand(2, 3, SMALL, SMALL, generator=generator) * 2 - 1
     prompt = torch.tensor(recording.cases["c01_basic256"]["src"])[:1].expand(2, -1)
-    return {"input_ids": prompt, "pixel_values": pictures, "labels": tokens}
+    return {"input_ids": prompt, "pixel_values": images, "labels": tokens}
 
 
 def training(model: nn.Module, batch: dict[str, Tensor], dtype: torch.dtype, steps: int = 3) -> dict[str, float]:

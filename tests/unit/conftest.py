@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """64-pixel pictures; encoder and decoder differ in layers and heads, so that no one is taken for the other."""
+    """64-pixel images; encoder and decoder differ in layers and heads, so that no one is taken for the other."""
     from ofa_hf.configuration_ofa import OFAConfig
 
     return OFAConfig(
@@ -54,7 +54,7 @@ def tiny_model(tiny_config):
 
 @pytest.fixture(scope="session")
 def tiny_batch():
-    """Three prompts of different length with pictures, and a text for each; arguments of `forward`."""
+    """Three prompts of different length with images, and a text for each; arguments of `forward`."""
     import torch
 
     generator = torch.Generator().manual_seed(5)

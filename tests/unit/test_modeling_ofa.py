@@ -21,7 +21,7 @@ from ofa_hf.modeling_ofa import (
 from ofa_hf.modeling_ofa_memory import PackedMemory, ShapeMemory
 
 
-CELLS = 16  # of a 64-pixel picture
+CELLS = 16  # of a 64-pixel image
 TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight")
 
 
@@ -122,7 +122,7 @@ def test_padding_on_the_left_of_a_text_is_not_seen(tiny_model, inputs, texts):
     assert (seen - changed)[::2, 2:].abs().amax((1, 2)).min() > 1e-3
 
 
-def test_sample_without_picture_equals_text_alone(tiny_model, inputs, texts, reference):
+def test_sample_without_image_equals_text_alone(tiny_model, inputs, texts, reference):
     with torch.no_grad():
         logits = tiny_model(**inputs, decoder_input_ids=texts, patch_masks=torch.tensor([True, False, True])).logits
         text_alone = tiny_model(inputs["input_ids"][1:2], decoder_input_ids=texts[1:2]).logits
@@ -131,7 +131,7 @@ def test_sample_without_picture_equals_text_alone(tiny_model, inputs, texts, ref
     assert (logits - reference.logits)[1].abs().max() > 1e-3
 
 
-def test_old_name_of_the_pictures_still_works(tiny_model, inputs, texts, reference):
+def test_old_name_of_the_images_still_works(tiny_model, inputs, texts, reference):
     with torch.no_grad():
         output = tiny_model(inputs["input_ids"], patch_images=inputs["pixel_values"], decoder_input_ids=texts)
         encoded = tiny_model.encoder(inputs["input_ids"], patch_images=inputs["pixel_values"])
@@ -193,7 +193,7 @@ def test_code_masks_are_a_flag_a_sample(tiny_model, inputs, texts, reference):
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("left_padded", [False, True])
-def test_several_texts_of_a_picture_equal_pictures_repeated(tiny_model, inputs, implementation, left_padded):
+def test_several_texts_of_an_image_equal_images_repeated(tiny_model, inputs, implementation, left_padded):
     model = copy.deepcopy(tiny_model)
     model.set_attn_implementation(implementation)
     texts = torch.randint(4, 120, (6, 4))
@@ -207,7 +207,7 @@ def test_several_texts_of_a_picture_equal_pictures_repeated(tiny_model, inputs, 
 
 
 @pytest.mark.parametrize(("height", "width"), [(50, 70), (16, 128), (1, 33)])
-def test_pictures_need_not_be_square_nor_multiples_of_16(tiny_model, inputs, height, width):
+def test_images_need_not_be_square_nor_multiples_of_16(tiny_model, inputs, height, width):
     with torch.no_grad():
         states = tiny_model.encoder(inputs["input_ids"], pixel_values=torch.randn(3, 3, height, width))
     assert states.last_hidden_state.shape == (3, -(-height // 16) * -(-width // 16) + 6, 32)
@@ -252,7 +252,7 @@ def test_tuple_and_dict_outputs_hold_the_same(tiny_model, tiny_batch, extra):
 
 
 def test_hidden_states_and_attentions_come_on_request_with_their_shapes(tiny_model, inputs, reference):
-    texts = torch.randint(4, 120, (6, 5))  # two a picture
+    texts = torch.randint(4, 120, (6, 5))  # two an image
     with torch.no_grad():
         output = tiny_model(**inputs, decoder_input_ids=texts, output_hidden_states=True, output_attentions=True)
     size = CELLS + 6

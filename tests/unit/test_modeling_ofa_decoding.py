@@ -23,7 +23,7 @@ START, PAD = 0, 1
 
 @pytest.fixture
 def inputs() -> dict[str, torch.Tensor]:
-    """Three pictures with prompts of different lengths."""
+    """Three images with prompts of different lengths."""
     torch.manual_seed(0)
     prompts = torch.tensor([[START, 9, 14, 60, 77, 2], [START, 31, 2, PAD, PAD, PAD], [START, 8, 8, 50, 2, PAD]])
     return {"input_ids": prompts, "pixel_values": torch.randn(3, 3, 64, 64)}
@@ -38,7 +38,7 @@ def generate(model, inputs: dict, **settings):
 def by_layers(model):
     """The same model without the steps."""
     plain = copy.deepcopy(model)
-    plain.decoder.beam_cache = lambda num_pictures: None
+    plain.decoder.beam_cache = lambda num_images: None
     return plain
 
 
@@ -170,7 +170,7 @@ def test_a_vocabulary_of_another_size_is_stepped_too(tiny_model, inputs):
 )
 def test_what_steps_cannot_give_comes_from_the_layers(tiny_model, inputs, asked, monkeypatch):
     model = copy.deepcopy(tiny_model)
-    monkeypatch.setattr(model.decoder, "beam_cache", lambda num_pictures: pytest.fail("steps were taken"))
+    monkeypatch.setattr(model.decoder, "beam_cache", lambda num_images: pytest.fail("steps were taken"))
     model.set_attn_implementation("eager" if "output_attentions" in asked else "sdpa")
     one = {name: value[:1] for name, value in inputs.items()}
     generate(model, one, num_beams=1, max_new_tokens=4, min_new_tokens=4, **asked)

@@ -73,7 +73,7 @@ def test_a_cache_never_changes_a_token(tiny_model, inputs, way, cache):
 def test_a_step_computes_no_more_than_the_new_token(tiny_model, inputs, monkeypatch, num_beams, way, lengths):
     """Also where transformers calls the cache by another name than it used to."""
     if way == "layers":
-        monkeypatch.setattr(tiny_model.decoder, "beam_cache", lambda num_pictures: None)
+        monkeypatch.setattr(tiny_model.decoder, "beam_cache", lambda num_images: None)
     settings = {"static": {"cache_implementation": "static"}, "without": {"use_cache": False}}.get(way, {})
     seen, decode = [], tiny_model.decoder.forward
 
@@ -125,7 +125,7 @@ def test_image_codes_are_generated_with_a_flag_a_sample(tiny_model, inputs, flag
     assert [not torch.equal(*pair) for pair in zip(texts, plain, strict=True)] == flags
 
 
-def test_several_samples_of_a_picture_equal_the_picture_repeated(tiny_model, inputs):
+def test_several_samples_of_an_image_equal_the_image_repeated(tiny_model, inputs):
     settings = {"do_sample": True, "return_dict_in_generate": True, "output_scores": True}
     together = run(tiny_model, inputs, num_return_sequences=3, **settings)
     repeated = run(tiny_model, {key: value.repeat_interleave(3, 0) for key, value in inputs.items()}, **settings)
@@ -151,12 +151,10 @@ def test_text_of_a_padded_batch_equals_the_text_alone(tiny_model, inputs):
 
 
 @pytest.mark.parametrize("in_steps", [True, False])
-def test_encoder_runs_once_a_picture_and_its_keys_are_not_repeated_for_beams(
-    tiny_model, inputs, monkeypatch, in_steps
-):
+def test_encoder_runs_once_an_image_and_its_keys_are_not_repeated_for_beams(tiny_model, inputs, monkeypatch, in_steps):
     seen = []
     if not in_steps:
-        monkeypatch.setattr(tiny_model.decoder, "beam_cache", lambda num_pictures: None)
+        monkeypatch.setattr(tiny_model.decoder, "beam_cache", lambda num_images: None)
     encode = tiny_model.encoder.forward
     monkeypatch.setattr(
         tiny_model.encoder, "forward", lambda *args, **kwargs: seen.append(1) or encode(*args, **kwargs)
@@ -215,7 +213,7 @@ def test_attentions_and_hidden_states_are_returned_on_request(tiny_model, inputs
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_allowed_tokens_may_depend_on_the_picture(tiny_model, inputs, num_beams):
+def test_allowed_tokens_may_depend_on_the_image(tiny_model, inputs, num_beams):
     texts = run(tiny_model, inputs, num_beams=num_beams, prefix_allowed_tokens_fn=lambda row, _: [20 + row, 40 + row])
     for row, text in enumerate(texts[:, 1:].tolist()):
         assert set(text) <= {20 + row, 40 + row}

@@ -57,7 +57,7 @@ def test_loss_and_gradients_are_those_of_padded_texts(
     model.set_attn_implementation(implementation)
     more = torch.full((3, 5), -100)
     more[:, :2] = torch.randint(4, 120, (3, 2))
-    batch = {**tiny_batch, "labels": torch.stack([tiny_batch["labels"], more], 1).flatten(0, 1)}  # two a picture
+    batch = {**tiny_batch, "labels": torch.stack([tiny_batch["labels"], more], 1).flatten(0, 1)}  # two an image
     padded = trained(model, batch)
     assert not packed_lengths
     if recomputes:

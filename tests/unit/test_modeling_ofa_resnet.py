@@ -50,7 +50,7 @@ def test_inference_follows_a_change_of_weights_or_statistics(trunk):
     assert (after - before).abs().max() > 1e-3
 
 
-def test_pictures_of_a_batch_do_not_influence_each_other(trunk):
+def test_images_of_a_batch_do_not_influence_each_other(trunk):
     pixels = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(trunk(pixels)[1:2], trunk(pixels[1:2]), rtol=1e-4, atol=1e-5)

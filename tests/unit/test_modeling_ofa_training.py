@@ -1,4 +1,4 @@
-"""Training: the loss in pieces, several captions a picture, locking, recomputing, stochastic depth."""
+"""Training: the loss in pieces, several captions per image, locking, recomputing, stochastic depth."""
 
 import copy
 
@@ -132,7 +132,7 @@ def test_worst_tokens_are_left_out_on_request(model, tiny_batch):
     assert output.loss.item() == pytest.approx(kept.mean().item(), rel=1e-5)
 
 
-def test_several_captions_of_a_picture_train_like_as_many_passes(model, tiny_batch):
+def test_several_captions_of_an_image_train_like_as_many_passes(model, tiny_batch):
     first, second = tiny_batch["labels"], torch.randint(4, 120, (3, 5))
     inputs = {key: value for key, value in tiny_batch.items() if key != "labels"}
     total = int((first != -100).sum() + second.numel())
@@ -220,18 +220,18 @@ def test_embedding_may_also_be_trained_through_the_locked_encoder(model, tiny_ba
     assert_same_gradients({name: unlocked[name] for name in names}, found, 1e-5)
 
 
-def test_cells_in_the_place_of_pictures_give_the_same_states_and_train_the_same(model, tiny_batch):
+def test_cells_in_the_place_of_images_give_the_same_states_and_train_the_same(model, tiny_batch):
     model.lock_encoder(train_embeddings=True, through_encoder=True)
     with torch.no_grad():
-        cells = model.encoder.embed_pictures(tiny_batch["pixel_values"])
+        cells = model.encoder.embed_image_cells(tiny_batch["pixel_values"])
     assert cells.shape == (3, 4, 4, 32)
-    loss, from_pictures = trained(model, **tiny_batch)
+    loss, from_images = trained(model, **tiny_batch)
     others = {name: value for name, value in tiny_batch.items() if name != "pixel_values"}
-    again, from_cells = trained(model, **others, picture_cells=cells)
+    again, from_cells = trained(model, **others, image_embeds=cells)
     assert again == loss
-    assert_same_gradients(from_pictures, from_cells, 0.0)
+    assert_same_gradients(from_images, from_cells, 0.0)
     with pytest.raises(ValueError, match="beside 3 prompts"):
-        model(**others, picture_cells=cells[:2])
+        model(**others, image_embeds=cells[:2])
 
 
 def test_unlocked_encoder_trains_again(model, tiny_batch):
@@ -332,17 +332,17 @@ def test_autocast_is_passed_over_where_the_processor_has_no_half_precision(model
 
 
 def test_what_was_computed_in_half_precision_before_is_taken_too(model, tiny_batch, slow_halves):
-    pictures = {name: tiny_batch[name] for name in ("input_ids", "pixel_values")}
-    encoded = model.encode(**pictures)
+    images = {name: tiny_batch[name] for name in ("input_ids", "pixel_values")}
+    encoded = model.encode(**images)
     half = (encoded.last_hidden_state.bfloat16(), encoded.position_embeddings, encoded.attention_mask)
     loss, _ = in_bfloat16(model, {"encoder_outputs": half, "labels": tiny_batch["labels"]})
-    assert loss == pytest.approx(model(**pictures, labels=tiny_batch["labels"]).loss.item(), rel=1e-2)
+    assert loss == pytest.approx(model(**images, labels=tiny_batch["labels"]).loss.item(), rel=1e-2)
 
 
 def test_autocast_around_a_half_precision_model_is_passed_over_too(model, tiny_batch, slow_halves):
     model.bfloat16()
-    pictures = {"input_ids": tiny_batch["input_ids"], "pixel_values": tiny_batch["pixel_values"].bfloat16()}
-    encoded = model.encode(**pictures)
+    images = {"input_ids": tiny_batch["input_ids"], "pixel_values": tiny_batch["pixel_values"].bfloat16()}
+    encoded = model.encode(**images)
     batch = {"encoder_outputs": tuple(encoded.to_tuple()), "labels": tiny_batch["labels"]}
     loss, _ = in_bfloat16(model, batch)
     assert loss == model(**batch).loss.item()

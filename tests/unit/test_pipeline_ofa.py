@@ -22,7 +22,7 @@ from ofa_hf import (
     OFAProcessor,
 )
 from ofa_hf.conversion.vocabulary import build_tokenizer
-from ofa_hf.image_processing_ofa import PictureError
+from ofa_hf.image_processing_ofa import ImageError
 
 
 PIECES = ["[PAD]", "[UNK]", "<", ">", "?", "，", *"图片描述了什么内容一只猫红色的裙子蓝"]
@@ -46,7 +46,7 @@ def captioner(tmp_path_factory):
         resnet_type="resnet18",
     )
     model = OFAForConditionalGeneration(config).eval()
-    with torch.no_grad():  # initial weights are too small to tell one picture from another
+    with torch.no_grad():  # initial weights are too small to tell one image from another
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
                 parameter.mul_(12 if "embed_tokens" in name or "proj" in name else 1)
@@ -90,18 +90,18 @@ def test_addresses_are_fetched_and_failures_name_them(captioner, files):
     address = f"http://127.0.0.1:{server.server_port}"
     try:
         assert captioner(f"{address}/1.png", timeout=5) == captioner(files[1])
-        with pytest.raises(PictureError, match=r"nothing\.png gives no picture"):
+        with pytest.raises(ImageError, match=r"nothing\.png gives no image"):
             captioner(f"{address}/nothing.png")
-        with pytest.raises(PictureError, match=f"{address}/ gives no picture"):
+        with pytest.raises(ImageError, match=f"{address}/ gives no image"):
             captioner(f"{address}/")
     finally:
         server.shutdown()
         server.server_close()
 
 
-def test_several_captions_of_several_pictures_stay_with_their_picture(captioner, files):
+def test_several_captions_of_several_images_stay_with_their_image(captioner, files):
     alone = [captioner(file, num_return_sequences=3) for file in files]
-    assert len({str(rows) for rows in alone}) > 1  # the pictures do differ
+    assert len({str(rows) for rows in alone}) > 1  # the images do differ
     together = captioner(files, num_return_sequences=3, batch_size=4)
     for one, other in zip(alone, together, strict=True):
         assert [row["generated_text"] for row in one] == [row["generated_text"] for row in other]
@@ -144,9 +144,9 @@ def test_every_keyword_of_generate_gets_through(captioner, files):
     assert set_once(files[0]) == greedy
 
 
-def test_a_broken_picture_in_a_list_is_named(captioner, files, tmp_path):
-    (tmp_path / "broken.jpg").write_text("no picture")
-    with pytest.raises(PictureError, match=r"broken\.jpg is not a picture"):
+def test_a_broken_image_in_a_list_is_named(captioner, files, tmp_path):
+    (tmp_path / "broken.jpg").write_text("no image")
+    with pytest.raises(ImageError, match=r"broken\.jpg is not an image"):
         captioner([files[0], str(tmp_path / "broken.jpg")], batch_size=2)
 
 
@@ -173,7 +173,7 @@ def test_a_process_forked_from_one_that_captioned_with_several_threads_captions_
         torch.set_num_threads(threads)
 
 
-def test_an_opened_picture_that_breaks_off_is_captioned_from_what_is_there(captioner, files):
+def test_an_opened_image_that_breaks_off_is_captioned_from_what_is_there(captioner, files):
     data = open(files[1], "rb").read()  # noqa: SIM115
     whole = captioner(files[1])
     broken = Image.open(io.BytesIO(data[: len(data) * 3 // 4]))  # decoded when somebody looks at its pixels

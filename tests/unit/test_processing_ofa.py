@@ -24,12 +24,12 @@ def processor(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures():
+def images():
     return [Image.new("RGB", (40, 20), "red"), Image.new("L", (9, 70), 120)]
 
 
-def test_pictures_alone_get_the_checkpoints_prompt(processor, pictures):
-    batch = processor(pictures)
+def test_images_alone_get_the_checkpoints_prompt(processor, images):
+    batch = processor(images)
     assert sorted(batch) == ["attention_mask", "input_ids", "pixel_values"]
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
     assert batch["pixel_values"].dtype == torch.float32
@@ -37,13 +37,13 @@ def test_pictures_alone_get_the_checkpoints_prompt(processor, pictures):
     assert (batch["input_ids"][0, 0], batch["input_ids"][0, -1]) == (0, 2)
 
 
-def test_prompts_of_different_length_are_padded_on_the_right(processor, pictures):
-    batch = processor(pictures, text=["一只猫", "红"])
+def test_prompts_of_different_length_are_padded_on_the_right(processor, images):
+    batch = processor(images, text=["一只猫", "红"])
     assert batch["input_ids"][1].tolist()[2:] == [2, 1, 1]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
 
 
-def test_text_alone_needs_no_picture(processor):
+def test_text_alone_needs_no_image(processor):
     assert sorted(processor(text="一只猫")) == ["attention_mask", "input_ids"]
     assert processor(text="一只猫")["input_ids"].shape == (1, 5)
 
@@ -55,8 +55,8 @@ def test_a_prompt_that_is_too_long_is_cut_and_keeps_its_end(processor):
     assert processor(text=long_text, max_length=7)["input_ids"].shape == (1, 7)
 
 
-def test_labels_are_caption_and_end_token_without_a_start_token(processor, pictures):
-    labels = processor(pictures, text_target=["一只猫", "红"])["labels"]
+def test_labels_are_caption_and_end_token_without_a_start_token(processor, images):
+    labels = processor(images, text_target=["一只猫", "红"])["labels"]
     cat = [*processor.tokenizer("一只猫", add_special_tokens=False).input_ids, 2]
     assert labels[0].tolist() == cat
     assert labels[1].tolist()[1:] == [2, -100, -100]
@@ -69,11 +69,11 @@ def test_labels_that_are_too_long_are_cut_and_keep_their_end(processor):
     assert labels[2].tolist() == [2, -100, -100]
 
 
-def test_numbers_that_do_not_match_are_refused(processor, pictures):
+def test_numbers_that_do_not_match_are_refused(processor, images):
     with pytest.raises(ValueError, match="2 images and 3 texts"):
-        processor(pictures, text=["猫"] * 3)
+        processor(images, text=["猫"] * 3)
     with pytest.raises(ValueError, match="2 inputs and 1 captions"):
-        processor(pictures, text_target="猫")
+        processor(images, text_target="猫")
     with pytest.raises(ValueError, match="neither images nor text"):
         processor()
 

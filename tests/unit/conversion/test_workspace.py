@@ -11,7 +11,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from ofa_hf.conversion import proof_child
+from ofa_hf.conversion import verify_child as proof_child
 from ofa_hf.conversion.workspace import publish, workspace_for
 from ofa_hf.errors import UserError
 

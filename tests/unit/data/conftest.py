@@ -1,4 +1,4 @@
-"""Small pictures, MUGE files and a processor with a tiny vocabulary of its own."""
+"""Small images, MUGE files and a processor with a tiny vocabulary of its own."""
 
 import base64
 import io
@@ -17,16 +17,16 @@ from ofa_hf.processing_ofa import OFAProcessor
 
 
 def make_jpeg(seed: int, side: int = 24) -> bytes:
-    """A small picture of noise, another for every seed."""
+    """A small image of noise, another for every seed."""
     pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
-def make_tsv_line(image_id: str, picture: bytes, url_safe: bool = False) -> bytes:
+def make_tsv_line(image_id: str, image: bytes, url_safe: bool = False) -> bytes:
     encode = base64.urlsafe_b64encode if url_safe else base64.b64encode
-    return image_id.encode() + b"\t" + encode(picture) + b"\n"
+    return image_id.encode() + b"\t" + encode(image) + b"\n"
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def write_muge(tmp_path) -> Callable[..., tuple[Path, Path]]:
         ids: Iterable[int],
         split: str = "train",
         caption_lines: Iterable[str] = (),
-        picture_lines: Iterable[bytes] = (),
+        image_lines: Iterable[bytes] = (),
         num_captions: int = 3,
     ) -> tuple[Path, Path]:
         captions, images = tmp_path / f"IC_{split}.jsonl", tmp_path / f"IC_{split}.tsv"
@@ -56,7 +56,7 @@ def write_muge(tmp_path) -> Callable[..., tuple[Path, Path]]:
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         captions.write_text("".join(line + "\n" for line in [*lines, *caption_lines]), encoding="utf-8")
         images.write_bytes(
-            b"".join([*(make_tsv_line(str(i), make_jpeg(i), url_safe=i % 2 == 1) for i in ids), *picture_lines])
+            b"".join([*(make_tsv_line(str(i), make_jpeg(i), url_safe=i % 2 == 1) for i in ids), *image_lines])
         )
         return captions, images
 

@@ -30,9 +30,9 @@ def test_the_same_files_are_read_once_and_changed_ones_again(write_muge, tmp_pat
 
 
 def test_another_option_is_another_build(write_muge, tmp_path):
-    files = write_muge(range(4), picture_lines=[b"9\tAAAA\n"], caption_lines=['{"image_id": "9", "text": ["x"]}'])
+    files = write_muge(range(4), image_lines=[b"9\tAAAA\n"], caption_lines=['{"image_id": "9", "text": ["x"]}'])
     assert len(load_muge(*files, cache_dir=tmp_path / "cache")) == 4
-    assert len(load_muge(*files, cache_dir=tmp_path / "cache", check_pictures=False)) == 5
+    assert len(load_muge(*files, cache_dir=tmp_path / "cache", check_images=False)) == 5
 
 
 def test_an_interrupted_build_leaves_nothing_and_the_next_one_succeeds(write_muge, tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(write_muge, tmp_path, monkeypatc
 
 def test_a_data_set_built_elsewhere_has_no_report(write_muge, tmp_path):
     dataset = load_muge(*write_muge(range(4)), cache_dir=tmp_path / "cache")
-    assert report_of(dataset).pictures == 4
+    assert report_of(dataset).images == 4
     with pytest.raises(UserError, match="no report"):
         report_of(dataset.from_dict({"a": [1]}))
 

@@ -3,7 +3,7 @@
 from ofa_hf.data.caption_index import CaptionIndex
 
 
-def test_captions_keep_their_order_and_a_known_picture_is_told(tmp_path):
+def test_captions_keep_their_order_and_a_known_image_is_told(tmp_path):
     index = CaptionIndex(tmp_path / "index")
     assert index.add("a", ["二", "一"], "f", 1)
     assert index.add("b", ["三"], "f", 2)
@@ -20,7 +20,7 @@ def test_another_reader_sees_what_was_committed(tmp_path):
     assert CaptionIndex(tmp_path / "index").captions("a") == ["一"]
 
 
-def test_pictures_that_never_came_are_listed_in_order():
+def test_images_that_never_came_are_listed_in_order():
     index = CaptionIndex()
     for line, image_id in enumerate("cab", start=1):
         index.add(image_id, ["x"], "f", line)

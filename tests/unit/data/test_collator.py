@@ -51,7 +51,7 @@ def test_cuts_are_counted_across_data_loader_workers(tiny_processor, rows):
     assert collator.num_cut == 2
 
 
-def test_labels_of_groups_lie_in_the_order_of_the_pictures(tiny_processor, grouped_rows):
+def test_labels_of_groups_lie_in_the_order_of_the_images(tiny_processor, grouped_rows):
     batch = OFAGroupedCollator(tiny_processor)(grouped_rows)
     assert batch["pixel_values"].shape[0] == len(batch["input_ids"]) == 3
     assert batch["labels"].shape == (3 * 3, 4)
@@ -61,9 +61,9 @@ def test_labels_of_groups_lie_in_the_order_of_the_pictures(tiny_processor, group
 
 
 def test_the_size_of_groups_can_be_fixed_and_more_captions_are_refused(tiny_processor, grouped_rows):
-    assert OFAGroupedCollator(tiny_processor, captions_per_picture=5)(grouped_rows)["labels"].shape == (15, 4)
-    with pytest.raises(ValueError, match="3 captions but captions_per_picture is 2"):
-        OFAGroupedCollator(tiny_processor, captions_per_picture=2)(grouped_rows)
+    assert OFAGroupedCollator(tiny_processor, captions_per_image=5)(grouped_rows)["labels"].shape == (15, 4)
+    with pytest.raises(ValueError, match="3 captions but captions_per_image is 2"):
+        OFAGroupedCollator(tiny_processor, captions_per_image=2)(grouped_rows)
 
 
 def test_a_batch_of_fillers_alone_has_labels_to_ignore(tiny_processor, grouped_rows):
@@ -73,8 +73,8 @@ def test_a_batch_of_fillers_alone_has_labels_to_ignore(tiny_processor, grouped_r
     assert (labels == IGNORED).all()
 
 
-def test_a_broken_picture_is_named(tiny_processor):
-    with pytest.raises(UserError, match="The picture of p7 is broken"):
+def test_a_broken_image_is_named(tiny_processor):
+    with pytest.raises(UserError, match="The image of p7 is broken"):
         OFACaptionCollator(tiny_processor)([{"image_id": "p7", "image": b"nothing", "caption": "红"}])
 
 

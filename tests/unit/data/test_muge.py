@@ -16,17 +16,17 @@ BAD_CAPTIONS = [
     '{"image_id": "50", "text": ["nobody"]}',
     '{"image_id": "51", "text": "　"}',
     '{"image_id": "52", "text": [3]}',
-    '{"image_id": "53", "text": ["of a broken picture"]}',
+    '{"image_id": "53", "text": ["of a broken image"]}',
 ]
 
 
 @pytest.fixture
-def bad_pictures(jpeg, tsv_line) -> list[bytes]:
+def bad_images(jpeg, tsv_line) -> list[bytes]:
     return [
         tsv_line("4", jpeg(99)),  # line 11
         b"no tab here\n",
         b"\tAAAA\n",
-        tsv_line("53", b"no picture"),
+        tsv_line("53", b"no image"),
         b"54\t!!!!\n",
         tsv_line("51", jpeg(51)),
     ]
@@ -37,7 +37,7 @@ def problems(dataset) -> list[dict]:
         return [json.loads(line) for line in lines]
 
 
-def test_pictures_keep_their_bytes_and_captions_their_order(write_muge, jpeg, tmp_path):
+def test_images_keep_their_bytes_and_captions_their_order(write_muge, jpeg, tmp_path):
     dataset = load_muge(*write_muge(range(6)), cache_dir=tmp_path / "cache")
     assert dataset["image_id"][:] == [str(i) for i in range(6)]
     for i, row in enumerate(dataset):  # odd ones are url-safe base64
@@ -48,9 +48,9 @@ def test_pictures_keep_their_bytes_and_captions_their_order(write_muge, jpeg, tm
 
 @pytest.mark.parametrize("num_proc", [1, 3])
 def test_every_problem_is_counted_with_its_line_and_no_good_row_is_lost(
-    write_muge, bad_pictures, jpeg, tmp_path, num_proc
+    write_muge, bad_images, jpeg, tmp_path, num_proc
 ):
-    files = write_muge(range(10), caption_lines=BAD_CAPTIONS, picture_lines=bad_pictures)
+    files = write_muge(range(10), caption_lines=BAD_CAPTIONS, image_lines=bad_images)
     dataset = load_muge(*files, num_proc=num_proc, cache_dir=tmp_path / "cache")
     assert dataset["image_id"][:] == [str(i) for i in range(10)]
     assert dataset[4]["image"]["bytes"] == jpeg(4)
@@ -59,26 +59,26 @@ def test_every_problem_is_counted_with_its_line_and_no_good_row_is_lost(
         ("duplicate id", "jsonl", 11),
         ("malformed line", "jsonl", 12),
         ("missing id", "jsonl", 13),
-        ("caption without picture", "jsonl", 14),
+        ("caption without image", "jsonl", 14),
         ("empty caption", "jsonl", 15),
         ("malformed line", "jsonl", 16),
         ("duplicate id", "tsv", 11),
         ("malformed line", "tsv", 12),
         ("missing id", "tsv", 13),
-        ("broken picture", "tsv", 14),
-        ("broken picture", "tsv", 15),
-        ("picture without captions", "tsv", 16),
+        ("broken image", "tsv", 14),
+        ("broken image", "tsv", 15),
+        ("image without captions", "tsv", 16),
     }
     report = report_of(dataset)
     assert report.problems == Counter(p["kind"] for p in problems(dataset))
-    assert (report.pictures, report.captions) == (10, 30)
-    assert "2 × broken picture" in report.summary()
+    assert (report.images, report.captions) == (10, 30)
+    assert "2 × broken image" in report.summary()
 
 
 @pytest.mark.parametrize("num_proc", [1, 3])
 def test_strict_stops_at_the_first_problem_with_its_line(write_muge, tsv_line, tmp_path, num_proc):
-    files = write_muge(range(10), picture_lines=[tsv_line("53", b"no picture"), b"no tab here\n"])
-    with pytest.raises(UserError, match=r"IC_train.tsv, line 11: picture without captions \(53\)"):
+    files = write_muge(range(10), image_lines=[tsv_line("53", b"no image"), b"no tab here\n"])
+    with pytest.raises(UserError, match=r"IC_train.tsv, line 11: image without captions \(53\)"):
         load_muge(*files, strict=True, num_proc=num_proc, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*/"))
 
@@ -97,7 +97,7 @@ def test_train_and_valid_are_kept_apart_or_merged_on_demand(write_muge, tmp_path
     assert [(p["kind"], p["line"]) for p in problems(merged)] == [("duplicate id", 3), ("duplicate id", 3)]
 
 
-def test_the_test_split_gives_pictures_without_captions(write_muge, tmp_path):
+def test_the_test_split_gives_images_without_captions(write_muge, tmp_path):
     _, images = write_muge(range(3), "test")
     (tmp_path / "ids.jsonl").write_text("".join(f'{{"image_id": "{i}"}}\n' for i in range(3)))
     for captions in (None, tmp_path / "ids.jsonl"):

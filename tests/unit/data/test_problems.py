@@ -2,22 +2,22 @@
 
 import pytest
 
-from ofa_hf.data.problems import BROKEN_PICTURE, DataReport, Problem, ProblemLog
+from ofa_hf.data.problems import BROKEN_IMAGE, DataReport, Problem, ProblemLog
 from ofa_hf.errors import UserError
 
 
 def test_a_problem_reads_like_a_compilers_message():
-    assert str(Problem(BROKEN_PICTURE, "a.tsv", 3, "p1", "cut off")) == "a.tsv, line 3: broken picture (p1): cut off"
-    assert str(Problem(BROKEN_PICTURE, "a.jpg", 0)) == "a.jpg: broken picture"
+    assert str(Problem(BROKEN_IMAGE, "a.tsv", 3, "p1", "cut off")) == "a.tsv, line 3: broken image (p1): cut off"
+    assert str(Problem(BROKEN_IMAGE, "a.jpg", 0)) == "a.jpg: broken image"
 
 
 def test_strict_raises_the_first_and_writes_nothing(tmp_path):
     with ProblemLog(tmp_path / "log", strict=True) as log, pytest.raises(UserError, match="a.tsv, line 3"):
-        log.add(Problem(BROKEN_PICTURE, "a.tsv", 3))
+        log.add(Problem(BROKEN_IMAGE, "a.tsv", 3))
 
 
 def test_reports_add_up():
-    total = DataReport(2, 20, {BROKEN_PICTURE: 1}, "x") + DataReport(1, 5, {BROKEN_PICTURE: 2}, "y")
-    assert (total.pictures, total.captions, total.problems) == (3, 25, {BROKEN_PICTURE: 3})
-    assert "3 × broken picture" in total.summary()
+    total = DataReport(2, 20, {BROKEN_IMAGE: 1}, "x") + DataReport(1, 5, {BROKEN_IMAGE: 2}, "y")
+    assert (total.images, total.captions, total.problems) == (3, 25, {BROKEN_IMAGE: 3})
+    assert "3 × broken image" in total.summary()
     assert "no problems" in DataReport(1, 1).summary()

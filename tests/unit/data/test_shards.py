@@ -10,7 +10,7 @@ def row(number: int) -> dict:
     return {"image_id": str(number), "image": {"bytes": bytes(100), "path": None}, "captions": ["x"]}
 
 
-def test_pictures_are_written_before_they_fill_the_memory(tmp_path, monkeypatch):
+def test_images_are_written_before_they_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "BATCH_BYTES", 1000)
     with ArrowFile(tmp_path / "rows.arrow") as file:
         for number in range(95):

@@ -8,7 +8,7 @@ from ofa_hf import OFAImageProcessor, OFAProcessor
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.data import load_muge
 from ofa_hf.demo.pretraining import Labels, Pretraining, plain_caption, pretrain, vary
-from ofa_hf.demo.shop import Product, is_right, read_products, write_shop
+from ofa_hf.samples.shop import Product, is_right, read_products, write_shop
 
 
 def test_the_plain_sentence_is_right_about_its_product():

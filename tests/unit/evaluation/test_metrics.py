@@ -80,7 +80,7 @@ def test_all_captions_empty_gives_zeros_not_a_crash():
     assert scores.as_dict() | {"num_images": 0} == dict.fromkeys(scores.as_dict(), 0)
 
 
-def test_the_order_of_pictures_and_references_changes_nothing():
+def test_the_order_of_images_and_references_changes_nothing():
     predictions, references = random_captions(random.Random(7), 30)
     turned = {image_id: references[image_id][::-1] for image_id in reversed(references)}
     assert score_captions(predictions, turned).as_dict() == pytest.approx(
@@ -100,7 +100,7 @@ def test_longest_common_subsequence_equals_the_textbook_table():
         assert longest_common_subsequence(first, second) == table[-1][-1], (first, second)
 
 
-def test_missing_and_unknown_pictures_are_named_both_ways():
+def test_missing_and_unknown_images_are_named_both_ways():
     with pytest.raises(UserError, match=r"no prediction for b; no reference captions for c"):
         score_captions({"a": "x", "c": "x"}, {"a": ["x"], "b": ["x"]})
 
@@ -113,7 +113,7 @@ def test_nothing_to_score_is_said(predictions, references):
         score_captions(predictions, references)
 
 
-def test_best_and_worst_share_no_picture_and_put_the_extremes_first():
+def test_best_and_worst_share_no_image_and_put_the_extremes_first():
     predictions, references = random_captions(random.Random(1), 7)
     scores = score_captions(predictions, references)
     best, worst = scores.best_and_worst(5)
@@ -123,7 +123,7 @@ def test_best_and_worst_share_no_picture_and_put_the_extremes_first():
     assert scores.cider_d_each[worst[0]] == min(scores.cider_d_each.values())
 
 
-def test_a_thousand_pictures_with_ten_references_are_scored_in_seconds():
+def test_a_thousand_images_with_ten_references_are_scored_in_seconds():
     predictions, references = random_captions(random.Random(2), 1000, references=10)
     start = time.process_time()
     score_captions(predictions, references)

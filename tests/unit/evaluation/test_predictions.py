@@ -54,12 +54,12 @@ def test_duplicate_ids_empty_missing_and_binary_files_are_said(write, tmp_path, 
         read(tmp_path / "binary")
 
 
-def test_two_predictions_for_one_picture_are_refused(write):
+def test_two_predictions_for_one_image_are_refused(write):
     with pytest.raises(UserError, match="has 2 captions"):
         read_predictions(write('{"image_id": "a", "text": ["x", "y"]}'))
 
 
-def test_a_picture_without_reference_is_refused(write):
+def test_an_image_without_reference_is_refused(write):
     with pytest.raises(UserError, match="line 1: a has no caption"):
         read_references(write('{"image_id": "a", "text": []}'))
 

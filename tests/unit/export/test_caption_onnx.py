@@ -1,4 +1,4 @@
-"""The script that captions without torch: its searches, its reading of pictures, its text, its settings."""
+"""The script that captions without torch: its searches, its reading of images, its text, its settings."""
 
 import ast
 import copy
@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from ofa_hf import OFAImageProcessor
-from ofa_hf.conversion.folder import TOKEN_IDS
+from ofa_hf.conversion.write import TOKEN_IDS
 from ofa_hf.export import caption_onnx
-from ofa_hf.export.caption_onnx import Model, Settings, beam_search, greedy, read_picture
+from ofa_hf.export.caption_onnx import Model, Settings, beam_search, greedy, read_image
 from ofa_hf.export.graphs import DecoderGraph, EncoderGraph, state_names
 from ofa_hf.processing_ofa import join_pieces
 
@@ -68,7 +68,7 @@ def runner(model):
 
 
 def cases() -> list[tuple[list[int], torch.Tensor]]:
-    """Prompts and pictures whose texts end early, and such that never end by themselves."""
+    """Prompts and images whose texts end early, and such that never end by themselves."""
     prompts = ([0, 9, 14, 60, 2], [0, 31, 2], [0, 8, 8, 50, 2])
     generator = torch.Generator().manual_seed(0)
     return [(prompt, torch.randn(3, 64, 64, generator=generator)) for prompt in prompts for _ in range(2)]
@@ -118,15 +118,15 @@ def test_new_tokens_count_beside_the_start_token():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA"])
-def test_pictures_are_read_as_the_image_processor_reads_them(mode, tmp_path):
+def test_images_are_read_as_the_image_processor_reads_them(mode, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (37, 51, 4), dtype=np.uint8)
-    picture = Image.fromarray(pixels, "RGBA").convert(mode)
+    image = Image.fromarray(pixels, "RGBA").convert(mode)
     exif = Image.Exif()
     exif[0x0112] = 6  # turned
-    picture.save(tmp_path / "picture.png", exif=exif)
+    image.save(tmp_path / "image.png", exif=exif)
     processor = OFAImageProcessor(size=24)
-    expected = processor(str(tmp_path / "picture.png"))["pixel_values"][0]
-    assert np.array_equal(read_picture(tmp_path / "picture.png", processor.to_dict()), expected)
+    expected = processor(str(tmp_path / "image.png"))["pixel_values"][0]
+    assert np.array_equal(read_image(tmp_path / "image.png", processor.to_dict()), expected)
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,12 @@ def encoder_inputs(tiny_batch):
 
 @torch.no_grad()
 def test_decoding_step_by_step_gives_the_logits_of_decoding_at_once(model, encoder_inputs):
-    rows = torch.randint(4, 120, (6, 7))  # two texts a picture
+    rows = torch.randint(4, 120, (6, 7))  # two texts per image
     expected = model(**encoder_inputs, decoder_input_ids=rows).logits
-    picture = EncoderGraph(model)(**encoder_inputs)
+    image = EncoderGraph(model)(**encoder_inputs)
     decoder, cache = DecoderGraph(model), [torch.zeros(6, 2, 0, 16)] * 6
     for step in range(7):
-        scores, *cache = decoder(rows[:, step : step + 1], *picture, *cache)
+        scores, *cache = decoder(rows[:, step : step + 1], *image, *cache)
         torch.testing.assert_close(scores, expected[:, step], rtol=0, atol=1e-5)
 
 
@@ -41,7 +41,7 @@ def test_decoding_step_by_step_gives_the_logits_of_decoding_at_once(model, encod
 def test_several_tokens_at_once_go_on_from_any_cache(model, encoder_inputs):
     rows = torch.randint(4, 120, (3, 7))
     expected = model(**encoder_inputs, decoder_input_ids=rows).logits[:, -1]
-    picture, decoder = EncoderGraph(model)(**encoder_inputs), DecoderGraph(model)
-    _, *cache = decoder(rows[:, :3], *picture, *[torch.zeros(3, 2, 0, 16)] * 6)
-    scores, *_ = decoder(rows[:, 3:], *picture, *cache)
+    image, decoder = EncoderGraph(model)(**encoder_inputs), DecoderGraph(model)
+    _, *cache = decoder(rows[:, :3], *image, *[torch.zeros(3, 2, 0, 16)] * 6)
+    scores, *_ = decoder(rows[:, 3:], *image, *cache)
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)

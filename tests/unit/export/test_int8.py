@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 from ofa_hf import OFAForConditionalGeneration
 from ofa_hf.errors import UserError
 from ofa_hf.export import int8
-from ofa_hf.export.int8 import compare, export_int8, int8_config, load_pictures
+from ofa_hf.export.int8 import compare, export_int8, int8_config, load_images
 
 
 quantization = pytest.importorskip("torchao.quantization", reason="torchao (the extra int8) is not installed")
@@ -92,10 +92,10 @@ def test_a_folder_that_captions_otherwise_is_not_kept(folder, tmp_path, monkeypa
     program = "import pathlib, sys; (pathlib.Path(sys.argv[2]) / 'tokens.json').write_text('[[0, 5, 2]]')"
     (tmp_path / "program.py").write_text(program)
     monkeypatch.setattr(int8, "FRESH_PROGRAM", tmp_path / "program.py")
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (9, 9), "red").save(tmp_path / "pictures" / "one.png")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "images" / "one.png")
     with pytest.raises(UserError, match="captions otherwise"):
-        export_int8(str(folder), tmp_path / "out", pictures=tmp_path / "pictures")
+        export_int8(str(folder), tmp_path / "out", images=tmp_path / "images")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -103,9 +103,9 @@ def test_the_effect_counts_captions_and_measures_scores():
     before = [{"tokens": [0, 5, 2], "scores": torch.tensor([0.0, 1.0])}, {"tokens": [0, 2], "scores": torch.ones(2)}]
     after = [{"tokens": [0, 5, 2], "scores": torch.tensor([0.0, 3.0])}, {"tokens": [0, 3], "scores": torch.ones(2)}]
     effect = compare(before, after)
-    assert (effect["pictures"], effect["same_captions"], effect["same_first_tokens"]) == (2, 1, 2)
+    assert (effect["images"], effect["same_captions"], effect["same_first_tokens"]) == (2, 1, 2)
     assert (effect["mean_score_difference"], effect["max_score_difference"]) == (0.5, 2.0)
 
 
-def test_without_pictures_some_are_drawn():
-    assert len(load_pictures(None)) == int8.NUM_PICTURES
+def test_without_images_some_are_drawn():
+    assert len(load_images(None)) == int8.NUM_IMAGES

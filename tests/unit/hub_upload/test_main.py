@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hub_upload.__main__ import DRY_RUN, main
-from ofa_hf.conversion.checkpoints import CATALOGUE
+from ofa_hf.catalogue.published import CATALOGUE
 
 
 def run(capsys, *words):

@@ -9,7 +9,7 @@ from loopback_hub import Fault
 
 from hub_upload import space
 from hub_upload.__main__ import DRY_RUN, main
-from ofa_hf.demo.examples import PRODUCTS
+from ofa_hf.samples.examples import PRODUCTS
 
 
 VERSIONS = {

@@ -32,5 +32,5 @@ def test_versions_that_caption_differently_are_an_error(model_folder, tmp_path, 
         verify.verify_folder(model_folder, overlays=[tmp_path / "overlay"])
 
 
-def test_the_picture_shows_something():
-    assert len(verify.draw_picture().getcolors()) == 2
+def test_the_image_shows_something():
+    assert len(verify.draw_image().getcolors()) == 2

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import ModelCard
 
-from ofa_hf.conversion.checkpoints import CATALOGUE
+from ofa_hf.catalogue.published import CATALOGUE
 from ofa_hf.errors import UserError
 from ofa_hf.publishing.card import MARKER, current_card, model_card, write_card
 from ofa_hf.publishing.facts import read_folder, trainer_facts
@@ -16,7 +16,7 @@ from ofa_hf.publishing.facts import read_folder, trainer_facts
 
 RESULTS = {
     "base_model": "shop/base",
-    "arguments": {"test_caption_file": "/data/IC_valid.jsonl", "eval_pictures": 50, "freeze_encoder": True},
+    "arguments": {"test_caption_file": "/data/IC_valid.jsonl", "eval_images": 50, "freeze_encoder": True},
     "trainer_arguments": {"learning_rate": 5e-5, "num_train_epochs": 3},
     "metrics": {"eval_cider_d": 51.25, "eval_bleu_4": 26.5, "eval_rouge_l": 58.75, "train_loss": 0.47},
     "steps": 120,
@@ -77,7 +77,7 @@ def test_a_finetuned_folder_has_base_model_data_arguments_scores_and_curve(model
     assert data.base_model == "shop/base"
     scores = {result.metric_name: result.metric_value for result in data.eval_results}
     assert scores == {"CIDEr-D": 51.25, "BLEU-4": 26.5, "ROUGE-L": 58.75}
-    assert {result.dataset_name for result in data.eval_results} == {"IC_valid.jsonl, at most 50 pictures"}
+    assert {result.dataset_name for result in data.eval_results} == {"IC_valid.jsonl, at most 50 images"}
     for words in ("| Steps | 120 |", "| `learning_rate` | 5e-05 |", "training_curve.png", "transformers 5.23.0"):
         assert words in text, words
 
@@ -101,7 +101,7 @@ def test_scores_of_a_later_evaluation_count_when_their_file_is_there(model_folde
     result = {"scores": {"cider_d": 40.0, "num_images": 7}, "run": {"captions": "/x/own.jsonl"}}
     (model_folder / "evaluation.json").write_text(json.dumps(result), encoding="utf-8")
     results = ModelCard(current_card(model_folder)).data.eval_results
-    assert [(one.dataset_name, one.metric_value) for one in results] == [("own.jsonl, 7 pictures", 40.0)]
+    assert [(one.dataset_name, one.metric_value) for one in results] == [("own.jsonl, 7 images", 40.0)]
 
 
 def test_arguments_that_did_nothing_are_not_told(model_folder):

@@ -1,4 +1,4 @@
-"""The picture of a run."""
+"""The image of a run."""
 
 import math
 

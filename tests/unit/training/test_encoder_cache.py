@@ -22,20 +22,20 @@ UNCACHED = {**CACHED, "cache_encoder_outputs": False}
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
-    """Ids of the pictures that the collator decodes, in order."""
+    """Ids of the images that the collator decodes, in order."""
     ids = []
 
-    def open_row_picture(row, plain=collator.open_row_picture):
+    def open_row_image(row, plain=collator.open_row_image):
         ids.append(row["image_id"])
         return plain(row)
 
-    monkeypatch.setattr(collator, "open_row_picture", open_row_picture)
+    monkeypatch.setattr(collator, "open_row_image", open_row_image)
     return ids
 
 
 @pytest.fixture
 def plan(parse, shop, tmp_path):
-    """Plan a cache of the shop's training pictures for a model locked as the changes say."""
+    """Plan a cache of the shop's training images for a model locked as the changes say."""
     rows = load_muge(shop["train_caption_file"], shop["train_image_file"])
 
     def plan(dtype=torch.float32, change=None, rows=rows, **changes):
@@ -146,7 +146,7 @@ def test_a_cache_is_valid_as_long_as_nothing_changes_that_it_depends_on(plan, fr
     assert (before.folder == after.folder) == is_same
 
 
-def test_a_cache_is_of_its_pictures_and_precision_alone(plan, shop, tmp_path):
+def test_a_cache_is_of_its_images_and_precision_alone(plan, shop, tmp_path):
     rows = load_muge(shop["train_caption_file"], shop["train_image_file"])
     folders = {plan().folder, plan(torch.bfloat16).folder, plan(rows=rows.select(range(11))).folder}
     folders.add(plan(rows=rows.select(range(11, -1, -1))).folder)
@@ -154,17 +154,17 @@ def test_a_cache_is_of_its_pictures_and_precision_alone(plan, shop, tmp_path):
     assert plan(rows=load_muge(shop["train_caption_file"], shop["train_image_file"])).folder in folders
 
 
-def test_pictures_that_lie_in_files_are_known_by_their_time_of_change(plan, tmp_path):
+def test_images_that_lie_in_files_are_known_by_their_time_of_change(plan, tmp_path):
     from datasets import Dataset
 
     from ofa_hf.data.shards import FEATURES
 
-    picture = tmp_path / "a.png"
-    picture.write_bytes(b"one")
-    row = {"image_id": "a", "image": {"bytes": None, "path": str(picture)}, "captions": ["红"]}
+    image = tmp_path / "a.png"
+    image.write_bytes(b"one")
+    row = {"image_id": "a", "image": {"bytes": None, "path": str(image)}, "captions": ["红"]}
     rows = Dataset.from_list([row], features=FEATURES)
     before = plan(rows=rows).folder
-    picture.write_bytes(b"another")
+    image.write_bytes(b"another")
     assert plan(rows=rows).folder != before
 
 
@@ -246,7 +246,7 @@ def test_the_summary_says_what_is_kept_and_how_large_it_is(train, capsys):
     train(cache_encoder_outputs=True, freeze_word_embed=True, max_steps=2)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cache")]
     assert "encoder outputs, 16 × 16 float32" in line
-    assert "× 12 pictures = 0.00 GB, of which 0 are there already" in line
+    assert "× 12 images = 0.00 GB, of which 0 are there already" in line
 
 
 def test_adapters_in_the_decoder_leave_the_encoder_cacheable(train):

@@ -80,7 +80,7 @@ def test_training_stops_when_the_score_stays_behind(train, monkeypatch):
 
 def test_merged_data_trains_on_everything_and_scores_nothing(train):
     ran = train(merge_test=True)
-    assert ran.num_steps == 12, "16 pictures × 4 captions, 12 a step, 2 epochs"
+    assert ran.num_steps == 12, "16 images × 4 captions, 12 a step, 2 epochs"
     assert not any(name.startswith("eval_") for name in ran.metrics)
 
 
@@ -228,7 +228,7 @@ def test_a_hub_that_cannot_be_reached_is_told_before_training(train, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"captions_per_picture": 40}, "a batch holds 12 captions"),
+        ({"captions_per_image": 40}, "a batch holds 12 captions"),
         ({"eval_strategy": "steps", "merge_test": True}, "nothing to evaluate on"),
         ({"early_stopping_patience": 2}, "needs load_best_model_at_end"),
         ({"report_to": "no_such_tracker"}, "cannot be set up|no_such_tracker"),
@@ -283,8 +283,8 @@ def test_a_damaged_optimizer_file_is_told(train):
         train(save_strategy="steps", save_steps=4, resume_from_checkpoint=True)
 
 
-def test_captions_of_other_pictures_are_refused(train, shop):
-    with pytest.raises(UserError, match="do not belong to the pictures"):
+def test_captions_of_other_images_are_refused(train, shop):
+    with pytest.raises(UserError, match="do not belong to the images"):
         train(train_caption_file=shop["test_caption_file"])
 
 

@@ -35,8 +35,8 @@ def make_model(locked: bool) -> OFAForConditionalGeneration:
 def make_batch() -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
     prompts, labels = (torch.randint(4, 20, (BATCH, length), generator=draw) for length in (6, 5))
-    pictures = torch.randn(BATCH, 3, 64, 64, generator=draw)
-    return {"input_ids": prompts, "pixel_values": pictures, "labels": labels}
+    images = torch.randn(BATCH, 3, 64, 64, generator=draw)
+    return {"input_ids": prompts, "pixel_values": images, "labels": labels}
 
 
 def train(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:

@@ -39,7 +39,7 @@ def loss_and_gradients(trainer, rows: list[dict]) -> tuple[float, dict[str, torc
 
 
 @pytest.mark.parametrize("through_encoder", [False, True])
-def test_captions_that_share_a_picture_give_the_loss_and_gradients_of_captions_that_do_not(build, through_encoder):
+def test_captions_that_share_an_image_give_the_loss_and_gradients_of_captions_that_do_not(build, through_encoder):
     changes = {"label_smoothing": 0.1, "embed_gradient_through_encoder": through_encoder}
     shared = loss_and_gradients(trainer := build(**changes), rows := [trainer.train_dataset[n] for n in range(3)])
     apart = [{**row, "captions": [caption]} for row in rows for caption in row["captions"]]
@@ -50,7 +50,7 @@ def test_captions_that_share_a_picture_give_the_loss_and_gradients_of_captions_t
         torch.testing.assert_close(gradient, alone[1][name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_pictures_with_fewer_captions_than_others_change_nothing(build):
+def test_images_with_fewer_captions_than_others_change_nothing(build):
     rows = [(trainer := build()).train_dataset[number] for number in range(2)]
     uneven = [rows[0], {**rows[1], "captions": rows[1]["captions"][:1]}]
     alone = [{**row, "captions": [caption]} for row in uneven for caption in row["captions"]]

@@ -1,1 +1,0 @@
-"""Captions for files and folders: what `ofa-hf caption` does."""

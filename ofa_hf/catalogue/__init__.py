@@ -1,0 +1,1 @@
+"""The catalogue of published checkpoints: language, size, task, prompt, published scores."""

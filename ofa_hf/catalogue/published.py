@@ -1,0 +1,132 @@
+"""The published Chinese checkpoints and what belongs to each: task, prompt, image size, generation settings.
+
+The facts stand in `catalogue.json`, once; this module reads them.
+
+Source: OFA `checkpoints_cn.md`, the evaluation scripts in `run_scripts/`, the prompts in `data/mm_data/`; the article
+of OFA-Chinese for the legacy repositories.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+CATALOGUE_FILE = Path(__file__).with_name("catalogue.json")
+
+
+def official_generation(beam: int, min_tokens: int, max_tokens: int, no_repeat_ngram: int) -> dict[str, Any]:
+    """Settings with which `generate` gives what fairseq's generator gives.
+
+    Args:
+        min_tokens, max_tokens: of the text, before `</s>` (fairseq's min_len and max_len_b).
+    """
+    return {
+        "num_beams": beam,
+        "max_length": max_tokens + 2,  # the start token and </s> count here
+        "min_length": min_tokens + 1,
+        "no_repeat_ngram_size": no_repeat_ngram,
+        "early_stopping": True,
+        "suppress_tokens": [1],  # <pad> is never chosen
+        "end_at_max_length": True,  # at the last position only </s>, with its true log-probability
+    }
+
+
+@dataclass(frozen=True)
+class TaskDefaults:
+    """What a checkpoint of this task was trained and evaluated with."""
+
+    prompt: str
+    image_size: int
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_settings(entry: Mapping[str, Any]) -> TaskDefaults:
+    """Defaults from an entry of the catalogue, which gives generation as fairseq's numbers or as transformers'."""
+    fairseq = entry.get("fairseq_generation")
+    return TaskDefaults(
+        entry["prompt"], entry["image_size"], official_generation(**fairseq) if fairseq else entry["generation"]
+    )
+
+
+_FACTS = json.loads(CATALOGUE_FILE.read_text(encoding="utf-8"))
+SETTINGS = {name: read_settings(entry) for name, entry in _FACTS["settings"].items()}
+CAPTION, OCR, REFCOCO, LEGACY = (SETTINGS[name] for name in ("caption", "ocr", "refcoco", "legacy"))
+CAPTION_PROMPT, LEGACY_CAPTION_PROMPT = CAPTION.prompt, SETTINGS["legacy_v2"].prompt  # the latter of one weight alone
+
+TASKS = {  # fairseq's task → its defaults; pretrained checkpoints caption too
+    "caption": CAPTION,
+    "unify_task": CAPTION,
+    "unify_cn_task": CAPTION,
+    "refcoco": REFCOCO,
+    "ocr": OCR,
+}
+FINETUNED_TASKS = frozenset({"caption", "refcoco", "ocr"})  # their `patch_image_size` is the evaluation size too
+
+
+@dataclass(frozen=True)
+class PublishedCheckpoint:
+    """One entry of the catalogue."""
+
+    name: str
+    defaults: TaskDefaults
+    url: str | None = None  # of an official file
+    hub_id: str | None = None  # of a legacy repository
+    sha256: str | None = None  # none was ever published; checked where known
+    size: str = "base"
+    task: str = "caption"
+    licence: str | None = None  # None: the authors named none for the weights
+    trained_on: str = ""
+    scores: tuple[Mapping[str, Any], ...] = ()  # {"data", "values", "source" (a page), "note"}; published, not ours
+
+    def facts(self) -> dict[str, Any]:
+        """What a model card says about the checkpoint, beside what conversion finds out."""
+        return {"licence": self.licence, "trained_on": self.trained_on, "scores": [dict(row) for row in self.scores]}
+
+
+def read_model(entry: Mapping[str, Any]) -> PublishedCheckpoint:
+    """An entry of the catalogue's models."""
+    place = "url" if entry["source"].startswith("https://") else "hub_id"
+    return PublishedCheckpoint(
+        entry["name"],
+        SETTINGS[entry["settings"]],
+        **{place: entry["source"]},
+        sha256=entry.get("sha256"),
+        size=entry["size"],
+        task=entry["settings"].removesuffix("_v2").replace("legacy", "caption"),
+        licence=entry["licence"],
+        trained_on=entry["trained_on"],
+        scores=tuple({**row, "source": _FACTS["sources"][row["source"]]} for row in entry["scores"]),
+    )
+
+
+CATALOGUE = {entry["name"]: read_model(entry) for entry in _FACTS["models"]}
+
+
+def find_published(name: str) -> PublishedCheckpoint | None:
+    """The catalogue entry of a file or folder name, a catalogue name or a Hub id; None if it is not published."""
+    by_short_name = {entry.name.rpartition("/")[2]: entry for entry in CATALOGUE.values()}
+    return CATALOGUE.get(name) or by_short_name.get(name.rpartition("/")[2].removesuffix(".pt"))
+
+
+def recognise_task(settings: Mapping[str, Any], name: str) -> tuple[str, TaskDefaults, str]:
+    """Task of an official checkpoint.
+
+    Args:
+        settings: fairseq's arguments; `task` and `patch_image_size` are looked at.
+        name: of the file, which decides where the settings do not.
+
+    Returns:
+        task name, its defaults (with the image size of the settings, where finetuning used one), and the reason.
+    """
+    published = find_published(name)
+    task = settings.get("task")
+    if task not in TASKS:
+        by_name = [known for known in FINETUNED_TASKS if published and published.defaults is TASKS[known]]
+        task = by_name[0] if by_name else "caption"
+        return task, TASKS[task], f"name {name}" if by_name else "nothing in the file says a task"
+    defaults, size = TASKS[task], settings.get("patch_image_size")
+    if task in FINETUNED_TASKS and type(size) is int and 16 <= size <= 4096:
+        defaults = TaskDefaults(defaults.prompt, size, defaults.generation)
+    return task, defaults, f"setting task={task}"

@@ -1,0 +1,1 @@
+"""Self-contained HTML and Markdown pages: scores, comparisons, and the frame they share."""

@@ -1,0 +1,262 @@
+"""Captions of one or several models in a table, images down and models across: as HTML and as Markdown."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import islice
+from pathlib import Path
+from urllib.parse import quote
+
+from ofa_hf.errors import UserError
+from ofa_hf.image_processing_ofa import ImageError
+from ofa_hf.pages.frame import fact_rows, html_page, show, thumbnail, thumbnail_tag
+from ofa_hf.prediction.captioning import read_each
+
+
+IMAGES_A_PAGE = 200  # a few MB of HTML
+READ_AHEAD = 16
+TITLE = "Captions compared"
+MARK = "<!-- a page of ofa-hf caption -->"  # files that carry it may be replaced
+MARK_WITHIN = 65_536  # bytes from the beginning
+MARKDOWN_MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&^=])")
+
+STYLE = """
+.compare { background: var(--paper); border: 1px solid var(--line); table-layout: fixed; }
+.compare th { position: sticky; top: 0; padding: .75rem; background: var(--paper); color: var(--dim);
+  text-align: left; overflow-wrap: anywhere; }
+.compare th:first-child { width: 14rem; } .compare td { padding: .75rem; }
+.compare img { width: 100%; max-height: 12rem; object-fit: contain; background: #fff; display: block;
+  border-radius: .4rem; }
+.compare .none { height: auto; padding: 1.5rem .75rem; border-radius: .4rem; background: var(--page);
+  color: var(--dim); }
+.compare .id { display: block; margin-top: .35rem; } .facts, nav { color: var(--dim); } nav { margin: 1rem 0; }
+nav > * { margin-right: 1rem; } a { color: inherit; } .run td:first-child { width: 30%; }
+@media (max-width: 44rem) {
+  .compare thead { display: none; } .compare, .compare tbody, .compare tr, .compare td { display: block; }
+  .compare tr + tr { border-top: .5rem solid var(--page); } .compare td { border: 0; padding: .5rem .75rem; }
+  .compare td[data-model]::before { content: attr(data-model); display: block; color: var(--dim); font-size: .8rem; }
+  .compare img { max-height: 20rem; }
+}
+"""
+
+BODY = """{mark}
+<p class="facts">{facts}</p>
+{links}
+<table class="compare"><thead><tr><th>Image</th>{heads}</tr></thead><tbody>
+{rows}
+</tbody></table>
+{links}
+<h2>What was run</h2><table class="run">{run}</table>"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of the table."""
+
+    number: int
+    file: str
+    small: bytes | ImageError  # a JPEG, or why there is none
+    captions: list[list[str] | None]  # by model, best first; None where a model has none
+
+
+@dataclass(frozen=True)
+class Page:
+    """One of the pages, with what all of them say."""
+
+    heads: list[str]  # of the columns
+    facts: str
+    run: Mapping[str, object]
+    number: int
+    count: int
+    rows: list[Row]
+
+
+class ComparisonReport:
+    """Writes the table: `page.html`, which needs nothing beside it, and `page.md` with its images in `page_files/`.
+
+    Past `IMAGES_A_PAGE` images further pages, with links between them, go into that folder too. Given `page.md`,
+    Markdown alone is written.
+
+    Args:
+        path: ends in `.html`, `.htm` or `.md`.
+
+    Raises:
+        UserError: another ending, or a file of this name that is no such page.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if self.path.suffix.lower() not in (".html", ".htm", ".md"):
+            raise UserError(
+                f"--report {self.path} has no known ending. Accepted: .html (a page, and the same as Markdown beside "
+                f"it) and .md (Markdown alone). Rename the report."
+            )
+        self.folder = self.path.with_name(f"{self.path.stem}_files")
+        self.suffixes = [self.path.suffix] if is_markdown(self.path) else [self.path.suffix, ".md"]
+        self.markdown = self.path.with_suffix(self.suffixes[-1])
+        self._refuse_foreign()
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after hours
+
+    def _refuse_foreign(self) -> None:
+        """Nothing that this command did not write is replaced; the folder belongs to the Markdown page."""
+        foreign = [path for path in map(self.path.with_suffix, self.suffixes) if path.exists() and not is_ours(path)]
+        if self.folder.exists() and not is_ours(self.markdown):
+            foreign.append(self.folder)
+        if foreign:
+            raise UserError(
+                f"--report {self.path} would replace {foreign[0]}, which is there already and is no page of this "
+                f"command. Accepted: a new name, or that of an earlier report. Name another one, or move it away."
+            )
+
+    def owns(self, file: str | os.PathLike) -> bool:
+        """Whether an image is one of an earlier report's small ones, which lie among a folder's images."""
+        return os.path.abspath(os.path.dirname(file)) == os.path.abspath(self.folder)
+
+    def write(
+        self,
+        files: Sequence[str],
+        captions: Mapping[str, Mapping[str, list[str]]],
+        run: Mapping[str, object],
+        on_image: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Write all pages; the images are read once more, page by page, so that memory stays flat.
+
+        Args:
+            files: images, one a row.
+            captions: model → absolute path → captions, best first.
+            run: what was run, shown at the end.
+            on_image: called after each image.
+        """
+        self._make_room()
+        heads, facts, count = short_names(list(captions)), facts_of(files, captions), -(-len(files) // IMAGES_A_PAGE)
+        rows = self._rows(files, list(captions.values()), on_image)
+        for number in range(1, count + 1):
+            self._write_page(Page(heads, facts, run, number, count, list(islice(rows, IMAGES_A_PAGE))))
+
+    def _make_room(self) -> None:
+        """An earlier report's files go, whatever else lies in its folder stays."""
+        self.markdown.write_text(MARK, encoding="utf-8")  # whose folder it is, should this run be interrupted
+        self.folder.mkdir(exist_ok=True)
+        for file in self.folder.iterdir():
+            if re.fullmatch(r"\d{6,}\.jpg|page-\d+\.(html?|md)", file.name):
+                file.unlink()
+
+    @staticmethod
+    def _rows(
+        files: Sequence[str], columns: Sequence[Mapping[str, list[str]]], on_image: Callable[[], object]
+    ) -> Iterator[Row]:
+        for number, (file, small) in enumerate(read_each(files, thumbnail, READ_AHEAD), 1):
+            yield Row(number, file, small, [said.get(os.path.abspath(file)) for said in columns])
+            on_image()
+
+    def _write_page(self, page: Page) -> None:
+        for row in page.rows:
+            if isinstance(row.small, bytes):
+                self._image(row).write_bytes(row.small)
+        for suffix in self.suffixes:
+            here = self._file(page.number, suffix)
+            others = {f"← page {page.number - 1}": page.number - 1, f"page {page.number + 1} →": page.number + 1}
+            links = {
+                words: address(here, self._file(other, suffix))
+                for words, other in others.items()
+                if 1 <= other <= page.count
+            }
+            if is_markdown(here):
+                text = markdown_text(page, links, lambda row, here=here: address(here, self._image(row)))
+            else:
+                text = html_text(page, links)
+            here.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
+
+    def _file(self, number: int, suffix: str) -> Path:
+        return self.path.with_suffix(suffix) if number == 1 else self.folder / f"page-{number}{suffix}"
+
+    def _image(self, row: Row) -> Path:
+        return self.folder / f"{row.number:06}.jpg"
+
+
+def is_markdown(path: Path) -> bool:
+    return path.suffix.lower() == ".md"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether an earlier run wrote this page."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return MARK.encode() in stream.read(MARK_WITHIN)
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """Heads of columns: the last part of folders, if that tells all of them apart; Hub ids as they are."""
+    names = [os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model for model in models]
+    return names if len(set(names)) == len(names) else list(models)
+
+
+def facts_of(files: Sequence[str], captions: Mapping[str, Mapping[str, list[str]]]) -> str:
+    """How much there is, in a line."""
+    num_missing = sum(not any(os.path.abspath(file) in said for said in captions.values()) for file in files)
+    facts = [f"Images: {len(files):,}", f"models: {len(captions)}"]
+    return " · ".join(facts + [f"without a caption: {num_missing:,}"] * bool(num_missing))
+
+
+def address(start: Path, target: Path) -> str:
+    """The address of a file as another one beside, above or below it says it."""
+    return quote(Path(os.path.relpath(target, start.parent)).as_posix(), errors="surrogateescape")
+
+
+def html_text(page: Page, links: Mapping[str, str]) -> str:
+    """A page as HTML; `links` to its neighbours are words → address."""
+    anchors = "".join(f'<a href="{escape(link)}">{words}</a>' for words, link in links.items())
+    body = BODY.format(
+        mark=MARK,
+        facts=page.facts,
+        links=f"<nav><span>page {page.number} of {page.count}</span>{anchors}</nav>" if links else "",
+        heads="".join(f"<th>{escape(head)}</th>" for head in page.heads),
+        rows="\n".join(html_row(row, page.heads) for row in page.rows),
+        run=fact_rows(page.run),
+    )
+    return html_page(TITLE, body, STYLE)
+
+
+def html_row(row: Row, heads: Sequence[str]) -> str:
+    broken = isinstance(row.small, ImageError)
+    image = f'<div class="none">{escape(str(row.small))}</div>' if broken else thumbnail_tag(row.small)
+    cells = "".join(
+        f'<td data-model="{escape(head)}">{html_captions(said)}</td>' for head, said in zip(heads, row.captions)
+    )
+    return f'<tr><td>{image}<span class="id">{escape(row.file)}</span></td>{cells}</tr>'
+
+
+def html_captions(captions: list[str] | None) -> str:
+    """The best one large, the others as a list."""
+    if not captions:
+        return "–"
+    best, *others = (escape(text) or "(empty)" for text in captions)
+    more = "".join(f"<li>{text}</li>" for text in others)
+    return f'<p class="caption" lang="zh">{best}</p>' + (f'<ul lang="zh">{more}</ul>' if more else "")
+
+
+def markdown_text(page: Page, links: Mapping[str, str], image_of: Callable[[Row], str]) -> str:
+    """A page as Markdown; `image_of` gives the address of a row's image."""
+    lines = [MARK, f"# {TITLE}", "", page.facts, ""]
+    if links:
+        pointers = [f"[{words}]({link})" for words, link in links.items()]
+        lines += [" · ".join([f"page {page.number} of {page.count}", *pointers]), ""]
+    lines += [markdown_row(["Image", *map(plain, page.heads)]), markdown_row(["---"] * (1 + len(page.heads)))]
+    for row in page.rows:
+        image = plain(str(row.small)) if isinstance(row.small, ImageError) else f"![]({image_of(row)})"
+        cells = ("<br>".join(map(plain, said)) if said else "–" for said in row.captions)
+        lines.append(markdown_row([f"{image}<br>{plain(row.file)}", *cells]))
+    lines += ["", "## What was run", "", *(f"- {plain(name)}: {plain(show(fact))}" for name, fact in page.run.items())]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return MARKDOWN_MARKS.sub(r"\\\1", " ".join(text.split())) or "(empty)"

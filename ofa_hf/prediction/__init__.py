@@ -1,0 +1,1 @@
+"""Predictions for files, folders and data sets: read ahead, run the model, write the answers."""

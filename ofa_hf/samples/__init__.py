@@ -1,0 +1,1 @@
+"""Embedded sample data: the drawn shop and files of the official format."""

@@ -1,0 +1,176 @@
+"""The page's own words and functions; in a browser: `end_to_end/test_web.py`."""
+
+import ast
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny_shop
+from PIL import Image
+
+from ofa_hf.prediction.captioning import load_captioner
+
+
+web = pytest.importorskip("ofa_hf.serving.web", reason="the page needs gradio", exc_type=ImportError)
+
+SETTINGS = (3, 4, 12, "")  # captions, beams, tokens, question
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+    return load_captioner(str(tiny_shop.write_model(tmp_path_factory.mktemp("model") / "tiny")))
+
+
+@pytest.fixture
+def photo(tmp_path):
+    Image.new("RGB", (40, 30), "#cc2222").save(tmp_path / "photo.png")
+    return {"path": str(tmp_path / "photo.png"), "orig_name": "photo.png"}
+
+
+class Recorder:
+    """Stands for a pipeline and remembers what it was asked."""
+
+    def __init__(self, error: Exception | None = None):
+        settings = SimpleNamespace(num_beams=None, max_length=None)
+        self.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=32), generation_config=settings)
+        self.processor = SimpleNamespace(prompt="图片描述了什么?")
+        self.error = error
+
+    def __call__(self, image, **asked) -> list[dict]:
+        if self.error:
+            raise self.error
+        self.asked = asked
+        return [{"generated_text": "红<b>色", "score": -0.5}]
+
+
+def answer(captioner, image, *settings, language="zh") -> str:
+    return web.answer(lambda model: captioner, image, "tiny", language, *(settings or SETTINGS))
+
+
+def test_the_page_is_one_file_that_imports_nothing_of_this_package():
+    for node in ast.walk(ast.parse(Path(web.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or "."] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+            assert not [name for name in names if name.startswith((".", "ofa_hf", "hub_upload"))], names
+            assert not getattr(node, "level", 0)
+
+
+def test_captions_and_scores_are_the_pipelines(captioner, photo):
+    rows = captioner(photo["path"], num_return_sequences=3, num_beams=4, max_length=12, return_scores=True)
+    assert answer(captioner, photo) == web.captions_html(rows)
+    assert web.captions_html(rows).count("<li>") == 3
+
+
+def test_captions_are_text_not_markup_and_their_bars_show_the_probability():
+    html = web.captions_html([{"generated_text": "红<b>色", "score": -0.6931}])
+    assert "红&lt;b&gt;色" in html
+    assert ">-0.69<" in html
+    assert "width: 50.0%" in html
+
+
+@pytest.mark.parametrize(("language", "head"), [("zh", "这张图片无法使用"), ("en", "This image cannot be used")])
+def test_a_bad_file_is_explained_by_name_and_without_a_traceback(captioner, tmp_path, language, head):
+    (tmp_path / "upload").write_bytes(b"this is no image at all")
+    image = {"path": str(tmp_path / "upload"), "orig_name": "<i>notes.jpg"}
+    html = answer(captioner, image, language=language)
+    assert head in html
+    assert "&lt;i&gt;notes.jpg" in html
+    assert str(tmp_path) not in html
+    assert "Traceback" not in html
+
+
+@pytest.mark.parametrize("image", [None, {"path": None}, {"path": "/no/such/file.png"}])
+def test_without_an_image_the_page_asks_for_one(captioner, image):
+    assert "还没有图片" in answer(captioner, image)
+
+
+def test_a_file_that_is_too_large_is_not_even_read(photo, monkeypatch):
+    monkeypatch.setattr(web, "MAX_MEGABYTES", 1e-5)
+    html = answer(Recorder(AssertionError("read")), photo, language="en")
+    assert "too large" in html
+
+
+def test_a_fault_of_the_code_is_logged_and_its_words_stay_there(photo, caplog):
+    web.logger.propagate, before = True, web.logger.propagate
+    html = answer(Recorder(RuntimeError("secret of the house")), photo)
+    web.logger.propagate = before
+    assert "没有成功" in html
+    assert "secret" not in html
+
+
+@pytest.mark.parametrize(
+    ("wishes", "given"),
+    [
+        ((3, 1, 12, " "), {"num_return_sequences": 3, "num_beams": 3, "max_length": 12, "prompt": None}),
+        (
+            (99, 1e9, 1e9, "问" * 999),
+            {"num_return_sequences": 5, "num_beams": 10, "max_length": 32, "prompt": "问" * 200},
+        ),
+        ((-1, 0, 0, None), {"num_return_sequences": 1, "num_beams": 1, "max_length": 4, "prompt": None}),
+    ],
+)
+def test_wishes_stay_within_what_page_and_model_can_do(photo, wishes, given):
+    captioner = Recorder()
+    answer(captioner, photo, *wishes)
+    assert captioner.asked == {**given, "return_scores": True}
+
+
+def test_a_models_own_settings_are_the_pages(captioner):
+    assert web.limits(captioner) == {
+        "num_beams": 1,
+        "max_length": 12,
+        "most_tokens": 32,
+        "prompt": captioner.processor.prompt,
+    }
+    assert web.limits(Recorder())["max_length"] == web.DEFAULT_TOKENS
+
+
+def test_models_are_loaded_once_and_only_those_of_the_page(photo):
+    loaded = []
+    load = web.loader(["a", "b"], lambda model: loaded.append(model) or Recorder())
+    for model in ("a", "b", "a", "b"):
+        assert "红" in web.answer(load, photo, model, "zh", *SETTINGS)
+    assert loaded == ["a", "b"]
+    html = web.answer(load, photo, "somebody/else", "zh", *SETTINGS)
+    assert "这个模型无法载入" in html
+    assert loaded == ["a", "b"]
+
+
+def test_choosing_a_model_brings_its_settings_and_a_broken_one_is_said_so():
+    prompt, beams, length, result = web.choose(lambda model: Recorder(), "b", "zh")
+    assert (prompt["placeholder"], beams["value"]) == ("图片描述了什么?", 1)
+    assert (length["maximum"], length["value"]) == (32, 30)
+    assert result == web.EMPTY
+
+    def broken(model):
+        raise OSError("no such folder")
+
+    assert "cannot be loaded" in web.choose(broken, "b", "en")[-1]
+
+
+def test_both_languages_say_the_same_things():
+    assert web.WORDS["zh"].keys() == web.WORDS["en"].keys()
+
+
+def test_the_page_loads_its_first_model_alone_and_runs_one_at_a_time_for_nobody_but_its_visitors():
+    loaded = []
+    page = web.build_page(["a", "b"], lambda model: loaded.append(model) or Recorder())
+    assert loaded == ["a"]
+    events = page.fns.values()
+    assert all(event.api_visibility == "private" for event in events if event.fn)
+    with_model = [event for event in events if event.queue and getattr(event.fn, "func", None) is not None]
+    assert len(with_model) == 3  # asking, asking after an example, choosing a model
+    assert {(event.concurrency_id, event.concurrency_limit) for event in with_model} == {("model", 1)}
+    assert not page.analytics_enabled
+
+
+def test_switching_the_language_changes_every_word(monkeypatch):
+    page = web.build_page(["a", "b"], lambda model: Recorder())
+    switch = next(event for event in page.fns.values() if getattr(event.fn, "func", None) is web.translate)
+    updates = switch.fn("en")
+    assert len(updates) == len(switch.outputs)
+    words = json.dumps(updates, ensure_ascii=False)
+    used = {name for name in web.WORDS["en"] if json.dumps(web.WORDS["en"][name], ensure_ascii=False)[1:-1] in words}
+    spoken_later = {name for name in web.WORDS["en"] if "_image" in name or name in ("bad_model", "failed")}
+    assert used == web.WORDS["en"].keys() - spoken_later
