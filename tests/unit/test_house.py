@@ -17,13 +17,6 @@ PACKAGE = REPOSITORY / "ofa_hf"
 
 # the only root files that do not travel to the Hub
 STAYING_ROOT_FILES = {"__init__", "__main__", "errors", "files", "fresh_process", "models"}
-    "__init__",
-    "__main__",
-    "errors",
-    "files",
-    "fresh_process",
-    "models",
-}  # the only root files that do not travel to the Hub
 HUB_FILES = sorted(file for file in PACKAGE.glob("*.py") if file.stem not in STAYING_ROOT_FILES)
 HUB_MODULES = {file.stem for file in HUB_FILES}
 HUB_LIBRARIES = {"torch", "torchvision", "numpy", "PIL", "transformers", "huggingface_hub"}
