@@ -4,15 +4,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from transformers.utils import logging
 
-from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAProcessor
+from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageToTextPipeline, OFAProcessor
 from ofa_hf.errors import UserError
 
 
 ADVICE = "Pass a folder written by `ofa-hf convert` or `ofa-hf finetune`, or a Hub id of one."
+
+
+class LoadedModel(NamedTuple):
+    """A model in inference mode, and its processor."""
+
+    model: OFAForConditionalGeneration
+    processor: OFAProcessor
 
 
 def check_model(name: str | os.PathLike) -> None:
@@ -44,7 +52,7 @@ def load_processor(name: str | os.PathLike) -> OFAProcessor:
 
 def load_model(
     name: str | os.PathLike, *, device: str | None = None, dtype: str | torch.dtype = "auto", **config_overrides
-) -> tuple[OFAForConditionalGeneration, OFAProcessor]:
+) -> LoadedModel:
     """Load a model with this package's code, in inference mode, and its processor.
 
     Args:
@@ -68,7 +76,15 @@ def load_model(
             **config_overrides,
         )
         _check_weights(os.fspath(name), model, report)
-        return model.to(device).eval(), processor
+        return LoadedModel(model.to(device).eval(), processor)
+
+
+def load_pipeline(
+    name: str | os.PathLike, *, device: str | None = None, dtype: str | torch.dtype = "auto"
+) -> OFAImageToTextPipeline:
+    """Load a model as a pipeline; arguments and errors are those of `load_model`."""
+    model, processor = load_model(name, device=device, dtype=dtype)
+    return OFAImageToTextPipeline(model=model, processor=processor, device=model.device)
 
 
 def check_device(device: str | None) -> torch.device:

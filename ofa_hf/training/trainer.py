@@ -18,7 +18,7 @@ from ofa_hf.data.grouping import GroupedCaptions, GroupedCaptionSampler, caption
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import score_captions
 from ofa_hf.modeling_ofa import IGNORED_LABEL
-from ofa_hf.prediction.generate import generate_captions, show_progress
+from ofa_hf.prediction.loop import predict, show_progress
 from ofa_hf.publishing.push import publish_folder
 from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.callbacks import TellEpoch
@@ -268,15 +268,16 @@ class OFATrainer(Seq2SeqTrainer):
         """Caption the first `eval_images` images, shared out among the processes, and score all together."""
         number = min(self.finetune_args.eval_images or len(dataset), len(dataset))
         rows = (dataset.dataset[index] for index in range(self.args.process_index, number, self.args.world_size))
+        rows = ({"id": row["image_id"], "image": row["image"]} for row in rows)
         generate = {"num_beams": self.args.generation_num_beams, "max_length": self.args.generation_max_length}
         generate = {name: value for name, value in generate.items() if value}
         model = self.accelerator.unwrap_model(self.model)
         batch_size = max(1, self.args.per_device_eval_batch_size)
         with self.accelerator.autocast():
-            captions = generate_captions(model, self.processor, rows, batch_size, **generate)
+            captions = predict(model, self.processor, rows, batch_size=batch_size, **generate)
             if self.is_world_process_zero() and not self.args.disable_tqdm:
                 captions = show_progress(captions, -(-number // self.args.world_size))
-            captions = list(captions)
+            captions = [(caption.id, caption.text) for caption in captions]
         predictions = dict(gather_object(captions))
         texts = dataset.dataset.select_columns(["image_id", "captions"]).select(range(number))
         references = {row["image_id"]: row["captions"] for row in texts}
