@@ -15,8 +15,8 @@ from ofa_hf.image_processing_ofa import ImageError
 from ofa_hf.processing_ofa import IGNORED_LABEL, OFAProcessor
 
 
-# Keys of a batch whose rows may have known encoder results: `(batch,)` row numbers, `(batch,)` flags of the known rows,
-# and their tensors. `pixel_values` then holds only the other rows and is absent if there are none.
+# Keys of a batch whose rows may have known encoder results: `(batch,)` row numbers, `(batch,)` flags of the known
+# rows, and their tensors. `pixel_values` then holds only the other rows and is absent if there are none.
 ROW_NUMBERS, IS_ENCODED, ENCODED = "row_numbers", "is_encoded", "encoded"
 MAX_WORKERS = 256  # slots for counting, one per data loader worker
 
@@ -26,8 +26,8 @@ class OFACollator:
     """Rows of a task → `pixel_values`, `input_ids`, `attention_mask` of B rows, and `labels (B · k, tokens)`.
 
     Labels `i · k … (i + 1) · k − 1` belong to row `i`. Rows with fewer than k targets are filled up with labels of
-    nothing but −100, which the loss ignores. Targets longer than allowed are cut before `</s>` and counted in `num_cut`,
-    across data loader workers.
+    nothing but −100, which the loss ignores. Targets longer than allowed are cut before `</s>` and counted in
+    `num_cut`, across data loader workers.
 
     Args:
         task: fills its prompt with the fields of each row. None: the checkpoint's default task.
@@ -43,7 +43,9 @@ class OFACollator:
 
     def __post_init__(self) -> None:
         if self.max_target_tokens < 2:
-            raise ValueError(f"max_target_tokens={self.max_target_tokens} leaves no room for a target; use at least 2.")
+            raise ValueError(
+                f"max_target_tokens={self.max_target_tokens} leaves no room for a target; use at least 2."
+            )
         self._cut.share_memory_()  # each worker counts in its own slot
 
     @property

@@ -38,8 +38,8 @@ class ImagesById(Mapping):
 class GroupedTargets(torch.utils.data.Dataset):
     """Items are rows with the targets that the sampler chose.
 
-    The index is a pair `(row, target numbers)` of `GroupedTargetSampler`; a plain number gives all targets. Because the
-    choice is part of the index, it reaches data loader workers, persistent ones too, without any state.
+    The index is a pair `(row, target numbers)` of `GroupedTargetSampler`; a plain number gives all targets. Because
+    the choice is part of the index, it reaches data loader workers, persistent ones too, without any state.
 
     Args:
         encoded: known results of the encoder by row number: `number in encoded`, `encoded[number]`. Items then have a
@@ -72,8 +72,9 @@ class StreamedTargets(torch.utils.data.IterableDataset):
     """Items like those of `GroupedTargets` from streamed rows, each with up to k of the row's targets.
 
     The stream is endless: it starts over after the last row, so to the Trainer a run of `max_steps` is one long epoch,
-    in which it finds its place again by counting batches. Each pass shuffles the rows within a buffer and the targets of
-    each row. The groups of a row follow each other, so with k below the number of targets they tend to share a batch.
+    in which it finds its place again by counting batches. Each pass shuffles the rows within a buffer and the targets
+    of each row. The groups of a row follow each other, so with k below the number of targets they tend to share a
+    batch.
 
     Args:
         rows: see `stream_rows`.
@@ -113,8 +114,8 @@ class GroupedTargetSampler(torch.utils.data.Sampler):
         counts: number of targets of each row, see `count_targets`.
         targets_per_row: k; 0 means all targets of a row at once.
         shuffle: False keeps rows and targets in order.
-        fill_to: groups without targets are added until the number of groups is a multiple of this. Set to the number of
-            rows per step over all processes, no process repeats a target to fill its last batch.
+        fill_to: groups without targets are added until the number of groups is a multiple of this. Set to the number
+            of rows per step over all processes, no process repeats a target to fill its last batch.
     """
 
     def __init__(

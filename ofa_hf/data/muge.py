@@ -1,7 +1,7 @@
 """Load MUGE (ECommerce-IC) as distributed: images as base64 in a TSV, captions as JSONL, both one image per line.
 
-The files are `IC_train.tsv` (`image_id <TAB> base64`) and `IC_train.jsonl` (`{"image_id": "…", "text": ["…", …]}`), and
-the same for `valid`. The `test` split has ids without captions.
+The files are `IC_train.tsv` (`image_id <TAB> base64`) and `IC_train.jsonl` (`{"image_id": "…", "text": ["…", …]}`),
+and the same for `valid`. The `test` split has ids without captions.
 """
 
 import base64
@@ -46,8 +46,8 @@ def load_muge(
 ) -> Dataset:
     """Load MUGE files as rows `{"id", "image", "targets"}`, one per image, in the order of the images.
 
-    The files are read once, line by line; later calls map the rows into memory from a cache. Memory stays flat whatever
-    the size of the files. Lines with a problem are skipped, counted and listed in a file, see `report_of`.
+    The files are read once, line by line; later calls map the rows into memory from a cache. Memory stays flat
+    whatever the size of the files. Lines with a problem are skipped, counted and listed in a file, see `report_of`.
 
     Args:
         captions: JSONL file; several are merged, as the article merges train and valid. None loads only the images.

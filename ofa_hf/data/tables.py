@@ -63,7 +63,7 @@ class Columns:
         if missing:
             raise UserError(
                 f"{source} has no column {', '.join(missing)}; it has {', '.join(map(str, found)) or 'none'}. "
-                "Name the columns with image_column, target_column and id_column; fields are columns of their own name."
+                "Pass their names as image_column, target_column and id_column; a field is a column of its own name."
             )
 
 
@@ -84,8 +84,8 @@ def load_table(
     """Load a table, and the folder of images that it names, as rows `{"id", "image", <fields>, "targets"}`.
 
     Args:
-        table: CSV (`.tsv`: tab-separated) with a header, or JSONL. Several targets of one row are repeated lines or, in
-            JSONL, a list.
+        table: CSV (`.tsv`: tab-separated) with a header, or JSONL. Several targets of one row are repeated lines or,
+            in JSONL, a list.
         folder: folder of the files that the image column names, with or without their suffix. The images stay there.
             None loads rows without images.
         fields: columns that fill the task's prompt, such as a question.
@@ -163,8 +163,8 @@ def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any] | 
                 yield rows.line_num, row
     except (UnicodeError, LookupError) as error:
         raise UserError(
-            f"{path} cannot be read as {encoding} ({error}). Save it as UTF-8, or pass its encoding; Chinese spreadsheets "
-            "are often saved as gb18030."
+            f"{path} cannot be read as {encoding} ({error}). Save it as UTF-8, or pass its encoding; Chinese "
+            "spreadsheets are often saved as gb18030."
         ) from error
     finally:
         csv.field_size_limit(limit_before)
