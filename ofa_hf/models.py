@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageToTextPipeline, OFAProcessor
 from ofa_hf.errors import UserError
+from ofa_hf.versions_ofa import mismatched_names
 
 
 ADVICE = "Pass a folder written by `ofa-hf convert` or `ofa-hf finetune`, or a Hub id of one."
@@ -110,11 +111,9 @@ def _check_weights(name: str, model: OFAForConditionalGeneration, report: dict) 
     """Refuse weights that are missing, of another shape, unknown, or left on the meta device (read from no file)."""
     tensors = chain(model.named_parameters(), model.named_buffers())
     empty = {key for key, tensor in tensors if tensor.is_meta}
-    # transformers 4 lists the names of mismatched weights, transformers 5 their shapes too
-    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     wrong = {
         "missing": empty.union(report["missing_keys"]),
-        "of another shape": mismatched,
+        "of another shape": set(mismatched_names(report)),
         "unknown": set(report["unexpected_keys"]),
     }
     seen = [f"{_some(keys)} {'is' if len(keys) == 1 else 'are'} {what}" for what, keys in wrong.items() if keys]
