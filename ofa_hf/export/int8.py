@@ -13,7 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
-from ofa_hf import OFAForConditionalGeneration, OFAImageToTextPipeline, __version__
+from ofa_hf import OFAForConditionalGeneration, __version__
 from ofa_hf.conversion.convert import as_dtype
 from ofa_hf.conversion.verify import DOES_NOT_LOAD, STRANGER
 from ofa_hf.errors import UserError
@@ -29,7 +29,8 @@ from ofa_hf.files import refuse_existing
 from ofa_hf.fresh_process import run_fresh
 from ofa_hf.image_processing_ofa import load_image
 from ofa_hf.model_card.card import write_card
-from ofa_hf.prediction.captioning import find_images, load_captioner
+from ofa_hf.models import LoadedModel, load_model
+from ofa_hf.prediction.inputs import find_images
 from ofa_hf.samples.shop import draw, split_products
 from ofa_hf.versions_ofa import CAN_SAVE_INT8
 
@@ -89,7 +90,7 @@ def export_int8(
         )
     refuse_existing(Path(out))
     progress("loading the model")
-    captioner = load_captioner(model, "cpu", dtype="auto" if dtype is None else as_dtype(dtype))
+    captioner = load_model(model, device="cpu", dtype="auto" if dtype is None else as_dtype(dtype))
     refuse_quantised(captioner, model)
     shown = load_images(images)
     with new_export(out) as (folder, scratch):
@@ -110,12 +111,12 @@ def export_int8(
     return Export(Path(out), values, describe(model, out, values))
 
 
-def quantise(captioner: OFAImageToTextPipeline, model: str, parts: str) -> OFAImageToTextPipeline:
+def quantise(captioner: LoadedModel, model: str, parts: str) -> LoadedModel:
     """The same model with int8 weights."""
     network = OFAForConditionalGeneration.from_pretrained(
         model, dtype=captioner.model.dtype, quantization_config=int8_config(parts)
     )
-    return OFAImageToTextPipeline(model=network.eval(), processor=captioner.processor, device="cpu")
+    return LoadedModel(network.eval(), captioner.processor)
 
 
 def load_images(folder: str | Path | None) -> list[Image.Image]:
@@ -127,7 +128,7 @@ def load_images(folder: str | Path | None) -> list[Image.Image]:
 
 
 @torch.no_grad()
-def answers_of(captioner: OFAImageToTextPipeline, images: list[Image.Image]) -> list[dict[str, Any]]:
+def answers_of(captioner: LoadedModel, images: list[Image.Image]) -> list[dict[str, Any]]:
     """For each image the greedy tokens and the scores of the first token `(vocabulary,)`."""
     answers = []
     for image in images:
