@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ofa_hf import OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor
+from ofa_hf import OFAImageProcessor, OFAProcessor
 from ofa_hf.conversion.convert import convert
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.data import load_muge
@@ -19,7 +19,8 @@ from ofa_hf.demo.pretraining import Pretraining, pretrain
 from ofa_hf.demo.report import write_demo_report
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import EvaluationResult
-from ofa_hf.prediction.generate import evaluate_model
+from ofa_hf.models import load_model
+from ofa_hf.prediction.evaluating import evaluate_model
 from ofa_hf.samples.official_file import write_official_checkpoint
 from ofa_hf.samples.shop import Product, ShopFiles, caption_accuracy, read_products, write_shop
 from ofa_hf.training import FinetuneResult, finetune, parse_arguments
@@ -189,7 +190,7 @@ def load_valid(files: ShopFiles):
 def evaluate_folder(folder: Path, files: ShopFiles) -> EvaluationResult:
     rows = load_valid(files)
     references = dict(zip(rows["id"], rows["targets"]))
-    model, processor = OFAForConditionalGeneration.from_pretrained(folder), OFAProcessor.from_pretrained(folder)
+    model, processor = load_model(folder)
     return evaluate_model(model, processor, rows, references, batch_size=20, num_beams=5, max_length=24)
 
 
