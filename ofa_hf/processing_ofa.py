@@ -70,7 +70,7 @@ def whole_characters(texts: Iterable[str]) -> list[str]:
 
 
 def forget_use(tokenizer: Any) -> None:
-    """Remove what a tokenizer would save of its last call (padding, truncation) and of the place it was loaded from."""
+    """Remove what a tokenizer would save of its last call (padding, truncation) and of where it was loaded from."""
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
