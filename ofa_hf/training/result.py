@@ -8,8 +8,8 @@ import torch
 import transformers
 
 import ofa_hf
-from ofa_hf.publishing.card import write_card
-from ofa_hf.publishing.facts import RESULTS_FILE, trainer_facts
+from ofa_hf.model_card.card import write_card
+from ofa_hf.model_card.facts import RESULTS_FILE, trainer_facts
 
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def save_result(trainer: "OFATrainer", metrics: dict[str, float]) -> None:
     trainer.save_state()
     if not trainer.is_world_process_zero():
         return
+    trainer.restore_settings()
     model = trainer.accelerator.unwrap_model(trainer.model)
     if args.lora_rank and args.merge_lora:
         model = model.merge_and_unload()

@@ -1,5 +1,6 @@
 """The Trainer of transformers with OFA's loss, batches that share images, and caption scores at evaluation."""
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,8 @@ class OFATrainer(Seq2SeqTrainer):
     def __init__(
         self, *args, finetune_args: FinetuneArguments, processor, encoder: LockedEncoder | None = None, **kwargs
     ):
+        settings = kwargs["model"].config, kwargs["model"].generation_config
+        self._settings_before = copy.deepcopy([vars(config) for config in settings])
         super().__init__(*args, processing_class=processor, **kwargs)
         self.encoder = encoder
         self.finetune_args = finetune_args
@@ -196,6 +199,16 @@ class OFATrainer(Seq2SeqTrainer):
         self.refuse_broken_model()
         with saving_to(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        self.restore_settings()
+        super()._save(output_dir, state_dict)
+
+    def restore_settings(self) -> None:
+        """Undo what the Trainer changes in the model's configs (`use_cache`, the form of `eos_token_id`)."""
+        model = self.accelerator.unwrap_model(self.model)
+        for config, before in zip((model.config, model.generation_config), self._settings_before, strict=True):
+            vars(config).update(copy.deepcopy(before))
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Written by every process. The first then writes the file that makes a checkpoint complete, so it waits."""
