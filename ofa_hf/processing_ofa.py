@@ -69,6 +69,15 @@ def whole_characters(texts: Iterable[str]) -> list[str]:
     return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
 
 
+def forget_use(tokenizer: Any) -> None:
+    """Remove what a tokenizer would save of its last call (padding, truncation) and of where it was loaded from."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
+
+
 class OFAProcessor(ProcessorMixin):
     """One object for both ends of the model: `processor(images, text)` and `processor.batch_decode(ids)`.
 
@@ -238,7 +247,9 @@ class OFAProcessor(ProcessorMixin):
             written = self.save_pretrained(save_directory)
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
             return written
-        written = super().save_pretrained(save_directory, **kwargs)
+        with TURNS:
+            forget_use(self.tokenizer)
+            written = super().save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory)
         return written
 
