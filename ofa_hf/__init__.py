@@ -59,16 +59,13 @@ def _register(classes: dict[str, type]) -> None:
     """Make the Auto classes find OFA."""
     import transformers
 
+    from ofa_hf.versions_ofa import AUTO_CLASSES_WITH_HEAD, image_processor_classes
+
     config, captioner = classes["OFAConfig"], classes["OFAForConditionalGeneration"]
     transformers.AutoConfig.register("ofa", config, exist_ok=True)
     transformers.AutoModel.register(config, classes["OFAModel"], exist_ok=True)
-    for auto in ("AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", "AutoModelForVision2Seq"):
-        if hasattr(transformers, auto):  # the last one left with transformers 5
-            getattr(transformers, auto).register(config, captioner, exist_ok=True)
-    image_processor = classes["OFAImageProcessor"]
-    if int(transformers.__version__.split(".")[0]) >= 5:  # otherwise it asks for a torchvision variant at every load
-        known = {"image_processor_classes": {"pil": image_processor, "torchvision": image_processor}}
-    else:
-        known = {"slow_image_processor_class": image_processor}
-    transformers.AutoImageProcessor.register(config, **known, exist_ok=True)
+    for auto in AUTO_CLASSES_WITH_HEAD:
+        getattr(transformers, auto).register(config, captioner, exist_ok=True)
+    variants = image_processor_classes(classes["OFAImageProcessor"])
+    transformers.AutoImageProcessor.register(config, **variants, exist_ok=True)
     transformers.AutoProcessor.register(config, classes["OFAProcessor"], exist_ok=True)

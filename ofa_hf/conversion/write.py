@@ -11,13 +11,12 @@ import torch
 from safetensors import safe_open
 from transformers import GenerationConfig
 
-import ofa_hf
 from ofa_hf.configuration_ofa import OFAConfig
 from ofa_hf.errors import UserError
+from ofa_hf.files import hub_files
 
 
 MAX_SHARD_BYTES = 5 * 10**9
-HUB_FILE_PREFIXES = ("configuration_", "modeling_", "image_processing_", "processing_", "pipeline_")
 TOKEN_IDS = {"decoder_start_token_id": 0, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
@@ -163,12 +162,8 @@ def write_generation_config(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def copy_hub_files(folder: Path) -> list[str]:
-    """Copy the code files that `config.json` names; returns their names."""
-    home = Path(ofa_hf.__file__).parent
-    files = [file for file in sorted(home.glob("*.py")) if file.name.startswith(HUB_FILE_PREFIXES)]
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
-    return [file.name for file in files]
+    """Copy the code files that the folder needs; returns their names."""
+    return [shutil.copyfile(file, folder / file.name).name for file in hub_files()]
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -2,13 +2,13 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from ofa_hf.files import hub_files
 
-PACKAGE = Path(__file__).parents[2] / "ofa_hf"
-HUB_FILES = sorted(file for file in PACKAGE.glob("*.py") if file.stem not in ("__init__", "__main__", "errors"))
+
+HUB_FILES = hub_files()
 
 STANDARD_MODULES = frozenset(
     "base64 binascii collections contextlib contextvars copy dataclasses functools inspect io itertools math os re "

@@ -1,0 +1,182 @@
+"""Files and folders that appear whole or not at all, and JSON files that are read with limits.
+
+A file is written next to its place and renamed; so is a folder. Nobody sees half of one, whatever ends the process.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ofa_hf.errors import UserError
+
+
+HUB_FILE = re.compile(r"(modeling_ofa\w*|\w+_ofa)\.py")  # code that travels with every saved model
+MAX_JSON_BYTES = 100_000_000  # the largest one here is the index of a sharded model
+SECONDS_TO_END = 5.0  # for a process whose parent was killed
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def read_json(path: str | Path, advice: str = "Restore the file.", max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        advice: what to do about a file that cannot be read, as the last sentence of the message.
+        max_bytes: larger files are refused unread.
+
+    Raises:
+        UserError: the file is missing, too large or not JSON, or holds something other than an object.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > max_bytes:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, at most {max_bytes:,} are accepted")
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}, not an object")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}. {advice}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}. {advice}") from error
+    return values
+
+
+def json_text(values: Any) -> str:
+    """Values as the text of a JSON file for people: indented, Chinese as it is, a newline at the end."""
+    return json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json_text(values))
+
+
+def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    write_bytes(path, text.encode("utf-8", errors))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file, whole or not at all: an earlier one stays until the new one is complete."""
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        draft.write_bytes(data)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def hub_files() -> list[Path]:
+    """Code files of this package that belong in every Hub-ready folder."""
+    return [file for file in sorted(Path(__file__).parent.iterdir()) if HUB_FILE.fullmatch(file.name)]
+
+
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------- folders
+
+
+class NewFolder(NamedTuple):
+    """Where a new folder is built."""
+
+    folder: Path  # moved into place at the end
+    scratch: Path  # deleted at the end
+
+
+def refuse_existing(target: Path) -> None:
+    """Raises `UserError` if there is anything but an empty folder at `target`."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already and is never replaced. Give a folder that does not exist yet.")
+
+
+@contextmanager
+def new_folder(target: str | Path, check: Callable[[Path], None] = refuse_existing) -> Iterator[NewFolder]:
+    """Build a folder next to `target` and move it there when the block ends well; an earlier one is replaced.
+
+    One process at a time per target. What a killed process left is removed by the next one, and an earlier folder that
+    was being replaced at that moment is put back.
+
+    Args:
+        check: called with `target` before anything is built; raises `UserError` if it must not be replaced.
+
+    Raises:
+        UserError: `check` refuses, or another process is writing `target`.
+    """
+    target = Path(target).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _only_writer(target):
+        _clean_up(target)
+        check(target)
+        with tempfile.TemporaryDirectory(
+            prefix=_prefix(target), dir=target.parent, ignore_cleanup_errors=True
+        ) as work:
+            new = NewFolder(Path(work) / "folder", Path(work) / "scratch")
+            new.folder.mkdir()
+            new.scratch.mkdir()
+            yield new
+            _move_into_place(new.folder, target, Path(work))
+
+
+@contextmanager
+def _only_writer(target: Path) -> Iterator[None]:
+    from filelock import Timeout
+    from huggingface_hub.constants import HF_HOME
+    from huggingface_hub.utils import WeakFileLock
+
+    lock = Path(HF_HOME) / "ofa_hf" / "locks" / f"{hashlib.sha256(os.fsencode(target)).hexdigest()[:32]}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with WeakFileLock(lock, timeout=0.1):
+            yield
+    except Timeout:
+        raise UserError(f"Another process is writing {target}. Wait for it or choose another folder.") from None
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.unfinished-"
+
+
+def _clean_up(target: Path) -> None:
+    """Remove what a killed process left; put the earlier folder back if it was being replaced."""
+    for leftover in [entry for entry in target.parent.iterdir() if entry.name.startswith(_prefix(target))]:
+        if not target.exists() and (leftover / "previous").is_dir():
+            os.rename(leftover / "previous", target)
+        _remove(leftover)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, even one that a child of a killed process still writes into for a moment."""
+    end = time.monotonic() + SECONDS_TO_END
+    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists():
+        time.sleep(0.1)
+        shutil.rmtree(folder, ignore_errors=time.monotonic() < end)
+
+
+def _move_into_place(built: Path, target: Path, work: Path) -> None:
+    """One rename; an earlier folder leaves just before, and returns if the rename fails."""
+    previous = work / "previous"
+    try:
+        if target.exists():
+            os.rename(target, previous)
+        os.rename(built, target)
+    finally:
+        if previous.exists():
+            os.rename(previous, work / "replaced" if target.exists() else target)

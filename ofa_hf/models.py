@@ -1,0 +1,133 @@
+"""The one door to a model: a Hub-ready folder or a Hub id, complete and on a device that works, or a `UserError`."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from transformers.utils import logging
+
+from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAProcessor
+from ofa_hf.errors import UserError
+
+
+ADVICE = "Pass a folder written by `ofa-hf convert` or `ofa-hf finetune`, or a Hub id of one."
+
+
+def check_model(name: str | os.PathLike) -> None:
+    """Check that a folder or Hub id is an OFA model; only its `config.json` is read.
+
+    Raises:
+        UserError: there is no such model, its configuration cannot be read, or it is another kind of model.
+    """
+    name = os.fspath(name)
+    if not os.path.isdir(name) and name.count("/") != 1:  # Hub ids are `owner/name`
+        raise UserError(f"The model {name} is neither a folder on this machine nor a Hub id (owner/name). {ADVICE}")
+    with _explain_failure(f"The model {name}"):
+        model_type = OFAConfig.get_config_dict(name)[0].get("model_type")
+    if model_type != "ofa":
+        found = f"its config.json says model_type={model_type!r}" if model_type else "it has no config.json"
+        raise UserError(f"The model {name} is not OFA: {found}. {ADVICE}")
+
+
+def load_processor(name: str | os.PathLike) -> OFAProcessor:
+    """Load a model's processor.
+
+    Raises:
+        UserError: there is no such model, it is not OFA, or its processor files are incomplete.
+    """
+    check_model(name)
+    with _explain_failure(f"The processor of {os.fspath(name)}"):
+        return OFAProcessor.from_pretrained(name)
+
+
+def load_model(
+    name: str | os.PathLike, *, device: str | None = None, dtype: str | torch.dtype = "auto", **config_overrides
+) -> tuple[OFAForConditionalGeneration, OFAProcessor]:
+    """Load a model with this package's code, in inference mode, and its processor.
+
+    Args:
+        name: a Hub-ready folder or a Hub id.
+        device: as PyTorch names it; by default the first of cuda, mps and cpu that this machine has.
+        dtype: a torch dtype or its name; "auto" keeps the stored one.
+        config_overrides: fields of `OFAConfig`, such as `dropout=0.1`.
+
+    Raises:
+        UserError: there is no such model or device, the model is not OFA, or its weights do not match its
+            `config.json`.
+    """
+    device = check_device(device)
+    processor = load_processor(name)
+    with _explain_failure(f"The model {os.fspath(name)}"):
+        model, report = OFAForConditionalGeneration.from_pretrained(
+            name,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            **config_overrides,
+        )
+        _check_weights(os.fspath(name), model, report)
+        return model.to(device).eval(), processor
+
+
+def check_device(device: str | None) -> torch.device:
+    """The device of this name, after allocating on it; by default the first of cuda, mps and cpu that exists.
+
+    Raises:
+        UserError: there is no such device, or it does not work.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).item()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0][:100]
+        raise UserError(
+            f"The device {device!r} cannot be used ({reason}). Accepted: cpu, cuda, cuda:1 and so on, mps. Leave it "
+            f"out to use the fastest device of this machine."
+        ) from error
+
+
+def _check_weights(name: str, model: OFAForConditionalGeneration, report: dict) -> None:
+    """Refuse weights that are missing, of another shape, unknown, or left on the meta device (read from no file)."""
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    empty = {key for key, tensor in tensors if tensor.is_meta}
+    # transformers 4 lists the names of mismatched weights, transformers 5 their shapes too
+    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    wrong = {
+        "missing": empty.union(report["missing_keys"]),
+        "of another shape": mismatched,
+        "unknown": set(report["unexpected_keys"]),
+    }
+    seen = [f"{_some(keys)} {'is' if len(keys) == 1 else 'are'} {what}" for what, keys in wrong.items() if keys]
+    if seen:
+        raise UserError(
+            f"The weights of {name} do not match its config.json: {'; '.join(seen)}. Expected: exactly the weights of "
+            f"the network that config.json describes. Convert the checkpoint again, or download it again."
+        )
+
+
+def _some(keys: set[str], shown: int = 3) -> str:
+    first = sorted(keys)[:shown]
+    return ", ".join(first) + (f" (+{len(keys) - shown})" if len(keys) > shown else "")
+
+
+@contextmanager
+def _explain_failure(what: str) -> Iterator[None]:
+    """Turn any failure to load into one line; transformers' own report and progress bar are silenced."""
+    verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # transformers, safetensors and torch raise anything from OSError to bare Exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        raise UserError(f"{what} cannot be loaded ({reason}). {ADVICE}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_progress:
+            logging.enable_progress_bar()
