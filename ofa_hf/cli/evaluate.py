@@ -78,7 +78,7 @@ def evaluate_with_model(args: argparse.Namespace, images, references: dict):
     from ofa_hf.prediction.generate import evaluate_model, load_model
 
     model, processor = load_model(args.model, args.device)
-    rows = ({"image_id": image_id, "image": images[image_id]} for image_id in references if image_id in images)
+    rows = ({"id": image_id, "image": images[image_id]} for image_id in references if image_id in images)
     what = {"model": args.model, "captions": args.captions, "images": args.images, "limit": args.limit}
     what |= {"device": str(model.device), "dtype": str(model.dtype)}
     return evaluate_model(
@@ -92,7 +92,7 @@ def write_captions_alone(args: argparse.Namespace) -> int:
 
     images = open_images(args.images)
     model, processor = load_model(args.model, args.device)
-    rows = ({"image_id": image_id, "image": images[image_id]} for image_id in images)
+    rows = ({"id": image_id, "image": images[image_id]} for image_id in images)
     captions = generate_captions(model, processor, rows, args.batch_size, **generation_settings(args))
     predictions = dict(show_progress(captions, len(images)))
     write_submission(predictions, args.submission)

@@ -28,7 +28,7 @@ def generate_captions(
 
     Args:
         model, processor: an OFA model and its processor.
-        rows: `{"image_id", "image"}`; an image is anything `load_image` takes, or `{"bytes", "path"}`.
+        rows: `{"id", "image"}`; an image is anything `load_image` takes, or `{"bytes", "path"}`.
         generate: overrides of the generation settings, such as `num_beams=5`.
 
     Yields:
@@ -53,14 +53,14 @@ def caption_batch(model, processor, rows: list[dict[str, Any]], generate: dict) 
         inputs = processor(images=readable, return_tensors="pt").to(model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         captions = iter(processor.batch_decode(model.generate(**inputs, **generate), skip_special_tokens=True))
-    return [(row["image_id"], "" if image is None else next(captions)) for row, image in zip(rows, images)]
+    return [(row["id"], "" if image is None else next(captions)) for row, image in zip(rows, images)]
 
 
 def readable_image(row: dict[str, Any]) -> PIL.Image.Image | None:
     try:
         return open_image(row["image"])
     except ImageError as error:
-        logger.warning(f"{row['image_id']} gets an empty caption: {error}")
+        logger.warning(f"{row['id']} gets an empty caption: {error}")
         return None
 
 
@@ -118,7 +118,7 @@ def evaluate_model(
     Raises:
         UserError: no image has references.
     """
-    known = (row for row in rows if row["image_id"] in references)
+    known = (row for row in rows if row["id"] in references)
     captions = generate_captions(model, processor, known, batch_size, **generate)
     predictions = dict(show_progress(captions, len(references)))
     if not predictions:

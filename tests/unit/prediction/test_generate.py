@@ -47,7 +47,7 @@ class Batch(dict):
 
 
 def row(image_id: str, colour) -> dict:
-    return {"image_id": image_id, "image": Image.new("RGB", (4, 4), colour) if isinstance(colour, str) else colour}
+    return {"id": image_id, "image": Image.new("RGB", (4, 4), colour) if isinstance(colour, str) else colour}
 
 
 ROWS = [row("a", "red"), row("b", "lime"), row("c", b"no image"), row("d", "blue"), row("e", "red")]
