@@ -1,11 +1,12 @@
 """Anything that holds an image → an upright 8-bit RGB image: files, bytes, base64, URLs, arrays, rows of `datasets`.
 
-Every image that OFA reads comes through `load_image`. This file needs neither torch nor the model.
+Every image that OFA reads comes through `load_image`. This file imports neither torch nor transformers.
 """
 
 import base64
 import binascii
 import io
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -13,10 +14,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
-from transformers.utils import logging
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jfif .png .webp .gif .bmp .tif .tiff .avif .jp2 .ppm .mpo".split())
 FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF"  # named in errors

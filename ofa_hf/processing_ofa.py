@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from transformers import BatchFeature
-from transformers.processing_utils import ProcessorMixin, TextKwargs
+from transformers.processing_utils import ProcessorMixin
 
 from .image_processing_ofa import IMAGE_OPTIONS
 from .tasks_ofa import Task, checkpoint_task, upgrade_config
@@ -18,7 +18,9 @@ from .versions_ofa import PROCESSOR_DECLARES_PARTS
 
 IGNORED_LABEL = -100  # the loss skips these positions
 NOT_GIVEN = object()  # `images` was left out, which differs from `images=None`
-TEXT_OPTIONS = frozenset(TextKwargs.__annotations__)
+TEXT_OPTIONS = frozenset(
+    "add_special_tokens padding padding_side pad_to_multiple_of truncation max_length return_attention_mask".split()
+)
 # Never part of an answer, whether or not the tokenizer counts them as special.
 UNSPOKEN_TOKENS = frozenset("<s> <pad> </s> <unk> <mask> [PAD] [UNK] [CLS] [SEP] [MASK]".split())
 # Scripts that are written without spaces: ideographs, kana, their symbols and full-width forms.
@@ -134,8 +136,8 @@ def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     unknown = sorted(name for name in flat.keys() - IMAGE_OPTIONS - TEXT_OPTIONS if flat[name] is not None)
     if unknown:
         raise TypeError(
-            f"Unknown options of OFAProcessor: {unknown}. Accepted: {', '.join(sorted(IMAGE_OPTIONS))}, and those of "
-            f"the tokenizer."
+            f"Unknown options of OFAProcessor: {unknown}. Accepted: "
+            f"{', '.join(sorted({'return_tensors', *IMAGE_OPTIONS, *TEXT_OPTIONS}))}."
         )
     images = {**{name: flat[name] for name in IMAGE_OPTIONS & flat.keys()}, **images}
     texts = {**{name: flat[name] for name in TEXT_OPTIONS & flat.keys()}, **texts}
@@ -231,7 +233,7 @@ class OFAProcessor(ProcessorMixin):
         """The question of a task, its slots filled with `fields`.
 
         Raises:
-            ValueError: no such task, or fields that do not match the prompt's slots.
+            ValueError: no such task, or a slot without a value.
         """
         return self.find_task(task).prompt(self.language, **fields)
 

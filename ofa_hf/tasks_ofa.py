@@ -51,22 +51,23 @@ class Task:
         return next((slots(prompt) for prompt in self.prompts.values()), ())
 
     def prompt(self, language: str, **values: str) -> str:
-        """Fill the prompt's slots.
+        """Fill the prompt's slots; values without a slot are ignored.
 
         Raises:
-            ValueError: no prompt in that language, or values that do not match the slots.
+            ValueError: no prompt in that language, or a slot without a value.
         """
         if language not in self.prompts:
             raise ValueError(
                 f"The task {self.name!r} has no prompt in the language {language!r}. "
                 f"Accepted: {', '.join(self.prompts)}. Define the task with a prompt in that language."
             )
-        if values.keys() != set(self.fields):
+        missing = [name for name in self.fields if name not in values]
+        if missing:
             raise ValueError(
-                f"The task {self.name!r} got the fields {sorted(values)}. Its prompt {self.prompts[language]!r} "
-                f"needs {sorted(self.fields) or 'none'}."
+                f"The task {self.name!r} got no value for {', '.join(missing)}. Its prompt is "
+                f"{self.prompts[language]!r}: pass a value for each slot."
             )
-        return SLOT.sub(lambda slot: values[slot[1]], self.prompts[language])
+        return SLOT.sub(lambda slot: str(values[slot[1]]), self.prompts[language])
 
 
 def slots(prompt: str) -> tuple[str, ...]:

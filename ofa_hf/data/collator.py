@@ -85,8 +85,6 @@ class OFACollator:
     def prompt(self, row: dict[str, Any]) -> str:
         """The task's prompt filled with the row's fields."""
         fields = {name: value for name, value in row.items() if name not in RESERVED_COLUMNS}
-        if not hasattr(self.processor, "prompt_for"):
-            return self.processor.prompt
         return self.processor.prompt_for(self.task, **fields)
 
     def encode_targets(self, targets: list[str]) -> LongTensor:

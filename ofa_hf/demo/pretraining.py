@@ -86,7 +86,7 @@ def pretrain(
     shown = [products[image_id] for image_id in rows["id"]]
     labels = Labels(shown)
     pixel_values = torch.cat([processor(images=[open_image(row["image"])])["pixel_values"] for row in rows])
-    prompt = processor(text=[processor.prompt])["input_ids"]
+    prompt = processor(text=[processor.prompt_for()])["input_ids"]
     targets = processor.encode_labels([plain_caption(product) for product in shown])
     model, head = OFAForConditionalGeneration(small_config(len(processor.tokenizer))).train(), labels.head()
     start_blocks_as_identity(model.encoder.embed_images)

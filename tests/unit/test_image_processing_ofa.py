@@ -74,16 +74,16 @@ def test_every_setting_can_be_overridden_in_a_call():
     assert processor(white, image_mean=[0, 0.5, 1], image_std=0.5)["pixel_values"][0, :, 0, 0].tolist() == [2, 1, 0]
     nearest = processor(photo(), resample=Image.Resampling.NEAREST)["pixel_values"]
     assert not np.array_equal(nearest, processor(photo())["pixel_values"])
-    with pytest.raises(ImageError, match="do_convert_rgb=True"):
+    with pytest.raises(ImageError, match="Leave do_convert_rgb on"):
         processor(Image.new("L", (4, 4)), do_convert_rgb=False)
 
 
 def test_what_makes_no_batch_is_refused():
     with pytest.raises(ValueError, match="images of one size"):
         OFAImageProcessor(do_resize=False)([photo(), photo(5, 5)])
-    with pytest.raises(ValueError, match="no image at all"):
+    with pytest.raises(ValueError, match="no images"):
         OFAImageProcessor()([])
-    with pytest.raises(ValueError, match="is not understood"):
+    with pytest.raises(ValueError, match="is not valid"):
         OFAImageProcessor(size={"shortest_edge": 224})
 
 
