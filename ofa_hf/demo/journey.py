@@ -5,21 +5,27 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ofa_hf import OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor
+import torch
+
+from ofa_hf import OFAImageProcessor, OFAProcessor
 from ofa_hf.conversion.convert import convert
+from ofa_hf.conversion.verify import STRANGER
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.data import load_muge
 from ofa_hf.demo.pretraining import Pretraining, pretrain
 from ofa_hf.demo.report import write_demo_report
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import EvaluationResult
-from ofa_hf.prediction.generate import evaluate_model
+from ofa_hf.fresh_process import run_fresh
+from ofa_hf.models import load_model
+from ofa_hf.prediction.evaluating import evaluate_model
 from ofa_hf.samples.official_file import write_official_checkpoint
 from ofa_hf.samples.shop import Product, ShopFiles, caption_accuracy, read_products, write_shop
 from ofa_hf.training import FinetuneResult, finetune, parse_arguments
@@ -189,7 +195,7 @@ def load_valid(files: ShopFiles):
 def evaluate_folder(folder: Path, files: ShopFiles) -> EvaluationResult:
     rows = load_valid(files)
     references = dict(zip(rows["id"], rows["targets"]))
-    model, processor = OFAForConditionalGeneration.from_pretrained(folder), OFAProcessor.from_pretrained(folder)
+    model, processor = load_model(folder)
     return evaluate_model(model, processor, rows, references, batch_size=20, num_beams=5, max_length=24)
 
 
@@ -267,15 +273,6 @@ def freeze_run(label: str, arguments: Path) -> FreezeRun:
 # ---------------------------------------------------------------------------------------- as a stranger would
 
 
-STRANGER = """
-import json, sys
-sys.modules["ofa_hf"] = None  # importing it fails, as it does where it is not installed
-from transformers import pipeline
-captioner = pipeline("image-to-text", model=sys.argv[1], trust_remote_code=True)
-print(json.dumps([captioner(name, num_beams=5, max_length=24)[0]["generated_text"] for name in sys.argv[2:]]))
-"""
-
-
 def check_without_package(out: Path, after: EvaluationResult, files: ShopFiles, count: int = 3) -> None:
     """Load the finetuned folder as a stranger would and compare a few captions.
 
@@ -289,12 +286,10 @@ def check_without_package(out: Path, after: EvaluationResult, files: ShopFiles, 
         path.write_bytes(row["image"]["bytes"])
         images.append(str(path))
         expected.append(after.predictions[row["id"]])
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(out / "modules")}
-    command = [sys.executable, "-c", STRANGER, str(out / "model"), *images]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    shutil.rmtree(out / "modules", ignore_errors=True)
-    if finished.returncode:
-        raise UserError(f"A process without ofa_hf cannot caption with {out / 'model'}: {finished.stderr[-600:]}")
-    found = json.loads(finished.stdout.splitlines()[-1])
+    failure = f"A process without ofa_hf cannot caption with {out / 'model'}: {{reason}}. Please report this."
+    request = {"folder": str(out / "model"), "threads": torch.get_num_threads(), "images": images}
+    request["pipeline"] = {"num_beams": 5, "max_length": 24}
+    with tempfile.TemporaryDirectory() as scratch:
+        found = run_fresh(STRANGER, request, scratch=scratch, failure=failure)["texts"]
     if found != expected:
         raise UserError(f"A process without ofa_hf says {found} where this one says {expected}. Please report this.")

@@ -18,7 +18,7 @@ from ofa_hf.data.grouping import GroupedTargets, GroupedTargetSampler, count_tar
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import score_captions
 from ofa_hf.modeling_ofa import IGNORED_LABEL
-from ofa_hf.prediction.generate import generate_captions, show_progress
+from ofa_hf.prediction.loop import predict, show_progress
 from ofa_hf.publishing.push import publish_folder
 from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.callbacks import TellEpoch
@@ -273,10 +273,10 @@ class OFATrainer(Seq2SeqTrainer):
         model = self.accelerator.unwrap_model(self.model)
         batch_size = max(1, self.args.per_device_eval_batch_size)
         with self.accelerator.autocast():
-            captions = generate_captions(model, self.processor, rows, batch_size, **generate)
+            captions = predict(model, self.processor, rows, batch_size=batch_size, **generate)
             if self.is_world_process_zero() and not self.args.disable_tqdm:
                 captions = show_progress(captions, -(-number // self.args.world_size))
-            captions = list(captions)
+            captions = [(caption.id, caption.text) for caption in captions]
         predictions = dict(gather_object(captions))
         texts = dataset.dataset.select_columns(["id", "targets"]).select(range(number))
         references = {row["id"]: row["targets"] for row in texts}
