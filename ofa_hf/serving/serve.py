@@ -21,8 +21,8 @@ def models_to_serve(out: str | Path, models: Sequence[str]) -> list[str]:
     own = Path(out) / "model"
     if not models and not (own / "config.json").is_file():
         raise UserError(
-            f"No model to serve: --model was not given, and {out} has no finished demo. Pass --model DIR_OR_ID, or run "
-            f"`ofa-hf demo {out}` first, which trains one in about five minutes."
+            f"No model to serve: --model was not given, and {out} has no finished demo. Pass --model DIR_OR_ID, or "
+            f"run `ofa-hf demo {out}` first, which trains one in about five minutes."
         )
     return list(dict.fromkeys(models)) or [str(own)]
 
