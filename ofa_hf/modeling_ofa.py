@@ -1231,7 +1231,8 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
 
     def _real_tokens(self, labels: Tensor | None) -> RealTokens | None:
         """What the decoder must compute for a loss; None where that is everything, or may not be told apart."""
-        drops_samples = self.training and self.config.decoder_drop_path_rate > 0  # all tokens of a sample at once
+        # stochastic depth drops all tokens of a sample at once
+        drops_samples = self.training and any(layer.drop_path_rate for layer in self.decoder.layers)
         if labels is None or drops_samples or torch.compiler.is_compiling():
             return None
         return RealTokens.of_labels(labels, IGNORED_LABEL)

@@ -149,6 +149,15 @@ def _as_parts(content: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 
 
+def forget_use(tokenizer: Any) -> None:
+    """Remove what a tokenizer would save of its last call (padding, truncation) and of where it was loaded from."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
+
+
 class OFAProcessor(ProcessorMixin):
     """Both ends of the model: `processor(images, text)` prepares inputs, `processor.post_process(ids)` gives answers.
 
@@ -432,7 +441,9 @@ class OFAProcessor(ProcessorMixin):
             written = self.save_pretrained(save_directory)
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
             return written
-        written = super().save_pretrained(save_directory, **kwargs)
+        with TURNS:
+            forget_use(self.tokenizer)
+            written = super().save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory)
         return written
 
