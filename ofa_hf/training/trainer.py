@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ofa_hf.data.grouping import GroupedTargets, GroupedTargetSampler, count_targets
 from ofa_hf.errors import UserError
-from ofa_hf.evaluation import score_captions
+from ofa_hf.evaluation import METRICS
 from ofa_hf.modeling_ofa import IGNORED_LABEL
 from ofa_hf.prediction.loop import predict, show_progress
 from ofa_hf.publishing.push import publish_folder
@@ -293,9 +293,10 @@ class OFATrainer(Seq2SeqTrainer):
         predictions = dict(gather_object(captions))
         texts = dataset.dataset.select_columns(["id", "targets"]).select(range(number))
         references = {row["id"]: row["targets"] for row in texts}
-        scores = score_captions(predictions, references)
+        metric = METRICS["caption"]
+        scores = metric.score(predictions, references)
         self.last_predictions = predictions
-        return {"cider_d": scores.cider_d, "bleu_4": scores.bleu_4, "rouge_l": scores.rouge_l}
+        return {name: scores[name] for name in metric.titles}
 
     # -- publishing
 
