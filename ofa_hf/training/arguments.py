@@ -41,11 +41,11 @@ RENAMED = {
     "label_smoothing_factor": "label_smoothing",  # the Trainer's own doubles under accumulation in transformers 4
 }
 _TRAINER_NAMES = {item.name for item in dataclasses.fields(Seq2SeqTrainingArguments)}
-_NEW, _OLD = "activation_checkpointing", "gradient_checkpointing"  # transformers 5 has both and warns about the old one
+_NEW, _OLD = "activation_checkpointing", "gradient_checkpointing"  # transformers 5 has both, the old one deprecated
 CHECKPOINTING = _NEW if _NEW in _TRAINER_NAMES else _OLD
 RENAMED |= {name + end: CHECKPOINTING + end for name in {_NEW, _OLD} - {CHECKPOINTING} for end in ("", "_kwargs")}
 RENAMED_FLAGS = {**RENAMED, "warmup_ratio": "warmup_steps"}
-# Old names that ask for what happens anyway, or for something that no longer exists and never changed a weight.
+# Old names that ask for what happens anyway, or for what no longer exists and never changed a weight.
 WITHOUT_EFFECT = frozenset(
     {
         "overwrite_output_dir",
@@ -86,7 +86,7 @@ def _fits(value: Any, kind: type) -> bool:
 
 @dataclass
 class FinetuneArguments:
-    """What a finetuning run trains, and on which data. Names are those of the OFA-Chinese article where it has them."""
+    """What a finetuning run trains, and on which data. Names are those of the OFA-Chinese article if it has them."""
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the model to start from."})
     task: str | None = field(
@@ -140,8 +140,8 @@ class FinetuneArguments:
     cache_encoder_outputs: bool = field(
         default=False,
         metadata={
-            "help": "Run the locked encoder once per image and keep the result on disk: the encoder's outputs if the "
-            "word embedding is locked too, otherwise the ResNet's. The size is printed before training."
+            "help": "Run the locked encoder once per image and keep the result on disk: the encoder's outputs if "
+            "the word embedding is locked too, otherwise the ResNet's. The size is printed before training."
         },
     )
     encoder_cache_dir: str | None = field(
@@ -149,7 +149,7 @@ class FinetuneArguments:
     )
     encoder_dtype: str | None = field(
         default=None,
-        metadata={"help": "Precision of the locked encoder and its cache: float32 or bfloat16. Default: that of the run."},
+        metadata={"help": "Precision of the locked encoder and its cache: float32 or bfloat16. Default: the run's."},
     )
     freeze_resnet: bool = field(default=False, metadata={"help": "Fix only BatchNorm, as the official code does."})
     label_smoothing: float = field(default=0.0, metadata={"help": "Probability mass spread over the vocabulary."})
@@ -255,8 +255,8 @@ def _read_json(json_file: str | Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(
-            f"Cannot read the arguments file {json_file}: {error.strerror}. Pass the path of a JSON file, or the name of "
-            f"a recipe: {', '.join(RECIPES)}."
+            f"Cannot read the arguments file {json_file}: {error.strerror}. Pass the path of a JSON file, or the name "
+            f"of a recipe: {', '.join(RECIPES)}."
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{json_file} is not JSON: {error}. It must hold one object of names and values.") from error
@@ -277,9 +277,7 @@ def _typed(parser: HfArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
             typed[name] = kind(value)
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
             wanted = "a number" if kind in (int, float) else "another kind of value"
-            raise UserError(
-                f"{name} is {value!r}; it must be {wanted}. See `ofa-hf finetune --help`."
-            ) from error
+            raise UserError(f"{name} is {value!r}; it must be {wanted}. See `ofa-hf finetune --help`.") from error
     return typed
 
 

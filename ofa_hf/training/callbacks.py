@@ -27,7 +27,7 @@ def log_line(step: int, logs: dict) -> str:
     """A readable line of what the Trainer logged; empty if that has neither a loss nor scores."""
     if "loss" not in logs and "eval_loss" not in logs:
         return ""
-    formats = {**SHOWN, **{name: f"{title} {{:.4f}}" for name, title in score_titles(logs).items()}}
+    formats = {**SHOWN, **{name: f"{title} {{:.4f}}" for name, title in score_titles().items()}}
     return " · ".join(
         [f"step {step:,}", *(form.format(float(logs[key])) for key, form in formats.items() if key in logs)]
     )
@@ -109,7 +109,7 @@ class StopOnSignal(TrainerCallback):
         if self.received is None:
             self.received, self._since = number, now
             if self._prints:  # not through Python's buffers: the signal may have interrupted a write
-                os.write(2, b"\nStopping after this step and saving a checkpoint. Press Ctrl-C again to stop at once.\n")
+                os.write(2, b"\nStopping after this step with a checkpoint. Press Ctrl-C again to stop at once.\n")
         elif number == signal.SIGINT and now - self._since > self.repeated_within:
             raise KeyboardInterrupt
 

@@ -2,12 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ofa_hf.evaluation.evaluate import ROW_TITLES
+from ofa_hf.evaluation import METRICS
 
 
 Points = Sequence[tuple[float, float]]  # (step, value)
@@ -21,20 +21,17 @@ TEXT, FAINT, GRID = "#111827", "#6b7280", "#e5e7eb"
 MAX_DOTS = 40  # longer lines have no dots
 
 LOSSES = {"loss": "training", "eval_loss": "evaluation"}  # what the Trainer logs → label
-SPEEDS = ("_runtime", "_per_second", "_time")  # endings of what the Trainer logs about an evaluation's speed
 
 
-def score_titles(names: Iterable[str]) -> dict[str, str]:
-    """The scores among the names that the Trainer logs, with their titles: `eval_cider_d` → `CIDEr-D`."""
-    scores = (name for name in names if name.startswith("eval_") and name not in LOSSES and not name.endswith(SPEEDS))
-    return {name: ROW_TITLES.get(plain := name.removeprefix("eval_"), plain) for name in scores}
+def score_titles() -> dict[str, str]:
+    """What the Trainer logs of scores → their titles, such as `eval_cider_d` → `CIDEr-D`, for all metrics."""
+    return {f"eval_{name}": title for metric in METRICS.values() for name, title in metric.titles.items()}
 
 
 def curves_of(log_history: Sequence[dict]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """The panels that a Trainer's log fills: title → label → points `(step, value)`."""
-    scores = score_titles(dict.fromkeys(name for entry in log_history for name in entry))
     panels = {}
-    for title, names in {"Loss per token by step": LOSSES, "Scores by step": scores}.items():
+    for title, names in {"Loss per token by step": LOSSES, "Scores by step": score_titles()}.items():
         curves = {
             label: [(entry["step"], float(entry[name])) for entry in log_history if name in entry]
             for name, label in names.items()

@@ -29,8 +29,8 @@ def lock(model: OFAForConditionalGeneration, args: FinetuneArguments) -> None:
 
     `freeze_encoder` locks the whole encoder (LiT) except the word embedding, which the decoder shares and which
     `freeze_word_embed` locks. `freeze_resnet` fixes only BatchNorm, its statistics and weights; the convolutions are
-    trained. LoRA fixes BatchNorm too, because adapters are saved without statistics. Parts that no text target uses are
-    always locked, so that distributed training never waits for their gradients.
+    trained. LoRA fixes BatchNorm too, because adapters are saved without statistics. Parts that no text target uses
+    are always locked, so that distributed training never waits for their gradients.
     """
     for part in CODE_PARTS:
         getattr(model.decoder, part).requires_grad_(False)

@@ -44,8 +44,8 @@ def checkpoint_to_resume(trainer_args: Seq2SeqTrainingArguments) -> str | None:
     if wanted.lower() not in ("true", "last"):
         if not is_complete(Path(wanted)):
             raise UserError(
-                f"{wanted} is not a complete checkpoint: its trainer_state.json is missing or broken. Name another one, "
-                "or pass --resume_from_checkpoint true for the newest complete one in output_dir."
+                f"{wanted} is not a complete checkpoint: its trainer_state.json is missing or broken. Name another "
+                "one, or pass --resume_from_checkpoint true for the newest complete one in output_dir."
             )
         return wanted
     for checkpoint in reversed(checkpoints_in(folder)):
@@ -53,8 +53,8 @@ def checkpoint_to_resume(trainer_args: Seq2SeqTrainingArguments) -> str | None:
             return str(checkpoint)
         logger.warning(f"Skipped {checkpoint}: it is incomplete, as if its run was killed while saving.")
     raise UserError(
-        f"{folder} has no complete checkpoint to resume from. To start over, drop resume_from_checkpoint and pass a new "
-        "output_dir."
+        f"{folder} has no complete checkpoint to resume from. To start over, drop resume_from_checkpoint and pass a "
+        "new output_dir."
     )
 
 
@@ -66,8 +66,8 @@ def refuse_old_run(trainer_args: Seq2SeqTrainingArguments) -> None:
     """
     if checkpoint_to_resume(trainer_args) is None and any(map(is_complete, checkpoints_in(trainer_args.output_dir))):
         raise UserError(
-            f"{trainer_args.output_dir} has checkpoints of an earlier run. Resume it with --resume_from_checkpoint true, "
-            "delete them, or pass another output_dir."
+            f"{trainer_args.output_dir} has checkpoints of an earlier run. Resume it with --resume_from_checkpoint "
+            "true, delete them, or pass another output_dir."
         )
 
 

@@ -23,9 +23,9 @@ FLUSH_SECONDS = 10.0  # this long, before they are synced to disk and marked as 
 class RowStore:
     """`num_rows` tensors of one shape and dtype in `folder`, each of them present or not.
 
-    `row in store` says whether a row is present, `store[row]` reads it. A store sees its own rows at once, and those of
-    stores in other processes once they are marked as written. The files have their full length from the start but use
-    disk space only as they fill.
+    `row in store` says whether a row is present, `store[row]` reads it. A store sees its own rows at once, and those
+    of stores in other processes once they are marked as written. The files have their full length from the start but
+    use disk space only as they fill.
 
     Args:
         folder: created if it does not exist. An existing one must have the same shape and dtype.

@@ -17,6 +17,7 @@ def describe_run(args: FinetuneArguments, trainer, train_rows, eval_rows: Datase
     """Model, data, batch, steps and device of a run, one line each."""
     lines = {
         "model": f"{args.model_name_or_path}: {count_parameters(trainer.model)}",
+        "task": describe_task(trainer.processor),
         "trained": describe_locks(args),
         "data": describe_data(train_rows),
         "scored on": "nothing" if eval_rows is None else describe_data(eval_rows),
@@ -27,6 +28,11 @@ def describe_run(args: FinetuneArguments, trainer, train_rows, eval_rows: Datase
         **describe_cache(trainer.encoder),
     }
     return "\n".join(f"{name:10} {text}" for name, text in lines.items())
+
+
+def describe_task(processor) -> str:
+    task = processor.find_task()
+    return f"{task.name}: {task.prompts[processor.language]}"
 
 
 def describe_locks(args: FinetuneArguments) -> str:
