@@ -8,9 +8,8 @@ import torch
 from torch import LongTensor
 from transformers.image_processing_utils import BatchFeature
 
-from ofa_hf.data.images import open_image
 from ofa_hf.errors import UserError
-from ofa_hf.image_processing_ofa import ImageError
+from ofa_hf.image_loading_ofa import ImageError, load_image
 from ofa_hf.processing_ofa import IGNORED_LABEL, OFAProcessor
 
 
@@ -108,7 +107,7 @@ def open_row_image(row: dict[str, Any]) -> PIL.Image.Image:
         UserError: the image cannot be decoded. Names the row's id.
     """
     try:
-        return open_image(row["image"])
+        return load_image(row["image"])
     except ImageError as error:
         name = row.get("id", "a row without id")
         raise UserError(

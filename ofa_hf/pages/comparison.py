@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ofa_hf.errors import UserError
-from ofa_hf.image_processing_ofa import ImageError, load_image
+from ofa_hf.image_loading_ofa import ImageError, load_image
 from ofa_hf.pages.frame import fact_rows, html_page, show, thumbnail, thumbnail_tag
 from ofa_hf.prediction.reading import read_ahead
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ofa_hf.data.images import open_image
-from ofa_hf.image_processing_ofa import ImageError
+from ofa_hf.image_loading_ofa import ImageError, load_image
 
 
 THUMBNAIL_PIXELS = 360  # longest side; sharp on a phone, some 20 KB each
@@ -80,7 +79,7 @@ def image_tag(images: Mapping[str, Any] | None, image_id: str) -> str:
     if not images or image_id not in images:
         return "" if not images else '<div class="none">no image</div>'
     try:
-        return thumbnail_tag(thumbnail(open_image(images[image_id])))
+        return thumbnail_tag(thumbnail(load_image(images[image_id])))
     except ImageError:
         return '<div class="none">broken image</div>'
 

@@ -233,8 +233,8 @@ class OFATrainer(Seq2SeqTrainer):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise UserError(
                 f"Cannot resume from {checkpoint}: {reason}. It must be complete and come from a run of the same "
-                "model that locked the same parts. Resume with that run's arguments, pass an earlier checkpoint, or start "
-                "over in another output_dir."
+                "model that locked the same parts. Resume with that run's arguments, pass an earlier checkpoint, or "
+                "start over in another output_dir."
             ) from error
 
     def _issue_warnings_after_load(self, load_result) -> None:

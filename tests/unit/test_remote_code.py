@@ -11,14 +11,15 @@ from ofa_hf.files import hub_files
 HUB_FILES = hub_files()
 
 STANDARD_MODULES = frozenset(
-    "base64 binascii collections contextlib contextvars copy dataclasses functools inspect io itertools math os re "
-    "threading time types typing warnings weakref".split()
+    "base64 binascii collections contextlib contextvars copy dataclasses functools inspect io itertools logging math "
+    "os re threading time types typing unicodedata warnings weakref".split()
 )
 LIBRARIES = frozenset("torch torchvision numpy PIL transformers huggingface_hub".split())
 # Of modules that can do more than compute, what may be used. `os`: paths, and what a fork needs.
 MEMBERS = {
     "os": {"PathLike", "fspath", "fsdecode", "path", "getpid", "register_at_fork"},
     "io": {"BytesIO", "StringIO"},
+    "logging": {"getLogger"},
     "types": {"GeneratorType", "MappingProxyType", "SimpleNamespace"},
 }
 BARRED_MEMBERS = {  # of libraries: files, code, processes, the network

@@ -109,7 +109,7 @@ def scale(name):
 
 
 def set_prompt(model, processor):
-    processor.prompt = "描述?"
+    processor.tasks["caption"]["prompt"] = "描述?"
 
 
 def set_size(model, processor):
