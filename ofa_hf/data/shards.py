@@ -188,7 +188,8 @@ def read_shards(
 ) -> Iterator[ShardResult]:
     """Read all shards, `num_proc` at a time, and yield their results in order.
 
-    Where starting a process is cheap, even a single shard is read in one, whose memory is freed when it ends. `num_proc=0` reads in this process.
+    Where starting a process is cheap, even a single shard is read in one, whose memory is freed when it ends.
+    `num_proc=0` reads in this process.
     """
     jobs = [(shard, options, work, number, len(shards)) for number, shard in enumerate(shards)]
     can_fork = "fork" in multiprocessing.get_all_start_methods()

@@ -133,12 +133,12 @@ def what_can_be_kept(model, processor) -> str:
 @torch.no_grad()
 def row_shape(model, processor, kind: str) -> tuple[tuple[int, ...], Tensor | None]:
     """Shape of what is kept per image, and its position embeddings. Measured with the encoder itself."""
-    images = processor.image_processor([PIL.Image.new("RGB", (32, 32))], **processor.find_task().image)
-    pixel_values = images["pixel_values"].to(model.device)
+    options = {"return_tensors": "pt", **processor.find_task().image}
+    images = processor.image_processor([PIL.Image.new("RGB", (32, 32))], **options).to(model.device)
     if kind == CELLS:
-        return tuple(model.get_encoder().embed_image_cells(pixel_values).shape[1:]), None
+        return tuple(model.get_encoder().embed_image_cells(images["pixel_values"]).shape[1:]), None
     prompt = processor(text=[processor.prompt_for()]).to(model.device)
-    output = model.encode(pixel_values=pixel_values, **prompt)
+    output = model.encode(**images, **prompt)
     return tuple(output.last_hidden_state.shape[1:]), output.position_embeddings
 
 
