@@ -26,7 +26,7 @@ class Scores:
         return dict(self.totals)
 
     def best_and_worst(self, name: str, count: int) -> tuple[list[str], list[str]]:
-        """Ids of the rows with the highest and with the lowest score of this name, extreme ones first, none in both."""
+        """Ids with the highest and with the lowest score of this name, extreme ones first, none in both."""
         values = self.each[name]
         ranked = sorted(values, key=lambda id_: (-values[id_], id_))
         num_best = min(count, (len(ranked) + 1) // 2)
