@@ -47,6 +47,7 @@ def predict(
     processor,
     rows: Iterable[Row],
     *,
+    task: str | None = None,
     prompt: str | None = None,
     batch_size: int = 8,
     num_answers: int = 1,
@@ -58,8 +59,9 @@ def predict(
 
     Args:
         model, processor: as `load_model` returns them. The model is in inference mode while this runs.
-        rows: `{"id", "image"}`; an image is anything `load_image` takes, or as data sets store it.
-        prompt: the text that goes with every image, in place of the checkpoint's own.
+        rows: `{"id", "image", <the task's fields>}`; an image is anything `load_image` takes.
+        task: one of the checkpoint's tasks; its default one if left out.
+        prompt: the text that goes with every image, in place of the task's own.
         num_answers: answers per row.
         on_failure: called with id and error of a row whose image cannot be read; by default a warning is logged. That
             row's prediction has no answers and costs the model nothing.
@@ -68,12 +70,18 @@ def predict(
     Raises:
         UserError: fewer beams than answers were asked for.
     """
+    generate = {**processor.generation_kwargs(task), **generate}
     settings = answer_settings(model.generation_config, num_answers, generate)
     on_failure = on_failure or _warn
     leave_lost_threads()
 
+    fields = processor.find_task(task).fields
+
     def encode(row: Row) -> dict[str, Tensor]:
-        return processor(images=load_image(row["image"]), text=prompt, return_tensors="pt")
+        image = {"images": load_image(row["image"])} if "image" in row else {}
+        if prompt is not None:
+            return processor(**image, text=prompt, return_tensors="pt")
+        return processor(**image, text={name: row[name] for name in fields}, task=task, return_tensors="pt")
 
     was_training = model.training
     model.eval()

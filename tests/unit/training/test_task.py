@@ -55,7 +55,8 @@ def questions(tmp_path) -> dict[str, str]:
 
 def test_a_task_of_ones_own_goes_from_its_table_to_a_model_that_answers_it(train, questions, colour_task, capsys):
     saving = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 10, "save_steps": 10}
-    ran = train(**questions, **saving, max_steps=40, load_best_model_at_end=True, freeze_encoder=False)
+    fast = {"learning_rate": 5e-3, "lr_scheduler_type": "constant", "dropout": 0.0, "freeze_encoder": False}
+    ran = train(**{**questions, **saving, **fast}, max_steps=40, load_best_model_at_end=True)
     assert ran.metrics["eval_accuracy"] == 100, "two colours, forty steps"
     state = json.loads((ran.folder / "trainer_state.json").read_text())
     assert state["best_metric"] == max(entry.get("eval_accuracy", 0) for entry in state["log_history"])
