@@ -28,6 +28,7 @@ PLAIN_SCORES = {
     "diversity_penalty": 0.0,
     "logits_processor": None,
 }
+PIPELINE_NAMES = ("", "image-to-text", "image-text-to-text")  # what transformers passes as `task`
 ONE_IMAGE = (str, bytes, bytearray, memoryview, os.PathLike, Mapping)
 
 _last_process: int | None = None  # the last process that ran a model
@@ -102,6 +103,18 @@ class OFAImageToTextPipeline(Pipeline):
     _load_feature_extractor = False
     _load_video_processor = False
     _pipeline_calls_generate = True
+
+    def __init__(self, *args, task: str = "", **kwargs):
+        """Takes what transformers' `Pipeline` takes. `task` may be a task of the checkpoint instead of a pipeline's name.
+
+        Raises:
+            ValueError: the checkpoint has no such task.
+        """
+        super().__init__(*args, task=task, **kwargs)
+        if task not in PIPELINE_NAMES:
+            self.processor.find_task(task)
+            for parameters in (self._preprocess_params, self._forward_params, self._postprocess_params):
+                parameters["task"] = task
 
     def __call__(self, inputs: Any = None, **kwargs) -> Any:
         """Answer a question about images.
