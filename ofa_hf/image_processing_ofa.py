@@ -14,11 +14,6 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from .image_loading_ofa import ImageError, load_image
 
 
-IMAGE_OPTIONS = frozenset(
-    "do_convert_rgb do_resize size resample do_rescale rescale_factor do_normalize image_mean image_std".split()
-)
-
-
 def _square_or_size(size: int | dict[str, int]) -> dict[str, int]:
     """Check a size and return it as `{"height", "width"}` in pixels."""
     if isinstance(size, int):

@@ -48,11 +48,15 @@ from .modeling_ofa_resnet import OUTPUT_CHANNELS, OFAResNet, drop_path, linear_r
 from .modeling_ofa_search import EndAtMaxLength, EndFrom, Rules, SoftmaxTemperature, beam_search, padded
 
 
-if TYPE_CHECKING:  # never runs: saving copies the files that are named here, and config.json needs all of them
+# Never runs. Saving copies the files named here, and transformers 4 loads no others, not even those that these import.
+if TYPE_CHECKING:
+    from .image_loading_ofa import load_image  # noqa: F401
     from .image_processing_ofa import OFAImageProcessor  # noqa: F401
-    from .modeling_ofa_int8 import int8_works  # noqa: F401 - kernels import it; transformers 4 follows one step alone
+    from .modeling_ofa_int8 import int8_works  # noqa: F401
     from .pipeline_ofa import OFAImageToTextPipeline  # noqa: F401
     from .processing_ofa import OFAProcessor  # noqa: F401
+    from .tasks_ofa import Task  # noqa: F401
+    from .versions_ofa import TRANSFORMERS_5  # noqa: F401
 
 logger = logging.get_logger(__name__)
 

@@ -11,13 +11,15 @@ import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .image_processing_ofa import IMAGE_OPTIONS
 from .tasks_ofa import Task, checkpoint_task, upgrade_config
 from .versions_ofa import PROCESSOR_DECLARES_PARTS
 
 
 IGNORED_LABEL = -100  # the loss skips these positions
 NOT_GIVEN = object()  # `images` was left out, which differs from `images=None`
+IMAGE_OPTIONS = frozenset(
+    "do_convert_rgb do_resize size resample do_rescale rescale_factor do_normalize image_mean image_std".split()
+)
 TEXT_OPTIONS = frozenset(
     "add_special_tokens padding padding_side pad_to_multiple_of truncation max_length return_attention_mask".split()
 )
@@ -107,8 +109,14 @@ def _is_dropped(char: str) -> bool:
 
 
 class Answer(str):
-    """A generated text. transformers' `image-text-to-text` pipeline adds it to the prompt, which would repeat the
-    question, because it takes every answer for a continuation; this one stays alone."""
+    """A generated text that is no continuation of its prompt.
+
+    transformers' `image-text-to-text` pipeline takes every text for a continuation: it cuts the decoded prompt off the
+    front and puts the prompt as written before it. With an `Answer` both leave the text alone.
+    """
+
+    def find(self, text: str, *span: int) -> int:
+        return -1 if isinstance(text, Answer) else super().find(text, *span)
 
     def __radd__(self, prompt: str) -> str:
         return str(self)

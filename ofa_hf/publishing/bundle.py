@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import BertTokenizerFast
 from transformers.tokenization_utils_base import ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers.utils import CHAT_TEMPLATE_FILE, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from ofa_hf.errors import UserError
 from ofa_hf.files import json_text, read_json
@@ -105,7 +105,7 @@ def bundle_of(folder: str | Path, repo_id: str | None = None, license: str | Non
     tokenizer = tokenizer_files(folder)
     described = [facts.config, facts.processor, facts.image_processor, read_json(folder / TOKENIZER_CONFIG_FILE)]
     names = [*SETTINGS_FILES, *weight_files(folder), *tokenizer, *code_files(folder, described)]
-    names += [name for name in (ACCOUNT_FILE, CURVE_FILE) if (folder / name).is_file()]
+    names += [name for name in (CHAT_TEMPLATE_FILE, ACCOUNT_FILE, CURVE_FILE) if (folder / name).is_file()]
     files: dict[str, Path | bytes] = {name: folder / name for name in names}
     for name, values in ((RESULTS_FILE, facts.finetuning), (EVALUATION_FILE, facts.evaluation)):
         if values:

@@ -25,6 +25,7 @@ def test_code_files_are_found_by_following_settings_and_imports(model_folder):
     files = bundle_of(model_folder).files
     assert {"modeling_ofa.py", "processing_ofa.py", "extra_part.py", "extra_deeper.py"} <= files.keys()
     assert "unused.py" not in files
+    assert "chat_template.jinja" in files
 
 
 def test_saving_and_bundling_take_exactly_the_hub_files(model_folder, tmp_path):
