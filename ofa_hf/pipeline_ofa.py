@@ -105,7 +105,7 @@ class OFAImageToTextPipeline(Pipeline):
     _pipeline_calls_generate = True
 
     def __init__(self, *args, task: str = "", **kwargs):
-        """Takes what transformers' `Pipeline` takes. `task` may be a task of the checkpoint instead of a pipeline's name.
+        """As transformers' `Pipeline`. `task` may be a task of the checkpoint instead of a pipeline's name.
 
         Raises:
             ValueError: the checkpoint has no such task.
