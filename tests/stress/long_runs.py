@@ -23,7 +23,7 @@ from ofa_hf.prediction.outputs import AnswerFile, Format
 
 
 MARKS = 40  # samples of a run
-# Bytes that 1,000 captions or steps may add, in runs that are this long: in shorter ones the allocator has not settled.
+# Bytes that 1,000 captions or steps may add, in runs of this length: in shorter ones the allocator has not settled.
 MAX_CAPTION_GROWTH, LONG_CAPTIONS = 50 * 2**10, 10_000
 MAX_STEP_GROWTH, LONG_STEPS = 2**20, 1500
 SLACK = 2**25  # bytes that a shorter run may add
