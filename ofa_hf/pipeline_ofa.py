@@ -105,7 +105,7 @@ class OFAImageToTextPipeline(Pipeline):
     _pipeline_calls_generate = True
 
     def __init__(self, *args, task: str = "", **kwargs):
-        """Takes what transformers' `Pipeline` takes. `task` may be a task of the checkpoint instead of a pipeline's name.
+        """Takes what `Pipeline` takes. `task` may be a task of the checkpoint instead of a pipeline's name.
 
         Raises:
             ValueError: the checkpoint has no such task.
@@ -186,7 +186,8 @@ class OFAImageToTextPipeline(Pipeline):
     def _forward(
         self, model_inputs: dict, task: str | None = None, return_scores: bool | None = None, **generate_kwargs
     ) -> dict:
-        generate_kwargs = {**self.processor.generation_kwargs(task), **generate_kwargs}
+        if "generation_config" not in generate_kwargs:
+            generate_kwargs = {**self.processor.generation_kwargs(task), **generate_kwargs}
         generate_kwargs = pipeline_generate_kwargs(self, generate_kwargs)
         leave_lost_threads()
         inputs = dict(model_inputs)

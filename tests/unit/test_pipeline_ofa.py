@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import ImageTextToTextPipeline
+from transformers import GenerationConfig, ImageTextToTextPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from ofa_hf import (
@@ -163,6 +163,10 @@ def test_another_task_of_the_checkpoint_is_asked_by_name(captioner, files):
     assert pipe([{"image": file, "text": "裙子"} for file in files], **asked) == expected
     assert pipe(files, prompt="裙子", **asked) == pipe(files, prompt={"product": "裙子"}, **asked) == expected
     assert pipe(files, prompt="裙子", max_new_tokens=5, **asked) != expected  # a call's own setting wins
+    whole = GenerationConfig.from_model_config(captioner.model.config)
+    whole.max_length, whole.num_beams = 7, 3
+    own = pipe(files[0], prompt="裙子", generation_config=whole, **asked)  # nothing of the task's is added to it
+    assert own == captioner(questions[0], generation_config=whole, return_scores=True) != expected[0]
     always = OFAImageToTextPipeline(model=captioner.model, processor=processor, task="color")
     assert always(files, prompt="裙子", return_scores=True) == expected
     assert always(files, task="caption") == captioner(files)
