@@ -26,14 +26,7 @@ from torch.utils.data import DataLoader
 
 from ofa_hf import OFAImageProcessor, OFAProcessor
 from ofa_hf.conversion.vocabulary import build_tokenizer
-from ofa_hf.data import (
-    CaptionPairs,
-    GroupedCaptions,
-    GroupedCaptionSampler,
-    OFAGroupedCollator,
-    caption_counts,
-    load_muge,
-)
+from ofa_hf.data import GroupedTargets, GroupedTargetSampler, OFACollator, count_targets, load_muge
 from ofa_hf.data.images import open_image, why_broken
 
 
@@ -148,9 +141,8 @@ class Table:
 
 def loader(rows, processor: OFAProcessor, captions: int, workers: int) -> DataLoader:
     """Batches as `ofa-hf finetune` makes them: 8 images with all of their captions, shuffled."""
-    sampler = GroupedCaptionSampler(caption_counts(rows), captions)
-    collator = OFAGroupedCollator(processor)
-    return DataLoader(GroupedCaptions(rows), 8, sampler=sampler, collate_fn=collator, num_workers=workers)
+    sampler = GroupedTargetSampler(count_targets(rows), captions)
+    return DataLoader(GroupedTargets(rows), 8, sampler=sampler, collate_fn=OFACollator(processor), num_workers=workers)
 
 
 def exhaust(items) -> None:
@@ -158,8 +150,9 @@ def exhaust(items) -> None:
         pass
 
 
-def decode_all(items, count: int) -> None:
-    exhaust(open_image(items[number]["image"]) for number in range(count))
+def decode_all(rows, indices) -> None:
+    items = GroupedTargets(rows)
+    exhaust(open_image(items[index]["image"]) for index in indices)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -194,10 +187,9 @@ def measure_all(args: argparse.Namespace, folder: Path) -> dict:
     table.measure("read every row", pairs, lambda: exhaust(rows))
     batches = loader(rows, processor, args.captions, args.workers)
     table.measure(f"one epoch of batches, {args.workers} workers", pairs, lambda: exhaust(batches))
-    singles, shared = CaptionPairs(rows), GroupedCaptions(rows)
-    count = few * args.captions
-    table.measure("decode for each caption", count, lambda: decode_all(singles, count))
-    table.measure("decode for each image", count, lambda: decode_all(shared, few))
+    count, pair_indices = few * args.captions, [(row, (n,)) for row in range(few) for n in range(args.captions)]
+    table.measure("decode for each caption", count, lambda: decode_all(rows, pair_indices))
+    table.measure("decode for each image", count, lambda: decode_all(rows, range(few)))
     return {"images": args.images, "pairs": pairs, "tsv_mib": round(tsv / MIB, 1), "rows": table.rows}
 
 

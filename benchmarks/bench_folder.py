@@ -28,8 +28,9 @@ from PIL import Image
 
 from ofa_hf import OFAImageProcessor, OFAImageToTextPipeline, OFAProcessor
 from ofa_hf.conversion.vocabulary import build_tokenizer
-from ofa_hf.prediction.captioning import caption_files, find_images
-from ofa_hf.prediction.outputs import CaptionFile
+from ofa_hf.prediction.inputs import find_images
+from ofa_hf.prediction.loop import predict
+from ofa_hf.prediction.outputs import AnswerFile, Format
 
 
 MIB = 2**20
@@ -59,9 +60,11 @@ def caption_folder(captioner: OFAImageToTextPipeline, files: list[str], batch_si
     def refuse(file: str, error: Exception) -> None:
         raise SystemExit(f"{error} This benchmark needs images that can be read.")
 
-    with CaptionFile(output, 1) as captions:
-        for file, rows in caption_files(captioner, files, batch_size=batch_size, on_failure=refuse, **SETTINGS):
-            captions.write(file, rows)
+    rows = ({"id": file, "image": Path(file)} for file in files)
+    options = {"batch_size": batch_size, "on_failure": refuse, **SETTINGS}
+    with AnswerFile(output, Format("caption", 1)) as answers:
+        for prediction in predict(captioner.model, captioner.processor, rows, **options):
+            answers.write(prediction.id, prediction.answers)
 
 
 def caption_folder_in_processes(captioner, files: list[str], batch_size: int, folder: Path, number: int = 2) -> None:

@@ -27,7 +27,7 @@ import torch
 from bench_data import write_files
 from bench_speed import PROMPT, SIZES, make_model
 
-from ofa_hf.data import GroupedCaptions, GroupedCaptionSampler, caption_counts, load_muge
+from ofa_hf.data import GroupedTargets, GroupedTargetSampler, count_targets, load_muge
 from ofa_hf.data.images import why_broken
 
 
@@ -163,8 +163,8 @@ def data(counts: list[int]) -> tuple[Growth, Growth]:
 
 def read_epoch(rows) -> None:
     """Every pair of an epoch in shuffled groups of five, undecoded."""
-    groups = GroupedCaptions(rows)
-    for index in GroupedCaptionSampler(caption_counts(rows), 5):
+    groups = GroupedTargets(rows)
+    for index in GroupedTargetSampler(count_targets(rows), 5):
         groups[index]
 
 

@@ -30,9 +30,9 @@ from limits import Machine, operations
 from PIL import Image
 
 from ofa_hf import OFAForConditionalGeneration, OFAImageProcessor
-from ofa_hf.data import CaptionPairs, GroupedCaptions
+from ofa_hf.data import GroupedTargets
 from ofa_hf.data.collator import open_row_image
-from ofa_hf.data.shards import FEATURES
+from ofa_hf.data.shards import row_features
 from ofa_hf.modeling_ofa import FusedCrossEntropy
 from ofa_hf.modeling_ofa_kernels import folding, plain_kernels
 
@@ -299,16 +299,18 @@ def photo(number: int, side: int = 600) -> bytes:
 def measure_data(repeats: int, images: int = 20) -> list[dict]:
     """Processor time a caption from stored bytes to `pixel_values`, with and without sharing."""
     rows = [
-        {"image_id": str(number), "image": {"bytes": photo(number), "path": None}, "captions": ["一件"] * CAPTIONS}
+        {"id": str(number), "image": {"bytes": photo(number), "path": None}, "targets": ["一件"] * CAPTIONS}
         for number in range(images)
     ]
-    rows, processor = Dataset.from_list(rows, features=FEATURES), OFAImageProcessor(size=IMAGE)
+    rows, processor = Dataset.from_list(rows, features=row_features()), OFAImageProcessor(size=IMAGE)
 
-    def prepare(items) -> None:
-        for index in range(len(items)):
+    items = GroupedTargets(rows)
+    shared, pairs = range(images), [(row, (number,)) for row in range(images) for number in range(CAPTIONS)]
+
+    def prepare(indices) -> None:
+        for index in indices:
             processor([open_row_image(items[index])], return_tensors="pt")
 
-    shared, pairs = GroupedCaptions(rows), CaptionPairs(rows)
     prepare(shared)
     times = [
         (processor_seconds(lambda: prepare(pairs)), processor_seconds(lambda: prepare(shared))) for _ in range(repeats)

@@ -4,15 +4,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from transformers.utils import logging
 
-from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAProcessor
+from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageToTextPipeline, OFAProcessor
 from ofa_hf.errors import UserError
+from ofa_hf.versions_ofa import mismatched_names
 
 
 ADVICE = "Pass a folder written by `ofa-hf convert` or `ofa-hf finetune`, or a Hub id of one."
+
+
+class LoadedModel(NamedTuple):
+    """A model in inference mode, and its processor."""
+
+    model: OFAForConditionalGeneration
+    processor: OFAProcessor
 
 
 def check_model(name: str | os.PathLike) -> None:
@@ -44,7 +53,7 @@ def load_processor(name: str | os.PathLike) -> OFAProcessor:
 
 def load_model(
     name: str | os.PathLike, *, device: str | None = None, dtype: str | torch.dtype = "auto", **config_overrides
-) -> tuple[OFAForConditionalGeneration, OFAProcessor]:
+) -> LoadedModel:
     """Load a model with this package's code, in inference mode, and its processor.
 
     Args:
@@ -68,7 +77,15 @@ def load_model(
             **config_overrides,
         )
         _check_weights(os.fspath(name), model, report)
-        return model.to(device).eval(), processor
+        return LoadedModel(model.to(device).eval(), processor)
+
+
+def load_pipeline(
+    name: str | os.PathLike, *, device: str | None = None, dtype: str | torch.dtype = "auto"
+) -> OFAImageToTextPipeline:
+    """Load a model as a pipeline; arguments and errors are those of `load_model`."""
+    model, processor = load_model(name, device=device, dtype=dtype)
+    return OFAImageToTextPipeline(model=model, processor=processor, device=model.device)
 
 
 def check_device(device: str | None) -> torch.device:
@@ -94,11 +111,9 @@ def _check_weights(name: str, model: OFAForConditionalGeneration, report: dict) 
     """Refuse weights that are missing, of another shape, unknown, or left on the meta device (read from no file)."""
     tensors = chain(model.named_parameters(), model.named_buffers())
     empty = {key for key, tensor in tensors if tensor.is_meta}
-    # transformers 4 lists the names of mismatched weights, transformers 5 their shapes too
-    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     wrong = {
         "missing": empty.union(report["missing_keys"]),
-        "of another shape": mismatched,
+        "of another shape": set(mismatched_names(report)),
         "unknown": set(report["unexpected_keys"]),
     }
     seen = [f"{_some(keys)} {'is' if len(keys) == 1 else 'are'} {what}" for what, keys in wrong.items() if keys]

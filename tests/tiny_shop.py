@@ -77,7 +77,7 @@ def write_shop(folder: Path) -> dict:
         "model_name_or_path": str(write_model(folder / "model")),
         **{f"train_{name}": path for name, path in train.items()},
         **{f"test_{name}": path for name, path in test.items()},
-        "captions_per_image": 2,
+        "targets_per_row": 2,
         "per_device_train_batch_size": 12,
         "num_train_epochs": 2,
         "learning_rate": 1e-3,

@@ -75,10 +75,11 @@ def score_file(args: argparse.Namespace, references: dict):
 
 
 def evaluate_with_model(args: argparse.Namespace, images, references: dict):
-    from ofa_hf.prediction.generate import evaluate_model, load_model
+    from ofa_hf.models import load_model
+    from ofa_hf.prediction.evaluating import evaluate_model
 
-    model, processor = load_model(args.model, args.device)
-    rows = ({"image_id": image_id, "image": images[image_id]} for image_id in references if image_id in images)
+    model, processor = load_model(args.model, device=args.device)
+    rows = ({"id": image_id, "image": images[image_id]} for image_id in references if image_id in images)
     what = {"model": args.model, "captions": args.captions, "images": args.images, "limit": args.limit}
     what |= {"device": str(model.device), "dtype": str(model.dtype)}
     return evaluate_model(
@@ -88,13 +89,14 @@ def evaluate_with_model(args: argparse.Namespace, images, references: dict):
 
 def write_captions_alone(args: argparse.Namespace) -> int:
     from ofa_hf.evaluation import write_submission
-    from ofa_hf.prediction.generate import generate_captions, load_model, show_progress
+    from ofa_hf.models import load_model
+    from ofa_hf.prediction.loop import predict, show_progress
 
     images = open_images(args.images)
-    model, processor = load_model(args.model, args.device)
-    rows = ({"image_id": image_id, "image": images[image_id]} for image_id in images)
-    captions = generate_captions(model, processor, rows, args.batch_size, **generation_settings(args))
-    predictions = dict(show_progress(captions, len(images)))
+    model, processor = load_model(args.model, device=args.device)
+    rows = ({"id": image_id, "image": images[image_id]} for image_id in images)
+    captions = predict(model, processor, rows, batch_size=args.batch_size, **generation_settings(args))
+    predictions = {caption.id: caption.text for caption in show_progress(captions, len(images))}
     write_submission(predictions, args.submission)
     print(f"{len(predictions)} captions in {args.submission}", file=sys.stderr)
     return 0

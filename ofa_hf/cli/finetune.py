@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     leave_process_group()
     if trainer_args.process_index:
         return 0
-    summary = {"model": str(result.folder), "steps": result.num_steps, "cut_captions": result.cut_captions}
+    summary = {"model": str(result.folder), "steps": result.num_steps, "cut_targets": result.cut_targets}
     if "--json" in args.words:
         print(json.dumps({**summary, **result.metrics}, ensure_ascii=False))
     else:

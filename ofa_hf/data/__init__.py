@@ -1,9 +1,10 @@
-"""Images with captions as `datasets` rows: MUGE, a shop's own files, any data set; views and batches for training.
+"""Rows of a task as `datasets` data sets: loaders for MUGE, tables and any data set, views and batches for training.
 
-A row is one image: `{"image_id": str, "image": {"bytes", "path"}, "captions": [str, …]}`. Bytes are kept as
-distributed and decoded in one place, `load_image`, when a batch is made.
+A row is a dict `{"id": str, "image": {"bytes", "path"}, <the task's fields>, "targets": [str, …]}`. Fields are texts
+that fill the task's prompt; rows of a task without images have no `image`. Images are stored as distributed and
+decoded when a batch is made.
 
-Names are loaded when they are first used: a process that only prepares data does without torch and its memory.
+Names are imported on first use, so that a process that only prepares data does not load torch.
 """
 
 from importlib import import_module
@@ -11,48 +12,44 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from ofa_hf.data.collator import OFACaptionCollator, OFAGroupedCollator
-    from ofa_hf.data.grouping import CaptionPairs, GroupedCaptions, GroupedCaptionSampler, ImagesById, caption_counts
+    from ofa_hf.data.collator import OFACollator
+    from ofa_hf.data.grouping import GroupedTargets, GroupedTargetSampler, ImagesById, count_targets
     from ofa_hf.data.images import open_image
     from ofa_hf.data.muge import load_muge, load_muge_splits
     from ofa_hf.data.problems import DataReport, Problem, report_of
-    from ofa_hf.data.tables import FolderImages, load_folder, load_rows, stream_rows
+    from ofa_hf.data.tables import FolderImages, load_rows, load_table, stream_rows
 
-_HOMES = {
-    "CaptionPairs": "grouping",
+_MODULES = {
     "DataReport": "problems",
     "FolderImages": "tables",
-    "GroupedCaptionSampler": "grouping",
-    "GroupedCaptions": "grouping",
-    "OFACaptionCollator": "collator",
-    "OFAGroupedCollator": "collator",
+    "GroupedTargetSampler": "grouping",
+    "GroupedTargets": "grouping",
     "ImagesById": "grouping",
+    "OFACollator": "collator",
     "Problem": "problems",
-    "caption_counts": "grouping",
-    "load_folder": "tables",
+    "count_targets": "grouping",
     "load_muge": "muge",
     "load_muge_splits": "muge",
     "load_rows": "tables",
+    "load_table": "tables",
     "open_image": "images",
     "report_of": "problems",
     "stream_rows": "tables",
 }
 
 __all__ = [
-    "CaptionPairs",
     "DataReport",
     "FolderImages",
-    "GroupedCaptionSampler",
-    "GroupedCaptions",
-    "OFACaptionCollator",
-    "OFAGroupedCollator",
+    "GroupedTargetSampler",
+    "GroupedTargets",
     "ImagesById",
+    "OFACollator",
     "Problem",
-    "caption_counts",
-    "load_folder",
+    "count_targets",
     "load_muge",
     "load_muge_splits",
     "load_rows",
+    "load_table",
     "open_image",
     "report_of",
     "stream_rows",
@@ -60,9 +57,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
-"""One build for every source: its shards become Arrow files, cached, locked, never half there.
+"""Build the rows of any source into Arrow files: cached, locked, complete or absent.
 
-A source is a `Recipe`. A finished folder has the fingerprint of all it depends on in its name; one that is still being
-written is called otherwise and removed by the next build.
+A source is a `Recipe`. The name of a finished folder holds a fingerprint of everything it depends on. An unfinished
+folder has another name, and the next build removes it.
 """
 
 import hashlib
@@ -20,12 +20,11 @@ from datasets import Dataset
 from datasets.utils import tqdm
 from filelock import FileLock
 
-from ofa_hf.data.caption_index import CaptionIndex
 from ofa_hf.data.problems import (
-    CAPTION_WITHOUT_IMAGE,
     DUPLICATE_ID,
-    IMAGE_WITHOUT_CAPTIONS,
     REPORT_FILE,
+    TARGETS_WITHOUT_IMAGE,
+    WITHOUT_TARGETS,
     DataReport,
     Problem,
     ProblemLog,
@@ -33,36 +32,37 @@ from ofa_hf.data.problems import (
     write_report,
 )
 from ofa_hf.data.shards import INDEX_FILE, Options, Shard, ShardResult, drop_rows, read_shards
+from ofa_hf.data.target_index import TargetIndex
 from ofa_hf.errors import UserError, full_disk_told
 
 
 logger = logging.getLogger(__name__)
 
 FULL_DISK_ADVICE = (
-    "The build needs about as much room as the images. Free some, or choose another place with cache_dir or the "
-    "variable HF_HOME; nothing half-built was kept."
+    "The build needs about as much space as the images. Free some space, or choose another disk with cache_dir or the "
+    "environment variable HF_HOME. The unfinished build was removed."
 )
-FORMAT_VERSION = 1  # part of every fingerprint: count up when the same files give other rows
+FORMAT_VERSION = 2  # part of every fingerprint: increase it when the same files give other rows
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A source of images with captions."""
+    """A source of rows."""
 
     name: str
     identity: dict[str, Any]  # everything the rows depend on
-    read_captions: Callable[[CaptionIndex], Iterable[Problem]] | None  # None: images alone
-    make_shards: Callable[[CaptionIndex | None], Sequence[Shard]]
+    read_targets: Callable[[TargetIndex], Iterable[Problem]] | None  # None: only images
+    make_shards: Callable[[TargetIndex | None], Sequence[Shard]]
     total: int | None = None  # units of the progress bar
-    unit: str = " images"
-    find_leftovers: Callable[[CaptionIndex], Iterable[Problem]] | None = None  # problems seen only when all was read
+    unit: str = " rows"
+    find_leftovers: Callable[[TargetIndex], Iterable[Problem]] | None = None  # problems that show after reading it all
 
 
 def build(recipe: Recipe, options: Options, num_proc: int = 1, cache_dir: str | Path | None = None) -> Dataset:
-    """Return the recipe's rows, memory-mapped, building them first unless that was done before.
+    """Return the recipe's rows, memory-mapped. They are built on the first call.
 
     Raises:
-        UserError: no usable row, a full disk, a process that was killed; in strict mode the first problem.
+        UserError: no usable row, a full disk, a killed process; in strict mode the first problem.
     """
     folder = cache_root(cache_dir) / f"{recipe.name}-{fingerprint(recipe.identity, options)}"
     with full_disk_told(folder.parent, FULL_DISK_ADVICE):
@@ -85,26 +85,26 @@ def fingerprint(identity: dict[str, Any], options: Options) -> str:
 
 
 def file_identity(path: str | Path) -> list:
-    """Full path, size and time of change of a file: another content is another identity.
+    """Absolute path, size and modification time of a file.
 
     Raises:
-        UserError: there is no such file, or it is empty.
+        UserError: the file does not exist or is empty.
     """
     path = Path(path).resolve()
     try:
         status = path.stat()
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}. Give the path of an existing file.") from error
+        raise UserError(f"Cannot read {path}: {error.strerror}. Pass the path of an existing file.") from error
     if not path.is_file():
-        raise UserError(f"{path} is not a file. Give the path of an existing file.")
+        raise UserError(f"{path} is not a file. Pass the path of an existing file.")
     if not status.st_size:
-        raise UserError(f"{path} is empty (0 bytes). Give the complete file; perhaps its download broke off.")
+        raise UserError(f"{path} is empty (0 bytes). Pass the complete file; its download may have been interrupted.")
     return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def build_folder(recipe: Recipe, options: Options, num_proc: int, folder: Path) -> None:
-    """Build beside the final place and move there when all is well."""
-    for leftover in folder.parent.glob(f"{folder.name}.incomplete-*"):  # of a killed build: the lock is ours
+    """Build next to the final folder and rename when complete."""
+    for leftover in folder.parent.glob(f"{folder.name}.incomplete-*"):  # of a killed build: we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.incomplete-", dir=folder.parent))
     try:
@@ -117,20 +117,20 @@ def build_folder(recipe: Recipe, options: Options, num_proc: int, folder: Path) 
 def write_rows_and_report(recipe: Recipe, options: Options, num_proc: int, work: Path) -> None:
     index = None
     with ProblemLog(work / REPORT_FILE, options.strict) as log:
-        if recipe.read_captions:
-            index = CaptionIndex(work / INDEX_FILE)
-            log.add_all(recipe.read_captions(index))
+        if recipe.read_targets:
+            index = TargetIndex(work / INDEX_FILE)
+            log.add_all(recipe.read_targets(index))
             index.commit()
         results = read_and_log(recipe, recipe.make_shards(index), options, num_proc, work, log)
         mark_duplicates(results, index, log)
         if index:
-            log.add_all(unfound_captions(index))
+            log.add_all(targets_without_image(index))
             log.add_all(recipe.find_leftovers(index) if recipe.find_leftovers else ())
             index.close()
-    images, captions = count_rows([result.arrow for result, _ in results])
-    if not images:
+    rows, targets = count_rows([result.arrow for result, _ in results])
+    if not rows:
         raise no_usable_row(recipe, log, work / REPORT_FILE)
-    write_report(work, DataReport(images, captions, log.counts))
+    write_report(work, DataReport(rows, targets, log.counts))
     for scratch in (*work.glob("*.ids"), *work.glob("*.problems"), *work.glob(INDEX_FILE)):
         scratch.unlink()
 
@@ -138,7 +138,7 @@ def write_rows_and_report(recipe: Recipe, options: Options, num_proc: int, work:
 def read_and_log(
     recipe: Recipe, shards: Sequence[Shard], options: Options, num_proc: int, work: Path, log: ProblemLog
 ) -> list[tuple[ShardResult, int]]:
-    """Read the shards; returns each result with the number of lines that precede it in its file."""
+    """Read the shards. Returns each result with the number of lines that precede it in its file."""
     results, lines = [], {}
     with tqdm(total=recipe.total, unit=recipe.unit, unit_scale=recipe.unit == "B", desc=recipe.name) as bar:
         for result in read_shards(shards, options, work, num_proc, bar):
@@ -154,45 +154,45 @@ def stored_problems(path: Path) -> Iterator[Problem]:
         yield from (Problem(**json.loads(line)) for line in lines)
 
 
-def mark_duplicates(results: list[tuple[ShardResult, int]], index: CaptionIndex | None, log: ProblemLog) -> None:
-    """Keep the first usable image of every id, and note in the index which ids had an image at all."""
-    kept = CaptionIndex()
+def mark_duplicates(results: list[tuple[ShardResult, int]], index: TargetIndex | None, log: ProblemLog) -> None:
+    """Keep the first usable row of every id, and note in the index which ids were found."""
+    kept = TargetIndex()
     for result, lines_before in results:
         repeated = []
         with result.ids.open(encoding="utf-8") as seen:
             for entry in seen:
-                line, position, image_id = entry.rstrip("\n").split("\t", 2)
+                line, position, row_id = entry.rstrip("\n").split("\t", 2)
                 if index:
-                    index.mark_found(image_id)
-                if int(position) >= 0 and not kept.add(image_id):
+                    index.mark_found(row_id)
+                if int(position) >= 0 and not kept.add(row_id):
                     repeated.append(int(position))
-                    log.add(Problem(DUPLICATE_ID, result.file, int(line) + lines_before, image_id))
+                    log.add(Problem(DUPLICATE_ID, result.file, int(line) + lines_before, row_id))
         if repeated:
             drop_rows(result.arrow, repeated)
     kept.close()
 
 
-def unfound_captions(index: CaptionIndex) -> Iterator[Problem]:
-    for image_id, file, line in index.not_found():
-        yield Problem(CAPTION_WITHOUT_IMAGE, file, line, image_id)
+def targets_without_image(index: TargetIndex) -> Iterator[Problem]:
+    for row_id, file, line in index.not_found():
+        yield Problem(TARGETS_WITHOUT_IMAGE, file, line, row_id)
 
 
 def count_rows(files: Iterable[Path]) -> tuple[int, int]:
-    """Images and captions in Arrow files."""
-    images = captions = 0
+    """Number of rows and targets in Arrow files."""
+    rows = targets = 0
     for path in files:
         with pa.memory_map(str(path)) as source:
             for batch in pa.ipc.open_stream(source):
-                images += batch.num_rows
-                captions += len(batch.column("captions").flatten())
-    return images, captions
+                rows += batch.num_rows
+                targets += len(batch.column("targets").flatten())
+    return rows, targets
 
 
 def no_usable_row(recipe: Recipe, log: ProblemLog, report: Path) -> UserError:
-    if log.counts.keys() == {CAPTION_WITHOUT_IMAGE, IMAGE_WITHOUT_CAPTIONS}:
-        hint = "The captions do not belong to the images: they share no id. Give files of the same split."
+    if log.counts.keys() == {TARGETS_WITHOUT_IMAGE, WITHOUT_TARGETS}:
+        hint = "The targets do not belong to the images: they share no id. Pass files of the same split."
     else:
-        hint = "Check that these are the right files, and captions and images not exchanged."
+        hint = "Check that these are the right files and that targets and images are not swapped."
     counts = ", ".join(f"{count:,} × {kind}" for kind, count in sorted(log.counts.items())) or "no rows at all"
     first = [f" First: {problem}" for problem, _ in zip(stored_problems(report), range(1))]
-    return UserError(f"{recipe.name}: no usable image with captions, but {counts}. {hint}{''.join(first)}")
+    return UserError(f"{recipe.name}: no usable row, but {counts}. {hint}{''.join(first)}")

@@ -1,7 +1,7 @@
-"""Images as rows hold them: as they came, `{"bytes", "path"}`; decoded by `load_image` alone.
+"""Images as rows store them, `{"bytes", "path"}`; only `load_image` decodes them.
 
-That function lives beside the model, so it is imported where an image is decoded: a process that only moves images
-around needs neither torch nor its memory.
+`load_image` is a hub file and is imported where an image is decoded, so that a process that only moves images around
+does not load torch.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def stored_image(value: Any) -> dict[str, Any] | None:
-    """Bytes, a path or a stored image as `{"bytes", "path"}`, one of them None; None if there is no image."""
+    """Convert bytes, a path or a stored image to `{"bytes", "path"}`, one of them None. None if there is no image."""
     if isinstance(value, (bytes, bytearray)):
         value = {"bytes": bytes(value)}
     elif isinstance(value, (str, Path)):
@@ -24,7 +24,7 @@ def stored_image(value: Any) -> dict[str, Any] | None:
 
 
 def open_image(image: Any) -> "PIL.Image.Image":
-    """Decode what a row holds: `{"bytes", "path"}` or anything `load_image` takes.
+    """Decode `{"bytes", "path"}` or anything else that `load_image` accepts.
 
     Raises:
         ImageError: it cannot be decoded.
@@ -37,7 +37,7 @@ def open_image(image: Any) -> "PIL.Image.Image":
 
 
 def why_broken(image: Any) -> str:
-    """Decode an image to see whether that works; the empty text if it does."""
+    """Try to decode an image. Returns the reason for a failure, or the empty string."""
     from ofa_hf.image_processing_ofa import ImageError
 
     try:

@@ -1,4 +1,4 @@
-"""Text files line by line, in bounded memory: a line longer than any image is skipped, not read."""
+"""Read text files line by line in bounded memory: a line longer than any image is skipped."""
 
 import json
 from collections.abc import Iterator
@@ -8,16 +8,19 @@ from typing import Any
 from ofa_hf.data.problems import MALFORMED_LINE, Problem
 
 
-MAX_LINE_BYTES = 64 * 2**20  # no image of a caption set is larger; a file without line breaks is no such file
+MAX_LINE_BYTES = 64 * 2**20  # no image of MUGE is larger; only a file without line breaks has such lines
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_lines(path: str | Path, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes | None, int]]:
-    """Yield each line that starts in `[start, end)` (bytes) without its break, and its size; None if too long."""
+    """Yield each line that starts in bytes `[start, end)`, without its line break, and its size in bytes.
+
+    The line is None if it is longer than `MAX_LINE_BYTES`.
+    """
     with open(path, "rb") as stream:
         if start:
             stream.seek(start - 1)
-            skip_line(stream)  # it starts before, so it is the range before that reads it
+            skip_line(stream)  # it starts earlier, so the previous range reads it
         while end is None or stream.tell() < end:
             position = stream.tell()
             line = stream.readline(MAX_LINE_BYTES)
@@ -39,7 +42,7 @@ def skip_line(stream) -> None:
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
-    """Yield line number and object of each line that is not blank, or the problem that line has."""
+    """Yield the number of each line that is not blank, with its object or its problem."""
     for number, (line, _) in enumerate(read_lines(path), start=1):
         if line is not None and not line.strip():
             continue
@@ -53,19 +56,19 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | Pr
             yield number, Problem(MALFORMED_LINE, str(path), number, detail="expected a JSON object in UTF-8")
 
 
-def parse_image_id(value: Any) -> str:
-    """An id as text: numbers are accepted, everything else gives the empty text."""
+def parse_id(value: Any) -> str:
+    """An id as text. Numbers are accepted; any other type gives the empty string."""
     is_id = isinstance(value, (str, int)) and not isinstance(value, bool)
     return " ".join(whole_characters(str(value)).split()) if is_id else ""
 
 
-def caption_list(value: Any) -> list[str] | None:
-    """Captions from a text or a list of texts; None if it is neither."""
-    captions = [value] if isinstance(value, str) else value
-    is_list = isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)
-    return [whole_characters(caption) for caption in captions] if is_list else None
+def target_list(value: Any) -> list[str] | None:
+    """Targets from a string or a list of strings; None for anything else."""
+    targets = [value] if isinstance(value, str) else value
+    is_list = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
+    return [whole_characters(target) for target in targets] if is_list else None
 
 
 def whole_characters(text: str) -> str:
-    """The text with � for each half character, as of an emoji cut in two: JSON can spell one, but no file holds it."""
+    """Replace each half of a surrogate pair by �. JSON can spell one (an emoji cut in two), UTF-8 cannot store it."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,7 +1,7 @@
-"""MUGE (ECommerce-IC) as it is distributed: images as base64 in a TSV, captions as JSONL, both one image a line.
+"""Load MUGE (ECommerce-IC) as distributed: images as base64 in a TSV, captions as JSONL, both one image per line.
 
-Source: DESIGN 4.6; the files are `IC_train.tsv` (`image_id <TAB> base64`) and `IC_train.jsonl`
-(`{"image_id": "…", "text": ["…", …]}`), the same for `valid`; the `test` split has ids without captions.
+The files are `IC_train.tsv` (`image_id <TAB> base64`) and `IC_train.jsonl` (`{"image_id": "…", "text": ["…", …]}`),
+and the same for `valid`. The `test` split has ids without captions.
 """
 
 import base64
@@ -15,17 +15,17 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 
 from ofa_hf.data.build import Recipe, build, file_identity
-from ofa_hf.data.caption_index import CaptionIndex
-from ofa_hf.data.lines import caption_list, parse_image_id, read_json_lines, read_lines
+from ofa_hf.data.lines import parse_id, read_json_lines, read_lines, target_list
 from ofa_hf.data.problems import (
     BROKEN_IMAGE,
     DUPLICATE_ID,
-    EMPTY_CAPTION,
+    EMPTY_TARGET,
     MALFORMED_LINE,
     MISSING_ID,
     Problem,
 )
-from ofa_hf.data.shards import ImageRecord, Options
+from ofa_hf.data.shards import Options, RowRecord
+from ofa_hf.data.target_index import TargetIndex
 from ofa_hf.errors import UserError
 
 
@@ -41,40 +41,40 @@ def load_muge(
     num_proc: int = 1,
     strict: bool = False,
     check_images: bool = True,
-    require_captions: bool = True,
+    require_targets: bool = True,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
-    """Load MUGE files as rows `{"image_id", "image", "captions"}`, one per image, in the order of the images.
+    """Load MUGE files as rows `{"id", "image", "targets"}`, one per image, in the order of the images.
 
-    Read once, line by line, then mapped into memory from the cache: memory stays flat whatever the size of the files.
-    Lines with a problem are left out, counted and written down, see `report_of`.
+    The files are read once, line by line; later calls map the rows into memory from a cache. Memory stays flat
+    whatever the size of the files. Lines with a problem are skipped, counted and listed in a file, see `report_of`.
 
     Args:
-        captions: JSONL file; several are merged (the article trains on train and valid merged); None: images alone.
+        captions: JSONL file; several are merged, as the article merges train and valid. None loads only the images.
         images: TSV file or files.
-        num_proc: processes that read the images; 0 reads them in this one.
-        strict: raise the first problem instead.
-        check_images: decode every image once, so that a broken one is found now and not in the middle of training.
-        require_captions: leave out images without captions, as the test split's are.
-        cache_dir: where the Arrow files go; default the cache of `datasets`.
+        num_proc: number of processes that read the images; 0 reads them in this process.
+        strict: raise the first problem instead of skipping it.
+        check_images: decode every image once, so that a broken one is found now and not during training.
+        require_targets: skip images without captions, such as those of the test split.
+        cache_dir: folder of the Arrow files. Default: the cache of `datasets`.
 
     Raises:
         UserError: a file is missing or empty, captions and images do not belong together, the disk is full.
     """
     caption_files, image_files = as_paths(captions), as_paths(images)
     if not image_files:
-        raise UserError("No image file was given. MUGE's images are files like IC_train.tsv.")
+        raise UserError("No image file was given. Pass a file such as IC_train.tsv.")
     identity = {"captions": [file_identity(path) for path in caption_files]}
     identity["images"] = [file_identity(path) for path in image_files]
     recipe = Recipe(
         name="-".join(path.stem for path in image_files)[:80],
         identity={"source": "muge", **identity},
-        read_captions=partial(index_captions, caption_files) if caption_files else None,
+        read_targets=partial(index_captions, caption_files) if caption_files else None,
         make_shards=lambda index: split_files(image_files, num_proc),
         total=sum(size for _, size, _ in identity["images"]),
         unit="B",
     )
-    options = Options(strict, check_images, require_captions and bool(caption_files))
+    options = Options(strict, check_images, require_targets and bool(caption_files))
     return build(recipe, options, num_proc, cache_dir)
 
 
@@ -102,8 +102,8 @@ def as_paths(paths: Paths | None) -> list[Path]:
     return [Path(path) for path in ([paths] if single else paths or [])]
 
 
-def index_captions(files: Iterable[Path], index: CaptionIndex) -> Iterator[Problem]:
-    """Put the captions of JSONL files into the index; yields what is wrong with them."""
+def index_captions(files: Iterable[Path], index: TargetIndex) -> Iterator[Problem]:
+    """Put the captions of JSONL files into the index. Yields their problems."""
     for path in files:
         for line, row in read_json_lines(path):
             if isinstance(row, Problem):
@@ -112,9 +112,9 @@ def index_captions(files: Iterable[Path], index: CaptionIndex) -> Iterator[Probl
             yield from index_row(index, str(path), line, row)
 
 
-def index_row(index: CaptionIndex, file: str, line: int, row: dict) -> Iterator[Problem]:
-    image_id = parse_image_id(row.get("image_id"))
-    captions = caption_list(row.get("text", []))  # the test split has ids alone
+def index_row(index: TargetIndex, file: str, line: int, row: dict) -> Iterator[Problem]:
+    image_id = parse_id(row.get("image_id"))
+    captions = target_list(row.get("text", []))  # the test split has only ids
     if not image_id:
         yield Problem(MISSING_ID, file, line)
         return
@@ -122,16 +122,16 @@ def index_row(index: CaptionIndex, file: str, line: int, row: dict) -> Iterator[
         yield Problem(MALFORMED_LINE, file, line, image_id, 'expected "text" to be a list of captions')
         return
     usable = [caption.strip() for caption in captions if caption.strip()]
-    if index.number(image_id) is not None:
+    if image_id in index:
         yield Problem(DUPLICATE_ID, file, line, image_id)
         return
     index.add(image_id, usable, file, line)
     for _ in range(len(captions) - len(usable)):
-        yield Problem(EMPTY_CAPTION, file, line, image_id)
+        yield Problem(EMPTY_TARGET, file, line, image_id)
 
 
 def split_files(files: Sequence[Path], num_proc: int) -> list["TsvRange"]:
-    """Cut the files into ranges of about equal size, as many as processes, at least one a file."""
+    """Cut the files into ranges of about equal size: as many as processes, at least one per file."""
     sizes = [path.stat().st_size for path in files]
     shards = []
     for path, size in zip(files, sizes, strict=True):
@@ -143,14 +143,14 @@ def split_files(files: Sequence[Path], num_proc: int) -> list["TsvRange"]:
 
 @dataclass
 class TsvRange:
-    """The lines of a TSV file that start in a range of bytes; lines are counted from the start of the range."""
+    """The lines of a TSV file that start in a range of bytes. Lines are counted from the start of the range."""
 
     file: str
     start: int
     end: int
     lines: int = 0
 
-    def read(self, index: CaptionIndex | None, advance: Callable[[int], None]) -> Iterator[ImageRecord | Problem]:
+    def read(self, index: TargetIndex | None, advance: Callable[[int], None]) -> Iterator[RowRecord | Problem]:
         for line, size in read_lines(self.file, self.start, self.end):
             self.lines += 1
             if line is None or line.strip():
@@ -158,28 +158,28 @@ class TsvRange:
             advance(size)
 
 
-def parse_image(line: bytes | None, file: str, number: int) -> ImageRecord | Problem:
-    """Read `image_id <TAB> base64`; the bytes stay as they were encoded."""
+def parse_image(line: bytes | None, file: str, number: int) -> RowRecord | Problem:
+    """Parse `image_id <TAB> base64`. The image stays encoded as it is."""
     key, tab, payload = (line or b"").partition(b"\t")
-    image_id = parse_image_id(key.decode("utf-8", errors="replace"))
+    image_id = parse_id(key.decode("utf-8", errors="replace"))
     if not tab:
         return Problem(MALFORMED_LINE, file, number, detail="expected image_id, a tab and the image as base64")
     if not image_id:
         return Problem(MISSING_ID, file, number)
     try:
-        return ImageRecord(image_id, number, {"bytes": decode_base64(payload), "path": None})
+        return RowRecord(image_id, number, {"bytes": decode_base64(payload), "path": None})
     except (binascii.Error, ValueError) as error:
-        return Problem(BROKEN_IMAGE, file, number, image_id, f"no base64: {error}")
+        return Problem(BROKEN_IMAGE, file, number, image_id, f"invalid base64: {error}")
 
 
 def decode_base64(text: bytes) -> bytes:
-    """Decode base64, url-safe or standard, with or without padding; a file that breaks off keeps what it has.
+    """Decode base64, url-safe or standard, with or without padding. Of a truncated text the bytes before the cut.
 
     Raises:
-        ValueError: other characters, or nothing at all.
+        ValueError: the text has other characters or is empty.
     """
     compact = b"".join(text.split()).translate(URL_SAFE).rstrip(b"=")
-    compact = compact[: len(compact) - (len(compact) % 4 == 1)]  # one character of four is less than a byte
+    compact = compact[: len(compact) - (len(compact) % 4 == 1)]  # a single character of four encodes less than a byte
     if not compact:
         raise ValueError("it is empty")
     return base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)

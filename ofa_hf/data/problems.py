@@ -1,4 +1,4 @@
-"""What was wrong with a data set: each fault with its file and line, counted, written down, never hidden."""
+"""Faults of a data set: each one located, counted and written to a file."""
 
 import json
 from collections import Counter
@@ -11,33 +11,34 @@ from ofa_hf.errors import UserError
 
 MALFORMED_LINE = "malformed line"
 MISSING_ID = "missing id"
+MISSING_FIELD = "missing field"
 DUPLICATE_ID = "duplicate id"
 BROKEN_IMAGE = "broken image"
-EMPTY_CAPTION = "empty caption"
-CAPTION_WITHOUT_IMAGE = "caption without image"
-IMAGE_WITHOUT_CAPTIONS = "image without captions"
+EMPTY_TARGET = "empty target"
+TARGETS_WITHOUT_IMAGE = "targets without image"
+WITHOUT_TARGETS = "no targets"
 
 REPORT_FILE, SUMMARY_FILE = "problems.jsonl", "summary.json"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault. `line` counts from 1 (a row number where the source has no lines, 0 where it has neither)."""
+    """One fault. `line` counts from 1: a row number where the source has no lines, 0 where it has neither."""
 
     kind: str
     file: str
     line: int
-    image_id: str = ""
+    id: str = ""
     detail: str = ""
 
     def __str__(self) -> str:
         place = f"{self.file}, line {self.line}" if self.line else self.file
-        about = f" ({self.image_id})" if self.image_id else ""
+        about = f" ({self.id})" if self.id else ""
         return f"{place}: {self.kind}{about}" + (f": {self.detail}" if self.detail else "")
 
 
 class ProblemLog:
-    """Counts problems and writes each as a line of JSON; in strict mode the first one is raised as `UserError`."""
+    """Counts problems and writes each as a line of JSON. In strict mode the first one is raised as `UserError`."""
 
     def __init__(self, path: Path, strict: bool = False):
         self.counts: Counter[str] = Counter()
@@ -46,7 +47,7 @@ class ProblemLog:
 
     def add(self, problem: Problem) -> None:
         if self.strict:
-            raise UserError(f"{problem}. Correct it, or leave strict mode to go on without it.")
+            raise UserError(f"{problem}. Fix it, or turn strict mode off to skip it.")
         self.counts[problem.kind] += 1
         self._lines.write(json.dumps(asdict(problem), ensure_ascii=False) + "\n")
 
@@ -63,29 +64,29 @@ class ProblemLog:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of a data set: usable images and captions, and how often each problem occurred."""
+    """Outcome of loading a data set: usable rows and targets, and the number of problems of each kind."""
 
-    images: int
-    captions: int
+    rows: int
+    targets: int
     problems: Mapping[str, int] = field(default_factory=dict)
-    report_file: str = ""  # one JSON line a problem
+    report_file: str = ""  # one line of JSON per problem
 
     def summary(self) -> str:
-        """One line for a person."""
-        text = f"{self.images:,} images with {self.captions:,} captions"
+        """The report in one line."""
+        text = f"{self.rows:,} rows with {self.targets:,} targets"
         if not self.problems:
             return f"{text}, no problems."
         found = ", ".join(f"{count:,} × {kind}" for kind, count in sorted(self.problems.items()))
-        return f"{text}; left out: {found}. Every case with its line is in {self.report_file}"
+        return f"{text}; skipped: {found}. {self.report_file} lists each with its line."
 
     def __add__(self, other: "DataReport") -> "DataReport":
         files = " and ".join(filter(None, (self.report_file, other.report_file)))
         problems = Counter(self.problems) + Counter(other.problems)
-        return DataReport(self.images + other.images, self.captions + other.captions, dict(problems), files)
+        return DataReport(self.rows + other.rows, self.targets + other.targets, dict(problems), files)
 
 
 def report_of(dataset) -> DataReport:
-    """The report of a data set that this package built, read from beside its Arrow files.
+    """Read the report of a data set that this package built; it is stored next to the Arrow files.
 
     Raises:
         UserError: the data set was not built by this package.
@@ -93,7 +94,8 @@ def report_of(dataset) -> DataReport:
     folders = sorted({Path(file["filename"]).parent for file in dataset.cache_files})
     if not folders or not all((folder / SUMMARY_FILE).is_file() for folder in folders):
         raise UserError(
-            "This data set has no report: it was not built by ofa_hf.data. Load it with load_muge or load_rows."
+            "This data set has no report because ofa_hf.data did not build it. Load it with load_muge, load_table or "
+            "load_rows."
         )
     reports = [read_report(folder) for folder in folders]
     return sum(reports[1:], start=reports[0])
@@ -105,5 +107,5 @@ def read_report(folder: Path) -> DataReport:
 
 
 def write_report(folder: Path, report: DataReport) -> None:
-    summary = {"images": report.images, "captions": report.captions, "problems": dict(report.problems)}
+    summary = {"rows": report.rows, "targets": report.targets, "problems": dict(report.problems)}
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -1,5 +1,7 @@
-"""Shards of a source, read by one process or several, into one Arrow file each. Memory stays flat: rows are written as
-they come, problems and ids go to files of their own."""
+"""Read the shards of a source, in one process or several, into one Arrow file each.
+
+Memory stays flat: rows are written as they arrive; problems and ids go to files of their own.
+"""
 
 import json
 import multiprocessing
@@ -21,54 +23,75 @@ import pyarrow as pa
 from datasets import Features, Image, Value
 from datasets.utils import tqdm
 
-from ofa_hf.data.caption_index import CaptionIndex
 from ofa_hf.data.images import why_broken
-from ofa_hf.data.problems import BROKEN_IMAGE, IMAGE_WITHOUT_CAPTIONS, Problem
+from ofa_hf.data.problems import BROKEN_IMAGE, WITHOUT_TARGETS, Problem
+from ofa_hf.data.target_index import TargetIndex
 from ofa_hf.errors import UserError
 
 
 BATCH_BYTES = 16 * 2**20  # of images held in memory before they are written
 BATCH_ROWS = 1000
-FEATURES = Features({"image_id": Value("string"), "image": Image(decode=False), "captions": [Value("string")]})
-INDEX_FILE = "captions.sqlite"
+RESERVED_COLUMNS = frozenset({"id", "image", "targets", "row_number", "encoded"})  # of rows and of training items
+INDEX_FILE = "targets.sqlite"
+
+
+def row_features(fields: Sequence[str] = (), has_images: bool = True) -> Features:
+    """Columns of a task's rows.
+
+    Args:
+        fields: names of the text columns that fill the task's prompt.
+        has_images: False for a task that reads only text.
+    """
+    reserved = RESERVED_COLUMNS.intersection(fields)
+    if reserved:
+        raise ValueError(f"A task's field cannot be called {', '.join(sorted(reserved))}. Rename it.")
+    image = {"image": Image(decode=False)} if has_images else {}
+    texts = {name: Value("string") for name in fields}
+    return Features({"id": Value("string"), **image, **texts, "targets": [Value("string")]})
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose for any source."""
+    """What every source lets the caller choose."""
 
-    strict: bool = False  # stop at the first problem instead of leaving it out
+    strict: bool = False  # stop at the first problem instead of skipping it
     check_images: bool = True  # decode every image once, so that training meets no broken one
-    require_captions: bool = True  # leave out images without captions
+    require_targets: bool = True  # skip rows without targets
+    fields: tuple[str, ...] = ()  # text columns that fill the task's prompt
+    has_images: bool = True
+
+    @property
+    def features(self) -> Features:
+        return row_features(self.fields, self.has_images)
 
 
 @dataclass(frozen=True)
-class ImageRecord:
-    """An image that a shard found. `image` is `{"bytes", "path"}`, one of them None."""
+class RowRecord:
+    """A row that a shard found. `image` is `{"bytes", "path"}`, one of them None; None for a row without an image."""
 
-    image_id: str
+    id: str
     line: int
-    image: dict[str, Any]
+    image: dict[str, Any] | None = None
 
 
 class Shard(Protocol):
-    """A part of a source that one process reads. Lines count from the shard's start or the file's, see `lines`."""
+    """A part of a source that one process reads."""
 
     file: str  # named in problems
-    lines: int  # after reading: what to add to the line numbers of this file's later shards
+    lines: int  # after reading: how much to add to the line numbers of this file's later shards
 
-    def read(self, index: CaptionIndex | None, advance: Callable[[int], None]) -> Iterator[ImageRecord | Problem]:
-        """Yield images and problems, calling `advance` with the units done."""
+    def read(self, index: TargetIndex | None, advance: Callable[[int], None]) -> Iterator[RowRecord | Problem]:
+        """Yield rows and problems, calling `advance` with the units done."""
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What reading a shard left behind: rows in `arrow`, in `ids` every id seen, and `problems`."""
+    """Files that reading a shard produced: its rows, every id seen, and its problems."""
 
     file: str
     lines: int
     arrow: Path
-    ids: Path  # line, position in `arrow` or −1, id
+    ids: Path  # lines of: line number, position in `arrow` or −1, id
     problems: Path
     counts: Counter
 
@@ -76,20 +99,20 @@ class ShardResult:
 def read_shard(
     shard: Shard, options: Options, work: Path, number: int, total: int, advance: Callable[[int], None]
 ) -> ShardResult:
-    """Read one shard to its end; in strict mode to its first problem."""
+    """Read one shard to its end, or in strict mode to its first problem."""
     arrow = work / f"data-{number:05d}-of-{total:05d}.arrow"
     ids, problems, counts = arrow.with_suffix(".ids"), arrow.with_suffix(".problems"), Counter()
-    index = CaptionIndex(work / INDEX_FILE) if (work / INDEX_FILE).exists() else None
+    index = TargetIndex(work / INDEX_FILE) if (work / INDEX_FILE).exists() else None
     with (
-        ArrowFile(arrow) as rows,
+        ArrowFile(arrow, options.features) as rows,
         ids.open("w", encoding="utf-8") as seen,
         problems.open("w", encoding="utf-8") as log,
     ):
         for found in shard.read(index, advance):
             row = found if isinstance(found, Problem) else make_row(found, shard.file, index, options)
             is_row = isinstance(row, dict)
-            if isinstance(found, ImageRecord) or found.kind == BROKEN_IMAGE:
-                seen.write(f"{found.line}\t{rows.num_rows if is_row else -1}\t{found.image_id}\n")
+            if isinstance(found, RowRecord) or found.kind == BROKEN_IMAGE:
+                seen.write(f"{found.line}\t{rows.num_rows if is_row else -1}\t{found.id}\n")
             if is_row:
                 rows.write(row)
                 continue
@@ -102,41 +125,44 @@ def read_shard(
     return ShardResult(shard.file, shard.lines, arrow, ids, problems, counts)
 
 
-def make_row(image: ImageRecord, file: str, index: CaptionIndex | None, options: Options) -> dict | Problem:
-    """Give an image its captions, or say why it is left out."""
-    captions = index.captions(image.image_id) if index else []
-    if options.require_captions and not captions:
-        return Problem(IMAGE_WITHOUT_CAPTIONS, file, image.line, image.image_id)
-    fault = why_broken(image.image) if options.check_images else ""
+def make_row(found: RowRecord, file: str, index: TargetIndex | None, options: Options) -> dict | Problem:
+    """Add fields and targets to what a shard found, or return the problem for which the row is skipped."""
+    targets = index.targets(found.id) if index else []
+    if options.require_targets and not targets:
+        return Problem(WITHOUT_TARGETS, file, found.line, found.id)
+    fault = why_broken(found.image) if options.check_images and options.has_images else ""
     if fault:
-        return Problem(BROKEN_IMAGE, file, image.line, image.image_id, fault)
-    return {"image_id": image.image_id, "image": image.image, "captions": captions}
+        return Problem(BROKEN_IMAGE, file, found.line, found.id, fault)
+    image = {"image": found.image} if options.has_images else {}
+    fields = index.fields(found.id) if options.fields else {}
+    return {"id": found.id, **image, **fields, "targets": targets}
 
 
 class ArrowFile:
-    """Rows of `FEATURES` in a file that `datasets` maps into memory, written in batches of bounded size."""
+    """Writes rows in batches of bounded size to a file that `datasets` maps into memory."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, features: Features):
         self.num_rows = 0
         self._path = path
+        self._schema = features.arrow_schema
         self._rows: list[dict] = []
         self._size = 0
 
     def __enter__(self) -> "ArrowFile":
         self._sink = pa.OSFile(str(self._path), "wb")
-        self._writer = pa.ipc.new_stream(self._sink, FEATURES.arrow_schema)
+        self._writer = pa.ipc.new_stream(self._sink, self._schema)
         return self
 
     def write(self, row: dict) -> None:
         self._rows.append(row)
         self.num_rows += 1
-        self._size += len(row["image"]["bytes"] or b"")
+        self._size += len(row.get("image", {}).get("bytes") or b"")
         if self._size >= BATCH_BYTES or len(self._rows) >= BATCH_ROWS:
             self._flush()
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=FEATURES.arrow_schema))
+            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
         self._rows, self._size = [], 0
 
     def __exit__(self, error_type, *_) -> None:
@@ -147,7 +173,7 @@ class ArrowFile:
 
 
 def drop_rows(path: Path, positions: Sequence[int]) -> None:
-    """Write an Arrow file again without the rows at these positions."""
+    """Rewrite an Arrow file without the rows at these positions."""
     shorter, dropped, start = path.with_suffix(".shorter"), set(positions), 0
     with pa.memory_map(str(path)) as source, pa.OSFile(str(shorter), "wb") as sink:
         reader = pa.ipc.open_stream(source)
@@ -162,10 +188,10 @@ def drop_rows(path: Path, positions: Sequence[int]) -> None:
 def read_shards(
     shards: Sequence[Shard], options: Options, work: Path, num_proc: int, bar: tqdm
 ) -> Iterator[ShardResult]:
-    """Read all shards, several at a time, and yield their results in order.
+    """Read all shards, `num_proc` at a time, and yield their results in order.
 
-    Even one shard is read by a process of its own where that is cheap: it is the one that loads torch to decode
-    images, and its memory goes when it is done. `num_proc=0` reads here.
+    Where starting a process is cheap, even a single shard is read in one: it loads torch to decode images, and its
+    memory is freed when it ends. `num_proc=0` reads in this process.
     """
     jobs = [(shard, options, work, number, len(shards)) for number, shard in enumerate(shards)]
     can_fork = "fork" in multiprocessing.get_all_start_methods()
@@ -174,7 +200,7 @@ def read_shards(
             yield read_shard(*job, bar.update)
         return
     context = multiprocessing.get_context("fork" if can_fork else "spawn")
-    if "torch" in sys.modules:  # in memory anyway: let the workers share the decoder instead of loading their own
+    if "torch" in sys.modules:  # already in memory: share the decoder with the workers instead of loading it in each
         import_module("ofa_hf.image_processing_ofa")
     done, stop = context.Value("q", 0), context.Value("b", 0)
     with ProcessPoolExecutor(num_proc, context, start_worker, (done, stop, os.getpid())) as pool:
@@ -183,12 +209,12 @@ def read_shards(
             for future in futures:
                 yield result_of(future, done, bar)
         finally:
-            stop.value = 1  # after an error, strict mode's first problem or Ctrl-C the others need not go on
+            stop.value = 1  # after an error, strict mode's first problem or Ctrl-C the others can stop
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def result_of(future: Future, done, bar: tqdm) -> ShardResult:
-    """Wait for a shard, moving the progress bar for all of them meanwhile."""
+    """Wait for one shard while updating the progress bar for all of them."""
     while True:
         finished, _ = wait([future], timeout=0.2)
         if done.value > bar.n:
@@ -199,13 +225,13 @@ def result_of(future: Future, done, bar: tqdm) -> ShardResult:
         return future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "A process of the build was killed, most likely because memory ran out. Nothing half-built was kept. "
-            "Use a smaller num_proc and try again."
+            "A worker process was killed, most likely because memory ran out. The unfinished build was removed. Try "
+            "again with a smaller num_proc."
         ) from error
 
 
 def start_worker(done, stop, parent: int) -> None:
-    """Share the counters with this process; Ctrl-C is the parent's to handle, and its end is ours too."""
+    """Share the counters with this process, leave Ctrl-C to the parent, and end when the parent ends."""
     global _advance
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
@@ -220,7 +246,7 @@ def start_worker(done, stop, parent: int) -> None:
 
 
 def end_with(parent: int) -> None:
-    """A worker whose parent was killed would wait for work for ever: its pipes are held open by its siblings."""
+    """End with the parent process. Otherwise a worker would wait forever: its siblings keep its pipes open."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

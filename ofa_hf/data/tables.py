@@ -1,8 +1,8 @@
-"""A shop's own data: a folder of images with a table of captions, or any data set of the `datasets` library."""
+"""Load a user's own data: a table with a folder of images or without, or any data set of the `datasets` library."""
 
 import csv
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -12,19 +12,20 @@ from typing import Any
 from datasets import Dataset, Image, IterableDataset
 
 from ofa_hf.data.build import Recipe, build, file_identity
-from ofa_hf.data.caption_index import CaptionIndex
 from ofa_hf.data.images import stored_image, why_broken
-from ofa_hf.data.lines import caption_list, parse_image_id, read_json_lines, whole_characters
+from ofa_hf.data.lines import parse_id, read_json_lines, target_list, whole_characters
 from ofa_hf.data.problems import (
     BROKEN_IMAGE,
     DUPLICATE_ID,
-    EMPTY_CAPTION,
-    IMAGE_WITHOUT_CAPTIONS,
+    EMPTY_TARGET,
     MALFORMED_LINE,
+    MISSING_FIELD,
     MISSING_ID,
+    WITHOUT_TARGETS,
     Problem,
 )
-from ofa_hf.data.shards import FEATURES, ImageRecord, Options
+from ofa_hf.data.shards import Options, RowRecord, row_features
+from ofa_hf.data.target_index import TargetIndex
 from ofa_hf.errors import UserError
 
 
@@ -33,73 +34,88 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MAX_FIELD = 2**20  # characters of one CSV field
 DATASET = "the data set"  # named in problems, whose lines are row numbers from 1
-ROW_NUMBER = "row number"  # the id column of a data set that has none
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what. Without an id column an image's id is its name (its row number in a data set)."""
+    """Names of the columns that hold the parts of a row.
 
-    image: str = "image"
-    caption: str = "caption"
-    image_id: str | None = None
+    Without an id column, a row without fields is named after its image (in a data set after its row number), and rows
+    of the same image are joined; a row with fields is named after its line.
+    """
+
+    image: str | None = "image"  # None: rows without images
+    target: str = "caption"
+    id: str | None = None
+    fields: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
-        return [name for name in (self.image, self.caption, self.image_id) if name]
+        return [name for name in (self.image, self.target, self.id, *self.fields) if name]
+
+    def texts(self) -> list[str]:
+        """The columns that can be read without the images."""
+        return sorted({name for name in self.names() if name != self.image})
 
     def require_in(self, found: Iterable[str], source: str) -> None:
-        """Raises `UserError` naming the columns that are not among those found."""
+        """Raises `UserError` that names the missing columns."""
         found = list(found)
         missing = [name for name in self.names() if name not in found]
         if missing:
             raise UserError(
                 f"{source} has no column {', '.join(missing)}; it has {', '.join(map(str, found)) or 'none'}. "
-                "Name the columns with image_column, caption_column and id_column."
+                "Pass their names as image_column, target_column and id_column; a field is a column of its own name."
             )
 
 
-def load_folder(
-    captions: str | Path,
-    folder: str | Path,
+def load_table(
+    table: str | Path,
+    folder: str | Path | None = None,
     *,
     image_column: str = "image",
-    caption_column: str = "caption",
+    target_column: str = "caption",
     id_column: str | None = None,
+    fields: Sequence[str] = (),
     encoding: str = "utf-8-sig",
     num_proc: int = 1,
     strict: bool = False,
     check_images: bool = True,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
-    """Load a folder of images and a table of captions as rows `{"image_id", "image", "captions"}`, one per image.
+    """Load a table, and the folder of images that it names, as rows `{"id", "image", <fields>, "targets"}`.
 
     Args:
-        captions: CSV (`.tsv`: tab-separated) with a header, or JSONL. An image's captions come as repeated rows or,
-            in JSONL, as a list.
-        folder: the image column names files in it, with or without their suffix. Images stay where they are.
-        encoding: of a CSV; spreadsheets in Chinese often write `gb18030`.
-        num_proc, strict, check_images, cache_dir: as for `load_muge`.
+        table: CSV (`.tsv`: tab-separated) with a header, or JSONL. Several targets of one row are repeated lines or,
+            in JSONL, a list.
+        folder: folder of the files that the image column names, with or without their suffix. The images stay there.
+            None loads rows without images.
+        fields: columns that fill the task's prompt, such as a question.
+        encoding: of a CSV. Chinese spreadsheets are often saved as `gb18030`.
+        num_proc, strict, check_images, cache_dir: as in `load_muge`.
 
     Raises:
-        UserError: a file, folder or column is missing, the encoding is another, there is no usable image.
+        UserError: a file, folder or column is missing, the encoding is wrong, no row is usable.
     """
-    captions, folder = Path(captions), Path(folder).resolve()
-    columns = Columns(image_column, caption_column, id_column)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder. Give the folder that holds the images.")
-    identity = {"source": "folder", "captions": file_identity(captions), "folder": folder_identity(folder)}
+    table = Path(table)
+    columns = Columns(image_column if folder else None, target_column, id_column, tuple(fields))
+    identity = {"source": "table", "table": file_identity(table), "columns": vars(columns), "encoding": encoding}
+    if folder:
+        folder = Path(folder).resolve()
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder. Pass the folder that holds the images.")
+        identity["folder"] = folder_identity(folder)
     recipe = Recipe(
-        name=captions.stem[:80],
-        identity={**identity, "columns": columns.names(), "encoding": encoding},
-        read_captions=partial(index_table, captions, encoding, columns),
-        make_shards=lambda index: split_images(folder, len(index), num_proc),
-        find_leftovers=partial(unnamed_images, folder),
+        name=table.stem[:80],
+        identity=identity,
+        read_targets=partial(index_table, table, encoding, columns),
+        make_shards=lambda index: split_table(table, folder, len(index), num_proc),
+        find_leftovers=partial(images_without_targets, folder) if folder else None,
     )
-    return build(recipe, Options(strict, check_images), num_proc, cache_dir)
+    options = Options(strict, check_images, fields=columns.fields, has_images=bool(folder))
+    return build(recipe, options, num_proc, cache_dir)
 
 
 def folder_identity(folder: Path) -> list:
-    """Path, number of images, their bytes and the latest change."""
+    """Path of a folder, number and total size of its images, latest modification time."""
     count = size = latest = 0
     for path in images_in(folder):
         status = path.stat()
@@ -111,24 +127,29 @@ def images_in(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
-def index_table(path: Path, encoding: str, columns: Columns, index: CaptionIndex) -> Iterator[Problem]:
-    """Put the captions of a CSV or JSONL file into the index; yields what is wrong with them."""
+def index_table(path: Path, encoding: str, columns: Columns, index: TargetIndex) -> Iterator[Problem]:
+    """Put the texts of a CSV or JSONL file into the index. Yields their problems."""
     is_json = path.suffix.lower() in (".jsonl", ".json", ".ndjson")
-    rows = read_json_lines(path) if is_json else read_csv(path, encoding)
+    lines = read_json_lines(path) if is_json else read_csv(path, encoding)
     checked = False
-    for line, row in rows:
+    for line, row in lines:
         if isinstance(row, Problem):
             yield row
             continue
         if not checked:
             columns.require_in(row, str(path))
             checked = True
-        yield from index_row(index, str(path), line, row, columns)
+        name = plain_text(row.get(columns.image)) if columns.image else ""
+        if columns.image and not name:
+            yield Problem(MISSING_ID, str(path), line, detail=f"no text in column {columns.image}")
+            continue
+        default = name if name and not columns.fields else str(line)
+        yield from index_row(index, str(path), line, row, columns, default, name)
 
 
 def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
-    """Yield line number and row of a CSV with a header."""
-    limit_before = csv.field_size_limit(MAX_FIELD)  # of the whole process, so it is put back
+    """Yield the line number and row of each line of a CSV with a header."""
+    limit_before = csv.field_size_limit(MAX_FIELD)  # a setting of the whole process, so it is restored
     try:
         with path.open(encoding=encoding, newline="") as stream:
             rows = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
@@ -142,54 +163,80 @@ def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any] | 
                 yield rows.line_num, row
     except (UnicodeError, LookupError) as error:
         raise UserError(
-            f"{path} cannot be read as {encoding} ({error}). Save it as UTF-8, or name its encoding; spreadsheets in "
-            "Chinese often write gb18030."
+            f"{path} cannot be read as {encoding} ({error}). Save it as UTF-8, or pass its encoding; Chinese "
+            "spreadsheets are often saved as gb18030."
         ) from error
     finally:
         csv.field_size_limit(limit_before)
 
 
-def index_row(index: CaptionIndex, file: str, line: int, row: dict, columns: Columns) -> Iterator[Problem]:
-    name = row.get(columns.image)
-    name = whole_characters(str(name)).strip() if isinstance(name, (str, int)) else ""
-    image_id = parse_image_id(row.get(columns.image_id)) if columns.image_id else name
-    captions = caption_list(row.get(columns.caption))
-    if captions is None:
-        yield Problem(MALFORMED_LINE, file, line, image_id, f"no text in column {columns.caption}")
-    elif not image_id or not name:
-        yield Problem(MISSING_ID, file, line)
-    elif index.name(image_id) not in (None, name):
-        yield Problem(DUPLICATE_ID, file, line, image_id, f"it already names {index.name(image_id)}")
-    else:
-        usable = [caption.strip() for caption in captions if caption.strip()]
-        index.add(image_id, usable, file, line, name)
-        yield from (Problem(EMPTY_CAPTION, file, line, image_id) for _ in range(len(captions) - len(usable)))
+def index_row(
+    index: TargetIndex, file: str, line: int, row: dict, columns: Columns, default_id: str, name: str = ""
+) -> Iterator[Problem]:
+    """Put the texts of one row into the index. Yields its problems."""
+    parsed = parse_texts(row, columns, file, line, default_id)
+    if isinstance(parsed, Problem):
+        yield parsed
+        return
+    row_id, fields, targets = parsed
+    if row_id in index and (index.name(row_id), index.fields(row_id)) != (name, fields):
+        seen = ", ".join(filter(None, (index.name(row_id), *index.fields(row_id).values())))
+        yield Problem(DUPLICATE_ID, file, line, row_id, f"it already stands for {seen}")
+        return
+    usable = [target.strip() for target in targets if target.strip()]
+    index.add(row_id, usable, file, line, name, fields)
+    yield from (Problem(EMPTY_TARGET, file, line, row_id) for _ in range(len(targets) - len(usable)))
 
 
-def split_images(folder: Path, count: int, num_proc: int) -> list["NamedImages"]:
+def parse_texts(
+    row: dict, columns: Columns, file: str, line: int, default_id: str
+) -> tuple[str, dict[str, str], list[str]] | Problem:
+    """Id, fields and targets of one row of a table, or the problem it has."""
+    row_id = parse_id(row.get(columns.id)) if columns.id else default_id
+    targets = target_list(row.get(columns.target))
+    fields = {name: plain_text(row.get(name)) for name in columns.fields}
+    if targets is None:
+        return Problem(MALFORMED_LINE, file, line, row_id, f"no text in column {columns.target}")
+    if not row_id:
+        return Problem(MISSING_ID, file, line)
+    blank = [name for name, text in fields.items() if not text]
+    if blank:
+        return Problem(MISSING_FIELD, file, line, row_id, f"no text in column {', '.join(blank)}")
+    return row_id, fields, targets
+
+
+def plain_text(value: Any) -> str:
+    """A string or number of a table as text; anything else gives the empty string."""
+    is_text = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    return whole_characters(str(value)).strip() if is_text else ""
+
+
+def split_table(table: Path, folder: Path | None, count: int, num_proc: int) -> list["TableRows"]:
     bounds = [count * part // max(1, num_proc) for part in range(max(1, num_proc) + 1)]
-    return [NamedImages(str(folder), first, last) for first, last in pairwise(bounds)]
+    return [TableRows(str(folder or table), folder, first, last) for first, last in pairwise(bounds)]
 
 
 @dataclass
-class NamedImages:
-    """The images `first … last − 1` that the captions name."""
+class TableRows:
+    """The rows `first … last − 1` of an indexed table, with the images they name if there is a folder."""
 
     file: str
+    folder: Path | None
     first: int
     last: int
-    lines: int = 0  # the lines are those of the caption file already
+    lines: int = 0  # the lines are already those of the table
 
-    def read(self, index: CaptionIndex, advance: Callable[[int], None]) -> Iterator[ImageRecord]:
-        for image_id, name, _, line in index.images(self.first, self.last):
-            path = find_image(Path(self.file), name)
-            if path:
-                yield ImageRecord(image_id, line, {"bytes": None, "path": str(path)})
+    def read(self, index: TargetIndex, advance: Callable[[int], None]) -> Iterator[RowRecord]:
+        for row_id, name, _, line in index.entries(self.first, self.last):
+            if self.folder is None:
+                yield RowRecord(row_id, line)
+            elif path := find_image(self.folder, name):
+                yield RowRecord(row_id, line, {"bytes": None, "path": str(path)})
             advance(1)
 
 
 def find_image(folder: Path, name: str) -> Path | None:
-    """The file of this name in a folder, its suffix given or not."""
+    """The file of this name in a folder; the name may lack its suffix."""
     suffixes = sorted(IMAGE_SUFFIXES)
     endings = ["", *suffixes, *map(str.upper, suffixes)]  # cameras write .JPG
     candidates = (folder / (name + ending) for ending in endings)
@@ -204,12 +251,12 @@ def is_file(path: Path) -> bool:
 
 
 class FolderImages(Mapping):
-    """The images of a folder by their name, its suffix given or not: what a caption file calls `image_id`."""
+    """The images of a folder by name, with or without suffix, as a caption file calls them in `image_id`."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise UserError(f"{folder} is not a folder. Give the folder that holds the images.")
+            raise UserError(f"{folder} is not a folder. Pass the folder that holds the images.")
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         path = find_image(self.folder, name)
@@ -224,49 +271,53 @@ class FolderImages(Mapping):
         return sum(1 for _ in images_in(self.folder))
 
 
-def unnamed_images(folder: Path, index: CaptionIndex) -> Iterator[Problem]:
+def images_without_targets(folder: Path, index: TargetIndex) -> Iterator[Problem]:
     for path in images_in(folder):
         relative = path.relative_to(folder)
         if not index.has_name([relative.as_posix(), relative.with_suffix("").as_posix(), str(path)]):
-            yield Problem(IMAGE_WITHOUT_CAPTIONS, str(path), 0, relative.as_posix())
+            yield Problem(WITHOUT_TARGETS, str(path), 0, relative.as_posix())
 
 
 def load_rows(
     dataset: Dataset,
     *,
-    image_column: str = "image",
-    caption_column: str = "caption",
+    image_column: str | None = "image",
+    target_column: str = "caption",
     id_column: str | None = None,
+    fields: Sequence[str] = (),
     num_proc: int = 1,
     strict: bool = False,
     check_images: bool = True,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
-    """Bring any data set of the `datasets` library (local, parquet, from the Hub) to rows of one image each.
+    """Convert any data set of the `datasets` library (local, parquet, from the Hub) to rows of a task.
 
     Args:
-        dataset: what `load_dataset(…, split=…)` or `load_from_disk` returned. The image column holds an `Image`, bytes
-            or a path; the caption column a text or a list of texts.
-        id_column: rows of the same id are one image; its first row gives the image, all rows the captions.
-        num_proc, strict, check_images, cache_dir: as for `load_muge`.
+        dataset: result of `load_dataset(…, split=…)` or `load_from_disk`.
+        image_column: column of `Image`, bytes or paths. None: rows without images.
+        target_column: column of texts or lists of texts.
+        id_column: rows with the same id are joined: the first one gives the image, all of them the targets.
+        fields: columns that fill the task's prompt, such as a question.
+        num_proc, strict, check_images, cache_dir: as in `load_muge`.
 
     Raises:
-        UserError: a column is missing, there is no usable row, the disk is full.
+        UserError: a column is missing, no row is usable, the disk is full.
     """
-    columns = Columns(image_column, caption_column, id_column)
+    columns = Columns(image_column, target_column, id_column, tuple(fields))
     columns.require_in(dataset.column_names, "The data set")
-    images = undecoded(dataset.select_columns(sorted(set(columns.names()))), image_column)
+    stored = undecoded(dataset.select_columns(sorted(set(columns.names()))), image_column)
     recipe = Recipe(
         name=f"rows-{dataset.split or 'all'}",
-        identity={"source": "datasets", "fingerprint": dataset._fingerprint, "columns": columns.names()},
-        read_captions=partial(index_rows, images, columns),
-        make_shards=lambda index: split_rows(images, columns, num_proc),
+        identity={"source": "datasets", "fingerprint": dataset._fingerprint, "columns": vars(columns)},
+        read_targets=partial(index_rows, stored, columns),
+        make_shards=lambda index: split_rows(stored, columns, num_proc),
         total=len(dataset),
     )
-    return build(recipe, Options(strict, check_images), num_proc, cache_dir)
+    options = Options(strict, check_images, fields=columns.fields, has_images=bool(image_column))
+    return build(recipe, options, num_proc, cache_dir)
 
 
-def undecoded(dataset: Dataset | IterableDataset, image_column: str) -> Dataset | IterableDataset:
+def undecoded(dataset: Dataset | IterableDataset, image_column: str | None) -> Dataset | IterableDataset:
     """Keep images as they are stored; they are decoded when a batch is made."""
     features = dataset.features or {}
     if isinstance(features.get(image_column), Image):
@@ -274,16 +325,9 @@ def undecoded(dataset: Dataset | IterableDataset, image_column: str) -> Dataset 
     return dataset
 
 
-def index_rows(dataset: Dataset, columns: Columns, index: CaptionIndex) -> Iterator[Problem]:
-    texts = dataset.select_columns(sorted({columns.caption, *filter(None, [columns.image_id])}))
-    for number, row in enumerate(texts):
-        row[columns.image] = "row"  # the image itself is read by the shards
-        image_id = {} if columns.image_id else {ROW_NUMBER: number}
-        yield from index_row(index, DATASET, number + 1, row | image_id, columns_with_id(columns))
-
-
-def columns_with_id(columns: Columns) -> Columns:
-    return Columns(columns.image, columns.caption, columns.image_id or ROW_NUMBER)
+def index_rows(dataset: Dataset, columns: Columns, index: TargetIndex) -> Iterator[Problem]:
+    for number, row in enumerate(dataset.select_columns(columns.texts())):
+        yield from index_row(index, DATASET, number + 1, row, columns, str(number))
 
 
 def split_rows(dataset: Dataset, columns: Columns, num_proc: int) -> list["DatasetRows"]:
@@ -293,49 +337,54 @@ def split_rows(dataset: Dataset, columns: Columns, num_proc: int) -> list["Datas
 
 @dataclass
 class DatasetRows:
-    """The rows `first … last − 1` of a data set; of rows with the same id only the first one is an image."""
+    """The rows `first … last − 1` of a data set. Of rows with the same id only the first gives a row."""
 
     dataset: Dataset
     columns: Columns
     first: int
     last: int
     file: str = DATASET
-    lines: int = 0  # the lines are row numbers of the whole data set already
+    lines: int = 0  # the lines are already row numbers of the whole data set
 
-    def read(self, index: CaptionIndex, advance: Callable[[int], None]) -> Iterator[ImageRecord | Problem]:
+    def read(self, index: TargetIndex, advance: Callable[[int], None]) -> Iterator[RowRecord | Problem]:
         for number in range(self.first, self.last):
             row = self.dataset[number]
-            image_id = parse_image_id(row[self.columns.image_id]) if self.columns.image_id else str(number)
-            if image_id and index.line(image_id) in (None, number + 1):
-                yield self.record(image_id, number + 1, row[self.columns.image])
+            row_id = parse_id(row[self.columns.id]) if self.columns.id else str(number)
+            if row_id and index.line(row_id) in (None, number + 1):
+                yield self.record(row_id, number + 1, row)
             advance(1)
 
-    def record(self, image_id: str, line: int, value: Any) -> ImageRecord | Problem:
-        stored = stored_image(value)
-        return (
-            ImageRecord(image_id, line, stored) if stored else Problem(BROKEN_IMAGE, self.file, line, image_id, "none")
-        )
+    def record(self, row_id: str, line: int, row: dict[str, Any]) -> RowRecord | Problem:
+        if not self.columns.image:
+            return RowRecord(row_id, line)
+        stored = stored_image(row[self.columns.image])
+        return RowRecord(row_id, line, stored) if stored else Problem(BROKEN_IMAGE, self.file, line, row_id, "none")
 
 
 def stream_rows(
     dataset: IterableDataset,
     *,
-    image_column: str = "image",
-    caption_column: str = "caption",
+    image_column: str | None = "image",
+    target_column: str = "caption",
     id_column: str | None = None,
+    fields: Sequence[str] = (),
     strict: bool = False,
 ) -> IterableDataset:
-    """Bring a streaming data set to the same rows while it streams; nothing is stored.
+    """Convert a streaming data set to rows of a task while it streams; nothing is stored.
 
-    Rows are not brought together by id: one row is one image. Those with a problem are left out and logged with
-    their row number; in strict mode the first one is raised as `UserError`.
+    Rows with the same id are not joined. Rows with a problem are skipped and logged with their row number; in strict
+    mode the first problem is raised as `UserError`.
     """
-    columns = Columns(image_column, caption_column, id_column)
+    columns = Columns(image_column, target_column, id_column, tuple(fields))
     if dataset.column_names:
         columns.require_in(dataset.column_names, "The data set")
-    convert = partial(stream_batch, columns=columns, strict=strict)
     return undecoded(dataset, image_column).map(
-        convert, batched=True, batch_size=8, with_indices=True, remove_columns=dataset.column_names, features=FEATURES
+        partial(stream_batch, columns=columns, strict=strict),
+        batched=True,
+        batch_size=8,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        features=row_features(columns.fields, bool(image_column)),
     )
 
 
@@ -346,21 +395,24 @@ def stream_batch(batch: dict[str, list], numbers: list[int], columns: Columns, s
         if isinstance(found, dict):
             rows.append(found)
         elif strict:
-            raise UserError(f"{found}. Correct it, or leave strict mode to go on without it.")
+            raise UserError(f"{found}. Fix it, or turn strict mode off to skip it.")
         else:
-            logger.warning(f"Left out: {found}")
-    return {name: [row[name] for row in rows] for name in FEATURES}
+            logger.warning(f"Skipped: {found}")
+    return {name: [row[name] for row in rows] for name in row_features(columns.fields, bool(columns.image))}
 
 
 def stream_row(row: dict[str, Any], number: int, columns: Columns) -> dict | Problem:
-    image_id = parse_image_id(row.get(columns.image_id)) if columns.image_id else str(number)
-    captions = [text.strip() for text in caption_list(row.get(columns.caption)) or [] if text.strip()]
+    parsed = parse_texts(row, columns, DATASET, number + 1, str(number))
+    if isinstance(parsed, Problem):
+        return parsed
+    row_id, fields, targets = parsed
+    targets = [target.strip() for target in targets if target.strip()]
+    if not targets:
+        return Problem(WITHOUT_TARGETS, DATASET, number + 1, row_id)
+    if not columns.image:
+        return {"id": row_id, **fields, "targets": targets}
     image = stored_image(row.get(columns.image))
-    if not image_id:
-        return Problem(MISSING_ID, DATASET, number + 1)
-    if not captions:
-        return Problem(IMAGE_WITHOUT_CAPTIONS, DATASET, number + 1, image_id)
     fault = why_broken(image or b"")
     if fault:
-        return Problem(BROKEN_IMAGE, DATASET, number + 1, image_id, fault)
-    return {"image_id": image_id, "image": image, "captions": captions}
+        return Problem(BROKEN_IMAGE, DATASET, number + 1, row_id, fault)
+    return {"id": row_id, "image": image, **fields, "targets": targets}

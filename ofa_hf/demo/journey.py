@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ofa_hf import OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor
+from ofa_hf import OFAImageProcessor, OFAProcessor
 from ofa_hf.conversion.convert import convert
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.data import load_muge
@@ -19,7 +19,8 @@ from ofa_hf.demo.pretraining import Pretraining, pretrain
 from ofa_hf.demo.report import write_demo_report
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import EvaluationResult
-from ofa_hf.prediction.generate import evaluate_model
+from ofa_hf.models import load_model
+from ofa_hf.prediction.evaluating import evaluate_model
 from ofa_hf.samples.official_file import write_official_checkpoint
 from ofa_hf.samples.shop import Product, ShopFiles, caption_accuracy, read_products, write_shop
 from ofa_hf.training import FinetuneResult, finetune, parse_arguments
@@ -41,7 +42,7 @@ class DemoSize:
     model_pixels: int = 64
     pretraining: Pretraining = field(default_factory=Pretraining)
     finetune_epochs: int = 1
-    captions_per_image: int = 10
+    targets_per_row: int = 10
     batch_captions: int = 50
     learning_rate: float = 1.5e-3
 
@@ -157,7 +158,7 @@ def run_demo(
         unseen = list(after.predictions)
         accuracy = caption_accuracy([after.predictions[name] for name in unseen], [products[name] for name in unseen])
         report = out / "report.html"
-        rows = {row["image_id"]: row["image"] for row in load_valid(files)}
+        rows = {row["id"]: row["image"] for row in load_valid(files)}
         curves = [result.folder / CURVE_FILE, *([out / COMPARISON] if freeze_runs else [])]
         write_demo_report(report, before, after, products, rows, curves=curves, accuracy=accuracy)
     demo = DemoResult(result.folder, report, accuracy, before, after, steps.total, steps.seconds, freeze_runs)
@@ -188,8 +189,8 @@ def load_valid(files: ShopFiles):
 
 def evaluate_folder(folder: Path, files: ShopFiles) -> EvaluationResult:
     rows = load_valid(files)
-    references = dict(zip(rows["image_id"], rows["captions"]))
-    model, processor = OFAForConditionalGeneration.from_pretrained(folder), OFAProcessor.from_pretrained(folder)
+    references = dict(zip(rows["id"], rows["targets"]))
+    model, processor = load_model(folder)
     return evaluate_model(model, processor, rows, references, batch_size=20, num_beams=5, max_length=24)
 
 
@@ -207,7 +208,7 @@ def write_arguments(start: Path, folder: Path, files: ShopFiles, size: DemoSize,
         "test_caption_file": str(files.valid_caption_file),
         "test_image_file": str(files.valid_image_file),
         "output_dir": str(folder),
-        "captions_per_image": size.captions_per_image,
+        "targets_per_row": size.targets_per_row,
         "max_seq_length": 24,
         "num_train_epochs": size.finetune_epochs,
         "per_device_train_batch_size": size.batch_captions,
@@ -217,7 +218,7 @@ def write_arguments(start: Path, folder: Path, files: ShopFiles, size: DemoSize,
         "warmup_ratio": 0.1,
         "eval_strategy": "steps",
         "eval_steps": 100,
-        "eval_images": 40,
+        "eval_rows": 40,
         "save_strategy": "no",
         "logging_steps": 10,
         "generation_num_beams": 1,
@@ -284,11 +285,11 @@ def check_without_package(out: Path, after: EvaluationResult, files: ShopFiles, 
     """
     images, expected = [], []
     for row in load_valid(files).select(range(count)):
-        path = out / "samples" / f"{row['image_id']}.jpg"
+        path = out / "samples" / f"{row['id']}.jpg"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(row["image"]["bytes"])
         images.append(str(path))
-        expected.append(after.predictions[row["image_id"]])
+        expected.append(after.predictions[row["id"]])
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(out / "modules")}
     command = [sys.executable, "-c", STRANGER, str(out / "model"), *images]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

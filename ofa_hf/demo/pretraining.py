@@ -79,11 +79,11 @@ def pretrain(
     """Train a small model from random weights.
 
     Args:
-        rows: images `{"image_id", "image"}`.
+        rows: images `{"id", "image"}`.
         products: image id → what the image shows.
     """
     torch.manual_seed(seed)
-    shown = [products[image_id] for image_id in rows["image_id"]]
+    shown = [products[image_id] for image_id in rows["id"]]
     labels = Labels(shown)
     pixel_values = torch.cat([processor(images=[open_image(row["image"])])["pixel_values"] for row in rows])
     prompt = processor(text=[processor.prompt])["input_ids"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ofa_hf import OFAImageToTextPipeline
 from ofa_hf.conversion.workspace import publish, workspace_for
 from ofa_hf.errors import UserError, full_disk_told
+from ofa_hf.models import LoadedModel
 
 
 EXPORT_FILE = "export.json"
@@ -35,7 +35,7 @@ def need_libraries(extra: str, *names: str) -> None:
         )
 
 
-def refuse_quantised(captioner: OFAImageToTextPipeline, model: str) -> None:
+def refuse_quantised(captioner: LoadedModel, model: str) -> None:
     """Raises `UserError` if the weights are quantised already."""
     if getattr(captioner.model.config, "quantization_config", None):
         raise UserError(f"The weights of {model} are quantised already. Give the folder it was made from.")

@@ -17,7 +17,7 @@ import torch
 import transformers
 from PIL import Image
 
-from ofa_hf import OFAForConditionalGeneration, OFAImageToTextPipeline, __version__
+from ofa_hf import OFAForConditionalGeneration, __version__
 from ofa_hf.conversion.convert import as_dtype
 from ofa_hf.errors import UserError
 from ofa_hf.export.folder import (
@@ -30,7 +30,8 @@ from ofa_hf.export.folder import (
     write_facts,
 )
 from ofa_hf.image_processing_ofa import load_image
-from ofa_hf.prediction.captioning import find_images, load_captioner
+from ofa_hf.models import LoadedModel, load_model
+from ofa_hf.prediction.inputs import find_images
 from ofa_hf.publishing.card import write_card
 from ofa_hf.samples.shop import draw, split_products
 
@@ -92,7 +93,7 @@ def export_int8(
         )
     refuse_existing(out)
     progress("loading the model")
-    captioner = load_captioner(model, "cpu", dtype="auto" if dtype is None else as_dtype(dtype))
+    captioner = load_model(model, device="cpu", dtype="auto" if dtype is None else as_dtype(dtype))
     refuse_quantised(captioner, model)
     shown = load_images(images)
     with new_folder(out) as (folder, scratch):
@@ -113,12 +114,12 @@ def export_int8(
     return Export(Path(out), values, describe(model, out, values))
 
 
-def quantise(captioner: OFAImageToTextPipeline, model: str, parts: str) -> OFAImageToTextPipeline:
+def quantise(captioner: LoadedModel, model: str, parts: str) -> LoadedModel:
     """The same model with int8 weights."""
     network = OFAForConditionalGeneration.from_pretrained(
         model, dtype=captioner.model.dtype, quantization_config=int8_config(parts)
     )
-    return OFAImageToTextPipeline(model=network.eval(), processor=captioner.processor, device="cpu")
+    return LoadedModel(network.eval(), captioner.processor)
 
 
 def load_images(folder: str | Path | None) -> list[Image.Image]:
@@ -130,7 +131,7 @@ def load_images(folder: str | Path | None) -> list[Image.Image]:
 
 
 @torch.no_grad()
-def answers_of(captioner: OFAImageToTextPipeline, images: list[Image.Image]) -> list[dict[str, Any]]:
+def answers_of(captioner: LoadedModel, images: list[Image.Image]) -> list[dict[str, Any]]:
     """For each image the greedy tokens and the scores of the first token `(vocabulary,)`."""
     answers = []
     for image in images:

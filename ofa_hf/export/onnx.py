@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ofa_hf import OFAImageToTextPipeline, __version__
+from ofa_hf import __version__
 from ofa_hf.conversion.verify import proof_image
 from ofa_hf.errors import UserError
 from ofa_hf.export.caption_onnx import Captioner, Settings, Steps, read_image
@@ -26,7 +26,7 @@ from ofa_hf.export.folder import (
     write_facts,
 )
 from ofa_hf.export.graphs import OPSET, write_graphs
-from ofa_hf.prediction.captioning import load_captioner
+from ofa_hf.models import LoadedModel, load_model
 
 
 SCRIPT = Path(__file__).with_name("caption_onnx.py")
@@ -50,7 +50,7 @@ def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = l
     need_libraries("onnx", "onnx", "onnxscript", "onnxruntime", "tokenizers")
     refuse_existing(out)
     progress("loading the model")
-    captioner = load_captioner(model, "cpu", "float32")
+    captioner = load_model(model, device="cpu", dtype="float32")
     refuse_quantised(captioner, model)
     settings_of(captioner)
     captioner.model.set_attn_implementation("eager")
@@ -81,7 +81,7 @@ def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = l
     return Export(Path(out), values, lines)
 
 
-def settings_of(captioner: OFAImageToTextPipeline) -> Settings:
+def settings_of(captioner: LoadedModel) -> Settings:
     """The model's generation settings as the script reads them.
 
     Raises:
@@ -94,7 +94,7 @@ def settings_of(captioner: OFAImageToTextPipeline) -> Settings:
 
 
 @torch.no_grad()
-def prove(captioner: OFAImageToTextPipeline, folder: Path, scratch: Path) -> dict[str, Any]:
+def prove(captioner: LoadedModel, folder: Path, scratch: Path) -> dict[str, Any]:
     """Caption an image with the folder's own script in a process of its own, and compare with the model.
 
     Raises:
@@ -158,7 +158,7 @@ def versions() -> dict[str, str]:
     return {"ofa_hf": __version__, **{library.__name__: library.__version__ for library in libraries}}
 
 
-def readme(captioner: OFAImageToTextPipeline, name: str, proof: Mapping[str, Any]) -> str:
+def readme(captioner: LoadedModel, name: str, proof: Mapping[str, Any]) -> str:
     config = captioner.model.config
     return README.read_text(encoding="utf-8").format(
         name=name,

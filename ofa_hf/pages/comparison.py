@@ -10,9 +10,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ofa_hf.errors import UserError
-from ofa_hf.image_processing_ofa import ImageError
+from ofa_hf.image_processing_ofa import ImageError, load_image
 from ofa_hf.pages.frame import fact_rows, html_page, show, thumbnail, thumbnail_tag
-from ofa_hf.prediction.captioning import read_each
+from ofa_hf.prediction.reading import read_ahead
 
 
 IMAGES_A_PAGE = 200  # a few MB of HTML
@@ -147,7 +147,7 @@ class ComparisonReport:
     def _rows(
         files: Sequence[str], columns: Sequence[Mapping[str, list[str]]], on_image: Callable[[], object]
     ) -> Iterator[Row]:
-        for number, (file, small) in enumerate(read_each(files, thumbnail, READ_AHEAD), 1):
+        for number, (file, small) in enumerate(read_ahead(files, read_thumbnail, READ_AHEAD), 1):
             yield Row(number, file, small, [said.get(os.path.abspath(file)) for said in columns])
             on_image()
 
@@ -174,6 +174,10 @@ class ComparisonReport:
 
     def _image(self, row: Row) -> Path:
         return self.folder / f"{row.number:06}.jpg"
+
+
+def read_thumbnail(file: str) -> bytes:
+    return thumbnail(load_image(Path(file)))
 
 
 def is_markdown(path: Path) -> bool:

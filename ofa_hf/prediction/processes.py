@@ -1,4 +1,4 @@
-"""One captioning job in several processes that `torchrun` started: each takes a share, the first one merges."""
+"""One job in several processes started by `torchrun`: each takes a share of the images, the first one merges."""
 
 import glob
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ofa_hf.errors import UserError
-from ofa_hf.prediction.outputs import CaptionFile
+from ofa_hf.prediction.outputs import AnswerFile, Format
 
 
 Value = TypeVar("Value")
@@ -17,7 +17,7 @@ LONGEST_WAIT = timedelta(weeks=4)  # for the slowest process; when one dies, tor
 
 
 class Processes:
-    """The processes of this job, which this one is part of; one alone without `torchrun`.
+    """The processes of this job, this one included; just this one without `torchrun`.
 
     Args:
         environment: with `RANK`, `WORLD_SIZE` and `LOCAL_RANK`, as `torchrun` and other launchers set them.
@@ -33,7 +33,7 @@ class Processes:
         if self.count > 1:
             import torch.distributed
 
-            torch.distributed.init_process_group("gloo")  # for nothing but small messages
+            torch.distributed.init_process_group("gloo")  # only small messages are sent
             self._group = torch.distributed.new_group(timeout=LONGEST_WAIT)
         return self
 
@@ -77,49 +77,42 @@ class Processes:
         return values
 
 
-def open_caption_file(
-    path: str | os.PathLike, num_captions: int, model: str | None, processes: Processes, order: Sequence[str]
-) -> "CaptionFile | SharedCaptionFile":
-    """The file that captions go to, with all that earlier runs did, in one process or in several.
+def open_answer_file(
+    path: str | os.PathLike, format: Format, processes: Processes, order: Sequence[str]
+) -> "AnswerFile | SharedAnswerFile":
+    """The file that answers go to, with all that earlier runs did, in one process or in several.
 
     Raises:
-        UserError: see `CaptionFile`.
+        UserError: see `AnswerFile`.
     """
     if processes.count > 1:
-        return SharedCaptionFile(path, num_captions, model, processes, order)
-    output = CaptionFile(path, num_captions, model)
+        return SharedAnswerFile(path, format, processes, order)
+    output = AnswerFile(path, format)
     output.absorb(parts_of(output.path), order)
     return output
 
 
-class SharedCaptionFile:
-    """A `CaptionFile` of several processes: each appends to `captions.part-<rank>.jsonl`, the first merges in the end.
+class SharedAnswerFile:
+    """An `AnswerFile` of several processes: each appends to `captions.part-<rank>.jsonl`, the first merges at the end.
 
-    Rows stand in the order of the images, none twice. Parts that a killed run left count as done, whatever its
-    number of processes was, and are merged by the next run that ends.
+    The merged rows are in the order of the images, none twice. Rows in parts that a killed run left count as done,
+    whatever its number of processes was, and are merged by the next run that finishes.
 
     Args:
-        path, num_captions, model: as for `CaptionFile`.
+        path, format: as for `AnswerFile`.
         processes: of this job.
         order: all images of the job.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        num_captions: int,
-        model: str | None,
-        processes: Processes,
-        order: Iterable[str],
-    ):
+    def __init__(self, path: str | os.PathLike, format: Format, processes: Processes, order: Iterable[str]):
         self.path, self.processes, self.order = Path(path), processes, order
-        # The first process holds the whole file's lock, so that no other run starts on it meanwhile.
-        self.whole = CaptionFile(path, num_captions, model) if processes.is_first else None
-        self.part = CaptionFile(part_of(self.path, processes.rank), num_captions, model)
+        # The first process holds the lock of the whole file, so that no other run starts on it meanwhile.
+        self.whole = AnswerFile(path, format) if processes.is_first else None
+        self.part = AnswerFile(part_of(self.path, processes.rank), format)
         self.done = self.part.done.union(*map(self.part.done_in, [self.path, *parts_of(self.path)]))
         self.write = self.part.write
 
-    def __enter__(self) -> "SharedCaptionFile":
+    def __enter__(self) -> "SharedAnswerFile":
         return self
 
     def __exit__(self, error: type | None, *exception) -> None:
@@ -149,5 +142,5 @@ def part_of(path: Path, rank: int) -> Path:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The parts that lie beside a caption file."""
+    """The parts next to an answer file."""
     return sorted(path.parent.glob(f"{glob.escape(path.stem)}.part-[0-9]*{glob.escape(path.suffix)}"))

@@ -29,7 +29,7 @@ METRICS = {"cider_d": ("CIDEr-D", "cider"), "bleu_4": ("BLEU-4", "bleu"), "rouge
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 # Arguments of a run that say nothing about the model, and those that count only beside another one.
-SILENT_ARGUMENTS = {"model_name_or_path", "num_proc", "strict", "image_column", "caption_column"}
+SILENT_ARGUMENTS = {"model_name_or_path", "num_proc", "strict", "image_column", "target_column"}
 DEPENDENT_ARGUMENTS = {"lora_alpha": "lora_rank", "merge_lora": "lora_rank"}
 DEPENDENT_ARGUMENTS |= {"dataset_split": "dataset_name", "eval_split": "dataset_name"}
 SILENT_GENERATION = {"transformers_version", "_from_model_config", "use_cache"}
@@ -308,7 +308,7 @@ def measured_scores(facts: FolderFacts) -> list[tuple[str, str, dict[str, float]
         data = data_arguments(facts)
         arguments = facts.finetuning.get("arguments", {})
         name = data.get("test_caption_file") or f"{data.get('dataset_name')} {arguments.get('eval_split', '')}".strip()
-        limit = arguments.get("eval_images")
+        limit = arguments.get("eval_rows")
         found.append((f"{name}, at most {limit:,} images" if limit else name, RESULTS_FILE, values))
     scores = facts.evaluation.get("scores", {})
     values = {name: scores[name] for name in METRICS if is_number(scores.get(name))}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ofa_hf.errors import UserError
-from ofa_hf.prediction.captioning import load_captioner
+from ofa_hf.models import load_pipeline
 from ofa_hf.samples.examples import draw_examples
 
 
@@ -49,7 +49,7 @@ def serve(
             from ofa_hf.serving import web
         except ImportError as error:
             raise UserError(f"The page needs Gradio ({error}). Install it: `pip install 'ofa-hf[web]'`.") from error
-        page = web.build_page(models, load_captioner, draw_examples(Path(folder, "examples")))
+        page = web.build_page(models, load_pipeline, draw_examples(Path(folder, "examples")))
         try:
             address = web.launch(page, server_name=host, server_port=port, quiet=True, prevent_thread_lock=True)[1]
         except OSError as error:

@@ -107,16 +107,16 @@ class FinetuneArguments:
         },
     )
     image_column: str = field(default="image", metadata={"help": "Column with the image, or its file name."})
-    caption_column: str = field(default="caption", metadata={"help": "Column with the caption or a list of them."})
+    target_column: str = field(default="caption", metadata={"help": "Column with the target, or a list of them."})
     merge_test: bool = field(
         default=False,
         metadata={"help": "Train on the evaluation files too, as the article did; nothing is left to score."},
     )
     strict: bool = field(default=False, metadata={"help": "Stop at the first bad line or image instead of counting."})
     max_seq_length: int = field(default=100, metadata={"help": "Longest caption in tokens; longer ones are cut."})
-    captions_per_image: int = field(
+    targets_per_row: int = field(
         default=1,
-        metadata={"help": "Captions of one image that share a pass through the encoder; batches count captions."},
+        metadata={"help": "Targets of one row that share a pass through the encoder; batches count targets."},
     )
     freeze_encoder: bool = field(default=True, metadata={"help": "LiT: lock the encoder, train the decoder."})
     freeze_word_embed: bool = field(
@@ -164,7 +164,7 @@ class FinetuneArguments:
     adam_epsilon_as_fairseq: bool = field(
         default=False, metadata={"help": "AdamW whose epsilon is divided by √(1 − β₂ᵗ), as in the official code."}
     )
-    eval_images: int = field(default=1000, metadata={"help": "Images to caption at each evaluation; 0 = all."})
+    eval_rows: int = field(default=1000, metadata={"help": "Rows to predict at each evaluation; 0 = all."})
     early_stopping_patience: int = field(
         default=0, metadata={"help": "Evaluations without a better score after which training stops; 0 = never."}
     )
@@ -189,7 +189,7 @@ class FinetuneArguments:
             raise UserError(
                 "A run trains on files or a data set. Give train_caption_file and train_image_file, or dataset_name."
             )
-        for name, lowest in (("captions_per_image", 1), ("max_seq_length", 2), ("num_proc", 1), ("lora_rank", 0)):
+        for name, lowest in (("targets_per_row", 1), ("max_seq_length", 2), ("num_proc", 1), ("lora_rank", 0)):
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {lowest}.")
         if self.encoder_dtype not in (None, *ENCODER_DTYPES):

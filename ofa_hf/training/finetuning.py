@@ -26,15 +26,15 @@ from transformers.utils import logging
 
 import ofa_hf
 from ofa_hf.data import (
-    GroupedCaptions,
-    OFAGroupedCollator,
-    caption_counts,
-    load_folder,
+    GroupedTargets,
+    OFACollator,
+    count_targets,
     load_muge,
     load_rows,
+    load_table,
     stream_rows,
 )
-from ofa_hf.data.grouping import StreamedCaptions
+from ofa_hf.data.grouping import StreamedTargets
 from ofa_hf.errors import UserError
 from ofa_hf.publishing.push import Destination, connect, prepare_repository, publish_folder
 from ofa_hf.training.arguments import CHECKPOINTING, DROP_PATH_RATES, FinetuneArguments
@@ -68,7 +68,7 @@ class FinetuneResult:
     folder: Path
     metrics: dict[str, float]  # of the last evaluation, `eval_*`, and of training, `train_*`
     num_steps: int
-    cut_captions: int  # how often a caption was longer than `max_seq_length`, by this process
+    cut_targets: int  # how often a caption was longer than `max_seq_length`, by this process
 
 
 def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> FinetuneResult:
@@ -129,9 +129,9 @@ def adapt(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> Se
 
 
 def refuse_impossible(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> None:
-    if args.captions_per_image > trainer_args.per_device_train_batch_size:
+    if args.targets_per_row > trainer_args.per_device_train_batch_size:
         raise UserError(
-            f"captions_per_image is {args.captions_per_image} but a batch holds "
+            f"targets_per_row is {args.targets_per_row} but a batch holds "
             f"{trainer_args.per_device_train_batch_size} captions. Raise per_device_train_batch_size or lower it."
         )
     if args.streaming and (not args.dataset_name or trainer_args.max_steps <= 0 or args.cache_encoder_outputs):
@@ -247,8 +247,8 @@ def load_files(args: FinetuneArguments, captions: str, images: str) -> datasets.
     options = {"num_proc": args.num_proc, "strict": args.strict}
     if Path(images).suffix == MUGE_SUFFIX:
         return load_muge(captions, images, **options)
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    return load_folder(captions, images, **columns, **options)
+    columns = {"image_column": args.image_column, "target_column": args.target_column}
+    return load_table(captions, images, **columns, **options)
 
 
 def load_named_rows(args: FinetuneArguments, split: str) -> datasets.Dataset:
@@ -261,7 +261,7 @@ def load_named_rows(args: FinetuneArguments, split: str) -> datasets.Dataset:
         if split not in rows:
             raise UserError(f"{args.dataset_name} has no split {split}; it has {', '.join(rows)}. Name one of them.")
         rows = rows[split]
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+    columns = {"image_column": args.image_column, "target_column": args.target_column}
     return load_rows(rows, **columns, num_proc=args.num_proc, strict=args.strict)
 
 
@@ -272,7 +272,7 @@ def stream_named_rows(args: FinetuneArguments) -> datasets.IterableDataset:
         rows = (rows[args.dataset_split] if saved.exists() else rows).to_iterable_dataset()
     else:
         rows = datasets.load_dataset(args.dataset_name, split=args.dataset_split, streaming=True)
-    return stream_rows(rows, image_column=args.image_column, caption_column=args.caption_column, strict=args.strict)
+    return stream_rows(rows, image_column=args.image_column, target_column=args.target_column, strict=args.strict)
 
 
 # -------------------------------------------------------------------------------------------------- model
@@ -357,17 +357,17 @@ def make_trainer(
 ) -> OFATrainer:
     """A Trainer whose batch sizes count captions, as the argument files do, while its data loader counts images."""
     trainer_args = copy.copy(trainer_args)
-    trainer_args.per_device_train_batch_size //= args.captions_per_image
+    trainer_args.per_device_train_batch_size //= args.targets_per_row
     trainer_args.warmup_steps = warmup_steps(args, trainer_args, train_rows)
     trainer_args.warmup_ratio = 0.0  # transformers 4 rounds it up
     encoder = make_locked_encoder(args, trainer_args, model, processor, train_rows, eval_rows)
     stores = [*(encoder.stores if encoder else ()), None, None]
     if args.streaming:
-        train_dataset = StreamedCaptions(train_rows, args.captions_per_image, trainer_args.seed)
+        train_dataset = StreamedTargets(train_rows, args.targets_per_row, trainer_args.seed)
         # Each process takes its batches off the stream: cut up by accelerate, labels would part from their images.
         trainer_args.accelerator_config = dataclasses.replace(trainer_args.accelerator_config, dispatch_batches=False)
     else:
-        train_dataset = GroupedCaptions(train_rows, stores[0])
+        train_dataset = GroupedTargets(train_rows, stores[0])
     callbacks = [KeepCurve(), StopOnSignal(), PrintLines() if trainer_args.disable_tqdm else ShowProgress()]
     callbacks += [FlushCache(encoder)] if encoder else []
     if args.early_stopping_patience:
@@ -377,8 +377,8 @@ def make_trainer(
             model=model,
             args=trainer_args,
             train_dataset=train_dataset,
-            eval_dataset=None if eval_rows is None else GroupedCaptions(eval_rows, stores[1]),
-            data_collator=OFAGroupedCollator(processor, max_caption_tokens=args.max_seq_length),
+            eval_dataset=None if eval_rows is None else GroupedTargets(eval_rows, stores[1]),
+            data_collator=OFACollator(processor, max_target_tokens=args.max_seq_length),
             finetune_args=args,
             processor=processor,
             encoder=encoder,
@@ -399,7 +399,7 @@ def warmup_steps(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments
         return int(given)
     total = trainer_args.max_steps
     if total <= 0:
-        groups = int((-(-caption_counts(train_rows) // args.captions_per_image)).sum())
+        groups = int((-(-count_targets(train_rows) // args.targets_per_row)).sum())
         batches = math.ceil(groups / (trainer_args.train_batch_size * trainer_args.world_size))
         updates = max(1, math.ceil(batches / trainer_args.gradient_accumulation_steps))
         total = math.ceil(updates * trainer_args.num_train_epochs)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, IterableDataset
 
-from ofa_hf.data import caption_counts, report_of
+from ofa_hf.data import count_targets, report_of
 from ofa_hf.errors import UserError
 from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.locking import count_parameters
@@ -46,14 +46,14 @@ def describe_data(rows: Dataset | IterableDataset) -> str:
     try:
         return report_of(rows).summary()
     except UserError:  # a caller's own rows have no report
-        return f"{len(rows):,} images with {int(caption_counts(rows).sum()):,} captions"
+        return f"{len(rows):,} rows with {int(count_targets(rows).sum()):,} targets"
 
 
 def describe_batch(args: FinetuneArguments, trainer_args) -> str:
-    images, captions = trainer_args.per_device_train_batch_size, args.captions_per_image
+    rows, targets = trainer_args.per_device_train_batch_size, args.targets_per_row
     steps, processes = trainer_args.gradient_accumulation_steps, trainer_args.world_size
-    factors = f"{images} images × {captions} captions × {steps} accumulated × {processes} processes"
-    return f"{images * captions * steps * processes:,} captions = {factors}"
+    factors = f"{rows} rows × {targets} targets × {steps} accumulated × {processes} processes"
+    return f"{rows * targets * steps * processes:,} targets = {factors}"
 
 
 def describe_cache(encoder) -> dict[str, str]:

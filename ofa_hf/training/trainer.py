@@ -14,11 +14,11 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from ofa_hf.data.grouping import GroupedCaptions, GroupedCaptionSampler, caption_counts
+from ofa_hf.data.grouping import GroupedTargets, GroupedTargetSampler, count_targets
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import score_captions
 from ofa_hf.modeling_ofa import IGNORED_LABEL
-from ofa_hf.prediction.generate import generate_captions, show_progress
+from ofa_hf.prediction.loop import predict, show_progress
 from ofa_hf.publishing.push import publish_folder
 from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.callbacks import TellEpoch
@@ -57,7 +57,7 @@ def let_torch_load_to_numbered_cpus() -> None:
 
 
 class OFATrainer(Seq2SeqTrainer):
-    """Trains on `GroupedCaptions` and evaluates by captioning.
+    """Trains on `GroupedTargets` and evaluates by captioning.
 
     The loss is the sum over real tokens divided by their number over all micro-batches and processes, so it does not
     depend on how a batch is split. Evaluation adds `cider_d`, `bleu_4` and `rouge_l` to the loss.
@@ -66,7 +66,7 @@ class OFATrainer(Seq2SeqTrainer):
         finetune_args: what the loss leaves out and how evaluation captions.
         processor: of the model; saved with every checkpoint.
         encoder: how the locked encoder runs, if not as a part of the model's `forward`.
-        others: as for `Seq2SeqTrainer`; data sets are `GroupedCaptions`, so one item is an image with its captions.
+        others: as for `Seq2SeqTrainer`; data sets are `GroupedTargets`, so one item is an image with its captions.
     """
 
     def __init__(
@@ -93,21 +93,21 @@ class OFATrainer(Seq2SeqTrainer):
 
     def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not isinstance(dataset, GroupedCaptions):  # a caller's own batches
+        if not isinstance(dataset, GroupedTargets):  # a caller's own batches
             return super()._get_train_sampler(dataset)
-        sampler = self._sampler(dataset, self.finetune_args.captions_per_image, shuffle=True)
+        sampler = self._sampler(dataset, self.finetune_args.targets_per_row, shuffle=True)
         self.remove_callback(TellEpoch)  # of an earlier call of train()
         self.add_callback(TellEpoch(sampler))
         return sampler
 
-    def _get_eval_sampler(self, eval_dataset: GroupedCaptions) -> torch.utils.data.Sampler:
+    def _get_eval_sampler(self, eval_dataset: GroupedTargets) -> torch.utils.data.Sampler:
         return self._sampler(eval_dataset, 0, shuffle=False)
 
-    def _sampler(self, dataset: GroupedCaptions, captions_per_image: int, shuffle: bool) -> GroupedCaptionSampler:
+    def _sampler(self, dataset: GroupedTargets, targets_per_row: int, shuffle: bool) -> GroupedTargetSampler:
         batch_size = self.args.train_batch_size if shuffle else self.args.eval_batch_size
-        return GroupedCaptionSampler(
-            caption_counts(dataset.dataset),
-            captions_per_image,
+        return GroupedTargetSampler(
+            count_targets(dataset.dataset),
+            targets_per_row,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             shuffle=shuffle,
             fill_to=batch_size * self.args.world_size,
@@ -243,10 +243,10 @@ class OFATrainer(Seq2SeqTrainer):
         self._refuse_bad_loss()
         model = self._wrap_model(self.model, training=False, dataloader=dataloader).eval()
         dataset = dataloader.dataset
-        if not isinstance(dataset, GroupedCaptions):
+        if not isinstance(dataset, GroupedTargets):
             raise UserError(
-                f"OFATrainer got a {type(dataset).__name__} to evaluate on; it captions GroupedCaptions data sets. "
-                "Wrap the rows: GroupedCaptions(rows)."
+                f"OFATrainer got a {type(dataset).__name__} to evaluate on; it captions GroupedTargets data sets. "
+                "Wrap the rows: GroupedTargets(rows)."
             )
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for batch in dataloader:
@@ -264,22 +264,22 @@ class OFATrainer(Seq2SeqTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
 
-    def _caption_scores(self, dataset: GroupedCaptions) -> dict[str, float]:
-        """Caption the first `eval_images` images, shared out among the processes, and score all together."""
-        number = min(self.finetune_args.eval_images or len(dataset), len(dataset))
+    def _caption_scores(self, dataset: GroupedTargets) -> dict[str, float]:
+        """Caption the first `eval_rows` images, shared out among the processes, and score all together."""
+        number = min(self.finetune_args.eval_rows or len(dataset), len(dataset))
         rows = (dataset.dataset[index] for index in range(self.args.process_index, number, self.args.world_size))
         generate = {"num_beams": self.args.generation_num_beams, "max_length": self.args.generation_max_length}
         generate = {name: value for name, value in generate.items() if value}
         model = self.accelerator.unwrap_model(self.model)
         batch_size = max(1, self.args.per_device_eval_batch_size)
         with self.accelerator.autocast():
-            captions = generate_captions(model, self.processor, rows, batch_size, **generate)
+            captions = predict(model, self.processor, rows, batch_size=batch_size, **generate)
             if self.is_world_process_zero() and not self.args.disable_tqdm:
                 captions = show_progress(captions, -(-number // self.args.world_size))
-            captions = list(captions)
+            captions = [(caption.id, caption.text) for caption in captions]
         predictions = dict(gather_object(captions))
-        texts = dataset.dataset.select_columns(["image_id", "captions"]).select(range(number))
-        references = {row["image_id"]: row["captions"] for row in texts}
+        texts = dataset.dataset.select_columns(["id", "targets"]).select(range(number))
+        references = {row["id"]: row["targets"] for row in texts}
         scores = score_captions(predictions, references)
         self.last_predictions = predictions
         return {"cider_d": scores.cider_d, "bleu_4": scores.bleu_4, "rouge_l": scores.rouge_l}

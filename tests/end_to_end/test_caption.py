@@ -19,7 +19,7 @@ from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageProcessor, OF
 from ofa_hf.cli import main
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.pages.comparison import plain
-from ofa_hf.prediction import captioning as folder
+from ofa_hf.prediction import files
 
 
 PIECES = ["[PAD]", "[UNK]", "<", ">", "?", *"图片描述了什么内容一只猫红色的裙子蓝"]
@@ -88,7 +88,7 @@ def test_the_command_captions_a_folder_past_broken_images(model, shop):
     )
     assert done.returncode == 1
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [f"shop/{index}.jpg" for index in range(5)]
-    for problem in ("shop/empty.jpg is empty", "shop/text.jpg is not an image", "5 of 7 images captioned, 2 not"):
+    for problem in ("shop/empty.jpg is empty", "shop/text.jpg is not an image", "5 of 7 images done, 2 not"):
         assert problem in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -111,7 +111,7 @@ def test_an_interrupted_run_is_continued(model, shop, caption, name):
     output.write_bytes(whole[: len(whole) // 2])  # killed in the middle of a line
     status, _, err = caption(*arguments)
     assert status == 0
-    assert "were captioned before" in err
+    assert "done before" in err
     text = output.read_text(encoding="utf-8")
     rows = (
         list(csv.DictReader(text.splitlines())) if name.endswith("csv") else list(map(json.loads, text.splitlines()))
@@ -159,7 +159,7 @@ def test_several_models_make_a_table_of_what_each_says_alone(model, other_model,
         status, out, err = caption(*arguments)
         assert (status, out) == (1, f"{page}\n")
         assert err.count("skipped") == 1  # not once a model
-        assert err.count("5 of 6 images captioned, 1 not readable") == 2
+        assert err.count("5 of 6 images done, 1 not readable") == 2
         text = page.with_suffix(".md").read_text(encoding="utf-8")
         assert text.count("![](page_files/") == 5
         for file in said[model]:
@@ -189,7 +189,7 @@ def test_a_table_is_made_of_captions_that_an_interrupted_run_left(model, other_m
     output.write_bytes(whole[: 2 * len(whole) // 3])  # killed in the middle of the second model
     status, _, err = caption(*arguments)
     assert status == 0
-    assert "0 of 5 images captioned, 0 not readable, 5 were captioned before" in err
+    assert "0 of 5 images done, 0 not readable, 5 done before" in err
     assert page.read_text(encoding="utf-8") == table
     rows = list(csv.DictReader(output.read_text(encoding="utf-8").splitlines()))
     assert sorted((row["model"], row["file"]) for row in rows) == sorted(
@@ -198,26 +198,29 @@ def test_a_table_is_made_of_captions_that_an_interrupted_run_left(model, other_m
 
 
 def test_one_model_is_in_memory_at_a_time(model, other_model, shop, caption, monkeypatch):
-    networks, load = [], folder.load_captioner
+    networks, load = [], files.load_model
 
-    def load_and_remember(*arguments):
+    def load_and_remember(*arguments, **options):
         gc.collect()
         assert not [network for network in networks if network() is not None], "the one before is still there"
-        captioner = load(*arguments)
-        networks.append(weakref.ref(captioner.model))
-        return captioner
+        loaded = load(*arguments, **options)
+        networks.append(weakref.ref(loaded.model))
+        return loaded
 
-    monkeypatch.setattr(folder, "load_captioner", load_and_remember)
+    monkeypatch.setattr(files, "load_model", load_and_remember)
     assert caption(shop, "--model", model, "--model", other_model, "--report", shop.parent / "page.md")[0] == 0
     assert len(networks) == 2
     assert not (shop.parent / "page.html").exists()
 
 
 def test_a_comparison_that_cannot_work_ends_before_it_begins(model, shop, tmp_path, caption, monkeypatch):
-    monkeypatch.setattr(folder, "load_captioner", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(files, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     (tmp_path / "mine.html").write_text("years of work")
     for arguments, problem in (
-        (("--model", tmp_path / "mistyped", "--report", tmp_path / "page.html"), "is no folder on this machine"),
+        (
+            ("--model", tmp_path / "mistyped", "--report", tmp_path / "page.html"),
+            "is neither a folder on this machine",
+        ),
         (("--report", tmp_path / "page.pdf"), "no known ending"),
         (("--report", tmp_path / "mine.html"), "would replace"),
     ):

@@ -57,7 +57,7 @@ def test_two_processes_write_what_one_writes_also_when_one_is_killed(tmp_path, s
 
     job = start([shop, *options, output])
     assert job.wait(120) == 0, job.stderr.read()
-    assert "of 40 images captioned, 0 not readable" in job.stderr.read()
+    assert "of 40 images done, 0 not readable" in job.stderr.read()
     assert main(["caption", *map(str, [shop, *options, tmp_path / "one.jsonl"])]) == 0
     assert output.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["one.jsonl", "two.jsonl"]

@@ -15,7 +15,7 @@ SMALL = DemoSize(
     image_pixels=48,
     model_pixels=32,
     pretraining=Pretraining(epochs=2, batch_size=6),
-    captions_per_image=5,
+    targets_per_row=5,
     batch_captions=20,
 )
 

@@ -62,7 +62,7 @@ def test_stderr_says_what_is_trained_and_makes_no_noise(whole_run):
     stderr = whole_run[1].stderr
     for line in ("model ", "trained ", "data ", "batch ", "steps ", "device ", "output "):
         assert f"\n{line}" in f"\n{stderr}", stderr
-    assert "12 images with 48 captions, no problems" in stderr
+    assert "12 rows with 48 targets, no problems" in stderr
     assert "12 captions = 6 images × 2 captions × 1 accumulated × 1 processes" in stderr
     for noise in ("mtime", "missing keys", "deprecated", "Warning", "Writing model shards"):
         assert noise not in stderr, stderr

@@ -18,7 +18,7 @@ from PIL import Image
 
 from hub_upload import space
 from hub_upload.__main__ import main
-from ofa_hf.prediction.captioning import load_captioner
+from ofa_hf.models import load_pipeline
 
 
 pytestmark = pytest.mark.slow
@@ -123,7 +123,7 @@ def photo(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(model, photo):
     """What the pipeline says: captions, and scores as the page writes them."""
-    rows = load_captioner(str(model))(str(photo), num_return_sequences=3, num_beams=3, return_scores=True)
+    rows = load_pipeline(str(model))(str(photo), num_return_sequences=3, num_beams=3, return_scores=True)
     return [(row["generated_text"] or "—", f"{row['score']:.2f}") for row in rows]
 
 

@@ -19,7 +19,7 @@ from stress.crash import Caption, Convert, Job, PrepareData, fresh, log_of
 from stress.pieces import Figures
 
 from ofa_hf import OFAImageToTextPipeline, OFAProcessor
-from ofa_hf.prediction.captioning import load_captioner
+from ofa_hf.models import load_pipeline
 
 
 THREADS = 8
@@ -81,7 +81,7 @@ def count_told(outcomes: list[tuple[int, str]], words: str) -> int:
 
 def threads(seed: int, amount: int, folder: Path) -> Figures:
     """Eight threads share a pipeline and its model; whatever the others ask, each hears what it would hear alone."""
-    captioner = load_captioner(str(tiny_shop.write_model(folder / "model")), "cpu")
+    captioner = load_pipeline(tiny_shop.write_model(folder / "model"), device="cpu")
     chance = random.Random(seed)
     calls = [random_call(captioner, chance) for _ in range(amount)]
     alone = [call() for call in calls]
@@ -141,7 +141,7 @@ def forks(seed: int, amount: int, folder: Path) -> Figures:
 
     def parent() -> int:
         torch.set_num_threads(2)
-        captioner, chance = load_captioner(str(model), "cpu"), random.Random(seed)
+        captioner, chance = load_pipeline(model, device="cpu"), random.Random(seed)
         for turn in range(amount):
             call = partial(call_pipeline, captioner, [random_image(chance)], None, chance.randint(1, 4))
             expected = call()

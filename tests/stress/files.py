@@ -12,7 +12,7 @@ from stress import fuzz, mutation
 from stress.images import originals
 from stress.pieces import Figures
 
-from ofa_hf.data import load_folder, load_muge, open_image, report_of
+from ofa_hf.data import load_muge, load_table, open_image, report_of
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import evaluate_predictions
 from ofa_hf.evaluation.predictions import write_submission
@@ -148,7 +148,7 @@ class DataTarget(fuzz.Target):
             return load_muge(work / "a.jsonl", work / "a.tsv", num_proc=0, cache_dir=work / "cache", **options)
         table = work / f"captions{folder[1]}"
         table.write_bytes(folder[0])
-        return load_folder(table, self.shop, num_proc=0, cache_dir=work / "cache", **options)
+        return load_table(table, self.shop, num_proc=0, cache_dir=work / "cache", **options)
 
 
 def ids(chance: random.Random) -> list[str]:
@@ -177,13 +177,13 @@ def check_rows(rows, check_images: bool) -> None:
     """What a row promises, and that the report counts what is there."""
     report, captions = report_of(rows), 0
     for row in rows:
-        assert row["image_id"].strip(), row["image_id"]
-        assert row["captions"], row
-        assert all(caption.strip() for caption in row["captions"]), row["captions"]
-        captions += len(row["captions"])
+        assert row["id"].strip(), row["id"]
+        assert row["targets"], row
+        assert all(caption.strip() for caption in row["targets"]), row["targets"]
+        captions += len(row["targets"])
         if check_images:
             open_image(row["image"])
-    assert len(rows) == len(set(rows["image_id"])) == report.images > 0
+    assert len(rows) == len(set(rows["id"])) == report.rows > 0
     assert captions == report.captions
 
 

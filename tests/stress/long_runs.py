@@ -16,8 +16,9 @@ from PIL import Image
 from stress import processes
 from stress.pieces import Figures
 
-from ofa_hf.prediction.captioning import caption_files, load_captioner
-from ofa_hf.prediction.outputs import CaptionFile
+from ofa_hf.models import load_model
+from ofa_hf.prediction.loop import predict
+from ofa_hf.prediction.outputs import AnswerFile, Format
 
 
 MARKS = 40  # samples of a run
@@ -55,12 +56,12 @@ def write_images(folder: Path, chance: random.Random, number: int = 100) -> list
 
 
 def caption_many(model: str, images: list[str], amount: int, output: Path) -> int:
-    captioner, mark = load_captioner(model, "cpu"), amount // MARKS
-    files = islice(cycle(images), amount)
-    with CaptionFile(output, 1) as written:
-        rows = caption_files(captioner, files, batch_size=32, on_failure=refuse, return_scores=True)
-        for done, (file, texts) in enumerate(rows, start=1):
-            written.write(file, texts)
+    loaded, mark = load_model(model, device="cpu"), amount // MARKS
+    rows = ({"id": file, "image": Path(file)} for file in islice(cycle(images), amount))
+    with AnswerFile(output, Format("caption", 1)) as written:
+        answers = predict(*loaded, rows, batch_size=32, on_failure=refuse, return_scores=True)
+        for done, answer in enumerate(answers, start=1):
+            written.write(answer.id, answer.answers)
             if done % mark == 0:
                 print(f"step {done}", flush=True)
     return 0

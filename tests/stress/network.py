@@ -150,7 +150,7 @@ def demo(folder: Path) -> None:
         image_pixels=48,
         model_pixels=32,
         pretraining=Pretraining(epochs=1, batch_size=6),
-        captions_per_image=5,
+        targets_per_row=5,
         batch_captions=20,
     )
     run_demo(folder / "demo", size=size, tell=lambda line: None)

@@ -17,7 +17,7 @@ def test_the_group_of_processes_is_left_when_training_ends(monkeypatch, tmp_path
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
         if error:
             raise error
-        return FinetuneResult(Path("model"), {"train_loss": 1.25}, num_steps=3, cut_captions=0)
+        return FinetuneResult(Path("model"), {"train_loss": 1.25}, num_steps=3, cut_targets=0)
 
     monkeypatch.setattr(training, "finetune", finetune)
     arguments = ["--model_name_or_path=model", "--dataset_name=shop", f"--output_dir={tmp_path}"]

@@ -24,7 +24,7 @@ def test_the_same_files_are_read_once_and_changed_ones_again(write_muge, tmp_pat
     files, cache = write_muge(range(4)), tmp_path / "cache"
     first = load_muge(*files, cache_dir=cache)
     monkeypatch.setattr(TsvRange, "read", lambda *_: pytest.fail("read again"))
-    assert load_muge(*files, cache_dir=cache)["image_id"][:] == first["image_id"][:]
+    assert load_muge(*files, cache_dir=cache)["id"][:] == first["id"][:]
     monkeypatch.undo()
     assert len(load_muge(*write_muge(range(5)), cache_dir=cache)) == 5
 
@@ -114,7 +114,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(write_muge, tmp_path, monkeypatc
 
 def test_a_data_set_built_elsewhere_has_no_report(write_muge, tmp_path):
     dataset = load_muge(*write_muge(range(4)), cache_dir=tmp_path / "cache")
-    assert report_of(dataset).images == 4
+    assert report_of(dataset).rows == 4
     with pytest.raises(UserError, match="no report"):
         report_of(dataset.from_dict({"a": [1]}))
 

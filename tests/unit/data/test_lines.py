@@ -3,7 +3,7 @@
 import pytest
 
 from ofa_hf.data import lines
-from ofa_hf.data.lines import caption_list, parse_image_id, read_lines
+from ofa_hf.data.lines import parse_id, read_lines, target_list
 
 
 @pytest.mark.parametrize("cuts", [[0, 23], [0, 1, 23], [0, 5, 6, 7, 23], list(range(24))])
@@ -24,6 +24,6 @@ def test_a_line_that_would_fill_the_memory_is_skipped_and_the_next_one_read(tmp_
 
 def test_half_characters_are_replaced_since_no_file_can_hold_them():
     """JSON can spell the half of an emoji that was cut in two."""
-    assert parse_image_id("a\ud83d") == "a\ufffd"
-    assert caption_list(["红\ude00", "裙"]) == ["红\ufffd", "裙"]
-    assert caption_list("\ud83d\ude00") == ["😀"]
+    assert parse_id("a\ud83d") == "a\ufffd"
+    assert target_list(["红\ude00", "裙"]) == ["红\ufffd", "裙"]
+    assert target_list("\ud83d\ude00") == ["😀"]

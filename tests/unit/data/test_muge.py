@@ -37,12 +37,12 @@ def problems(dataset) -> list[dict]:
         return [json.loads(line) for line in lines]
 
 
-def test_images_keep_their_bytes_and_captions_their_order(write_muge, jpeg, tmp_path):
+def test_images_keep_their_bytes_and_targets_their_order(write_muge, jpeg, tmp_path):
     dataset = load_muge(*write_muge(range(6)), cache_dir=tmp_path / "cache")
-    assert dataset["image_id"][:] == [str(i) for i in range(6)]
+    assert dataset["id"][:] == [str(i) for i in range(6)]
     for i, row in enumerate(dataset):  # odd ones are url-safe base64
         assert row["image"] == {"bytes": jpeg(i), "path": None}
-        assert row["captions"] == [f"标题{i}的{j}" for j in range(3)]
+        assert row["targets"] == [f"标题{i}的{j}" for j in range(3)]
     assert report_of(dataset).problems == {}
 
 
@@ -52,33 +52,33 @@ def test_every_problem_is_counted_with_its_line_and_no_good_row_is_lost(
 ):
     files = write_muge(range(10), caption_lines=BAD_CAPTIONS, image_lines=bad_images)
     dataset = load_muge(*files, num_proc=num_proc, cache_dir=tmp_path / "cache")
-    assert dataset["image_id"][:] == [str(i) for i in range(10)]
+    assert dataset["id"][:] == [str(i) for i in range(10)]
     assert dataset[4]["image"]["bytes"] == jpeg(4)
     found = {(p["kind"], p["file"].rpartition(".")[2], p["line"]) for p in problems(dataset)}
     assert found == {
         ("duplicate id", "jsonl", 11),
         ("malformed line", "jsonl", 12),
         ("missing id", "jsonl", 13),
-        ("caption without image", "jsonl", 14),
-        ("empty caption", "jsonl", 15),
+        ("targets without image", "jsonl", 14),
+        ("empty target", "jsonl", 15),
         ("malformed line", "jsonl", 16),
         ("duplicate id", "tsv", 11),
         ("malformed line", "tsv", 12),
         ("missing id", "tsv", 13),
         ("broken image", "tsv", 14),
         ("broken image", "tsv", 15),
-        ("image without captions", "tsv", 16),
+        ("no targets", "tsv", 16),
     }
     report = report_of(dataset)
     assert report.problems == Counter(p["kind"] for p in problems(dataset))
-    assert (report.images, report.captions) == (10, 30)
+    assert (report.rows, report.targets) == (10, 30)
     assert "2 × broken image" in report.summary()
 
 
 @pytest.mark.parametrize("num_proc", [1, 3])
 def test_strict_stops_at_the_first_problem_with_its_line(write_muge, tsv_line, tmp_path, num_proc):
     files = write_muge(range(10), image_lines=[tsv_line("53", b"no image"), b"no tab here\n"])
-    with pytest.raises(UserError, match=r"IC_train.tsv, line 11: image without captions \(53\)"):
+    with pytest.raises(UserError, match=r"IC_train.tsv, line 11: no targets \(53\)"):
         load_muge(*files, strict=True, num_proc=num_proc, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*/"))
 
@@ -93,7 +93,7 @@ def test_train_and_valid_are_kept_apart_or_merged_on_demand(write_muge, tmp_path
     apart = load_muge_splits(tmp_path, cache_dir=tmp_path / "cache")
     assert {name: len(split) for name, split in apart.items()} == {"train": 5, "valid": 3}
     merged = load_muge_splits(tmp_path, merge=True, num_proc=2, cache_dir=tmp_path / "cache")["train"]
-    assert merged["image_id"][:] == ["0", "1", "2", "3", "4", "7", "8"]  # 3 is in both: once, and reported
+    assert merged["id"][:] == ["0", "1", "2", "3", "4", "7", "8"]  # 3 is in both: once, and reported
     assert [(p["kind"], p["line"]) for p in problems(merged)] == [("duplicate id", 3), ("duplicate id", 3)]
 
 
@@ -101,8 +101,8 @@ def test_the_test_split_gives_images_without_captions(write_muge, tmp_path):
     _, images = write_muge(range(3), "test")
     (tmp_path / "ids.jsonl").write_text("".join(f'{{"image_id": "{i}"}}\n' for i in range(3)))
     for captions in (None, tmp_path / "ids.jsonl"):
-        dataset = load_muge(captions, images, require_captions=False, cache_dir=tmp_path / "cache")
-        assert dataset["captions"][:] == [[], [], []]
+        dataset = load_muge(captions, images, require_targets=False, cache_dir=tmp_path / "cache")
+        assert dataset["targets"][:] == [[], [], []]
 
 
 def test_captions_of_another_split_are_told_from_broken_ones(write_muge, tmp_path):
@@ -110,7 +110,7 @@ def test_captions_of_another_split_are_told_from_broken_ones(write_muge, tmp_pat
     _, images = write_muge(range(10, 13), "valid")
     with pytest.raises(UserError, match="share no id"):
         load_muge(captions, images, cache_dir=tmp_path / "cache")
-    with pytest.raises(UserError, match="exchanged"):
+    with pytest.raises(UserError, match="swapped"):
         load_muge(images, captions, cache_dir=tmp_path / "cache")
 
 

@@ -18,6 +18,6 @@ def test_strict_raises_the_first_and_writes_nothing(tmp_path):
 
 def test_reports_add_up():
     total = DataReport(2, 20, {BROKEN_IMAGE: 1}, "x") + DataReport(1, 5, {BROKEN_IMAGE: 2}, "y")
-    assert (total.images, total.captions, total.problems) == (3, 25, {BROKEN_IMAGE: 3})
+    assert (total.rows, total.targets, total.problems) == (3, 25, {BROKEN_IMAGE: 3})
     assert "3 × broken image" in total.summary()
     assert "no problems" in DataReport(1, 1).summary()

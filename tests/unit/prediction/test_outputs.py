@@ -4,23 +4,28 @@ import json
 import pytest
 
 from ofa_hf.errors import UserError
-from ofa_hf.prediction.outputs import CaptionFile, CaptionPrinter
+from ofa_hf.prediction.outputs import AnswerFile, AnswerPrinter, Format
 
 
-ONE = [{"caption": '红色的"裙子"', "score": -0.5}]
-TWO = [*ONE, {"caption": "蓝色,裙子", "score": -0.75}]
+ONE = [{"text": '红色的"裙子"', "score": -0.5}]
+TWO = [*ONE, {"text": "蓝色,裙子", "score": -0.75}]
+
+
+def named(answer: dict) -> dict:
+    """An answer as a caption file has it."""
+    return {"caption": answer["text"], "score": answer["score"]}
 
 
 def test_a_jsonl_file_has_one_object_an_image(tmp_path):
-    with CaptionFile(tmp_path / "new" / "captions.jsonl", 2) as output:
+    with AnswerFile(tmp_path / "new" / "captions.jsonl", Format("caption", 2)) as output:
         output.write("a.jpg", TWO)
     row = json.loads((tmp_path / "new" / "captions.jsonl").read_text(encoding="utf-8"))
-    assert row == {"file": "a.jpg", "caption": '红色的"裙子"', "score": -0.5, "captions": TWO}
+    assert row == {"file": "a.jpg", "caption": '红色的"裙子"', "score": -0.5, "captions": list(map(named, TWO))}
 
 
 def test_a_csv_file_has_one_row_an_image(tmp_path):
     path = tmp_path / "captions.csv"
-    with CaptionFile(path, 2) as output:
+    with AnswerFile(path, Format("caption", 2)) as output:
         output.write("a, b.jpg", TWO)
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -32,13 +37,13 @@ def test_a_csv_file_has_one_row_an_image(tmp_path):
 @pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
 def test_a_run_killed_at_any_byte_is_continued_without_a_half_or_a_double_line(tmp_path, name):
     path, files = tmp_path / name, ["a.jpg", 'b "quoted"\nline.jpg', "c.jpg"]
-    with CaptionFile(path, 1) as output:
+    with AnswerFile(path, Format("caption", 1)) as output:
         for file in files:
             output.write(file, ONE)
     whole = path.read_bytes()
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
-        with CaptionFile(path, 1) as output:
+        with AnswerFile(path, Format("caption", 1)) as output:
             for file in files:
                 if str(tmp_path.cwd() / file) not in output.done:
                     output.write(file, ONE)
@@ -49,28 +54,28 @@ def test_a_run_killed_at_any_byte_is_continued_without_a_half_or_a_double_line(t
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, name):
     path = tmp_path / name
     path.write_text("my notes\nof today", encoding="utf-8")
-    with pytest.raises(UserError, match="is not the output of such a run"):
-        CaptionFile(path, 1)
+    with pytest.raises(UserError, match="was not written by such a run"):
+        AnswerFile(path, Format("caption", 1))
     assert path.read_text(encoding="utf-8") == "my notes\nof today"
 
 
 def test_csv_columns_that_differ_are_refused(tmp_path):
-    with CaptionFile(tmp_path / "captions.csv", 1) as output:
+    with AnswerFile(tmp_path / "captions.csv", Format("caption", 1)) as output:
         output.write("a.jpg", ONE)
-    with pytest.raises(UserError, match="same --num-captions"):
-        CaptionFile(tmp_path / "captions.csv", 2)
+    with pytest.raises(UserError, match="same number of captions"):
+        AnswerFile(tmp_path / "captions.csv", Format("caption", 2))
 
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
 def test_a_file_of_several_models_is_continued_for_each_of_them(tmp_path, name):
     path = tmp_path / name
     for model, captions in (("shop/a", ONE), ("shop/b", TWO[1:])):
-        with CaptionFile(path, 1, model) as output:
+        with AnswerFile(path, Format("caption", 1, model)) as output:
             assert output.done == set()
             output.write("a.jpg", captions)
-    with CaptionFile(path, 1, "shop/b") as output:
+    with AnswerFile(path, Format("caption", 1, "shop/b")) as output:
         assert output.done == {str(tmp_path.cwd() / "a.jpg")}
-        assert output.captions() == {str(tmp_path.cwd() / "a.jpg"): ["蓝色,裙子"]}
+        assert output.answers() == {str(tmp_path.cwd() / "a.jpg"): ["蓝色,裙子"]}
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line.startswith(("a.jpg,shop/b", '{"file": "a.jpg", "model": "shop/b"'))]
 
@@ -79,37 +84,37 @@ def test_a_file_of_several_models_is_continued_for_each_of_them(tmp_path, name):
 def test_captions_of_one_model_and_of_several_do_not_mix(tmp_path, name):
     for first, then in ((None, "shop/a"), ("shop/a", None)):
         path = tmp_path / f"{first is None}_{name}"
-        with CaptionFile(path, 1, first) as output:
+        with AnswerFile(path, Format("caption", 1, first)) as output:
             output.write("a.jpg", ONE)
         with pytest.raises(UserError, match="for one model or for several"):
-            CaptionFile(path, 1, then)
+            AnswerFile(path, Format("caption", 1, then))
 
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
 def test_what_was_written_can_be_read_again(tmp_path, name):
-    with CaptionFile(tmp_path / name, 2) as output:
+    with AnswerFile(tmp_path / name, Format("caption", 2)) as output:
         output.write('b "quoted"\nline.jpg', TWO)
-        assert output.captions() == {str(tmp_path.cwd() / 'b "quoted"\nline.jpg'): [row["caption"] for row in TWO]}
+        assert output.answers() == {str(tmp_path.cwd() / 'b "quoted"\nline.jpg'): [row["text"] for row in TWO]}
 
 
 def test_an_unknown_ending_and_a_second_writer_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no known ending"):
-        CaptionFile(tmp_path / "captions.txt", 1)
+    with pytest.raises(UserError, match="no known suffix"):
+        AnswerFile(tmp_path / "captions.txt", Format("caption", 1))
     with (
-        CaptionFile(tmp_path / "captions.jsonl", 1),
+        AnswerFile(tmp_path / "captions.jsonl", Format("caption", 1)),
         pytest.raises(UserError, match="being written by another run"),
     ):
-        CaptionFile(tmp_path / "captions.jsonl", 1)
+        AnswerFile(tmp_path / "captions.jsonl", Format("caption", 1))
 
 
 def test_the_screen_shows_one_caption_a_line(capsys):
-    CaptionPrinter(as_json=False, with_names=False).write("a.jpg", TWO)
-    CaptionPrinter(as_json=False, with_names=True).write("a.jpg", ONE)
-    CaptionPrinter(as_json=True, with_names=True).write("a.jpg", ONE)
-    CaptionPrinter(as_json=False, with_names=True, model="shop/a").write("a.jpg", ONE)
-    CaptionPrinter(as_json=True, with_names=True, model="shop/a").write("a.jpg", ONE)
+    AnswerPrinter(Format("caption", 2), as_json=False, with_names=False).write("a.jpg", TWO)
+    AnswerPrinter(Format("caption", 2), as_json=False, with_names=True).write("a.jpg", ONE)
+    AnswerPrinter(Format("caption", 2), as_json=True, with_names=True).write("a.jpg", ONE)
+    AnswerPrinter(Format("caption", 1, "shop/a"), as_json=False, with_names=True).write("a.jpg", ONE)
+    AnswerPrinter(Format("caption", 1, "shop/a"), as_json=True, with_names=True).write("a.jpg", ONE)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ['红色的"裙子"', "蓝色,裙子", 'a.jpg\t红色的"裙子"']
-    assert json.loads(lines[3]) == {"file": "a.jpg", **ONE[0]}
+    assert json.loads(lines[3]) == {"file": "a.jpg", **named(ONE[0])}
     assert lines[4] == 'a.jpg\tshop/a\t红色的"裙子"'
-    assert json.loads(lines[5]) == {"file": "a.jpg", "model": "shop/a", **ONE[0]}
+    assert json.loads(lines[5]) == {"file": "a.jpg", "model": "shop/a", **named(ONE[0])}

@@ -3,12 +3,12 @@ import json
 import pytest
 
 from ofa_hf.errors import UserError
-from ofa_hf.prediction.outputs import CaptionFile
-from ofa_hf.prediction.processes import Processes, SharedCaptionFile, open_caption_file, parts_of
+from ofa_hf.prediction.outputs import AnswerFile, Format
+from ofa_hf.prediction.processes import Processes, SharedAnswerFile, open_answer_file, parts_of
 
 
 FILES = [f"{name}.jpg" for name in "fbdace"]
-ONE = [{"caption": "红色的\n裙子", "score": -0.5}]
+ONE = [{"text": "红色的\n裙子", "score": -0.5}]
 
 
 class Alone(Processes):
@@ -30,7 +30,7 @@ def path(tmp_path, monkeypatch):
 def caption(path, rank, count, files=FILES, stop_after=None):
     """One process's whole life; killed before it wrote more than so many images."""
     processes = Alone(rank, count)
-    with SharedCaptionFile(path, 1, None, processes, files) as output:
+    with SharedAnswerFile(path, Format("caption", 1), processes, files) as output:
         todo = [file for file in processes.share(files) if str(path.parent / file) not in output.done]
         for file in todo[:stop_after]:
             output.write(file, ONE)
@@ -61,7 +61,7 @@ def test_the_results_of_several_processes_become_one_file_in_order(path):
 @pytest.mark.parametrize("ending", [".jsonl", ".csv"])
 def test_what_killed_processes_did_is_kept_by_any_number_of_processes(path, ending):
     path = path.with_suffix(ending)
-    with CaptionFile(path, 1) as whole:
+    with AnswerFile(path, Format("caption", 1)) as whole:
         whole.write(FILES[0], ONE)
     for rank in range(3):
         with pytest.raises(KeyboardInterrupt):
@@ -70,16 +70,16 @@ def test_what_killed_processes_did_is_kept_by_any_number_of_processes(path, endi
     torn.write_bytes(torn.read_bytes()[:-3])  # killed in the middle of a line
     assert caption(path, 1, 2) == ["e.jpg"]
     assert caption(path, 0, 2) == ["d.jpg", "c.jpg"]
-    with CaptionFile(path, 1) as whole:
-        assert list(whole.captions()) == [str(path.parent / file) for file in FILES]
-        assert set(map(tuple, whole.captions().values())) == {("红色的\n裙子",)}
+    with AnswerFile(path, Format("caption", 1)) as whole:
+        assert list(whole.answers()) == [str(path.parent / file) for file in FILES]
+        assert set(map(tuple, whole.answers().values())) == {("红色的\n裙子",)}
     assert path.read_text(encoding="utf-8").count("红色的") == len(FILES)
 
 
 def test_one_process_takes_over_what_several_left(path):
     with pytest.raises(KeyboardInterrupt):
         caption(path, 1, 2, stop_after=2)
-    with open_caption_file(path, 1, None, Processes({}), FILES) as output:
+    with open_answer_file(path, Format("caption", 1), Processes({}), FILES) as output:
         assert output.done == {str(path.parent / file) for file in ("b.jpg", "a.jpg")}
     assert names_in(path) == ["b.jpg", "a.jpg"]
     assert parts_of(path) == []
@@ -92,7 +92,7 @@ def test_a_merge_that_is_killed_anywhere_is_made_up_for(path):
     for cut in range(len(rows) + 1):
         part.write_bytes(rows)
         path.write_bytes(rows[:cut])  # what a killed merge had written
-        with open_caption_file(path, 1, None, Processes({}), FILES):
+        with open_answer_file(path, Format("caption", 1), Processes({}), FILES):
             pass
         assert path.read_bytes() == rows, cut
 
@@ -100,7 +100,7 @@ def test_a_merge_that_is_killed_anywhere_is_made_up_for(path):
 def test_captions_of_several_models_are_kept_apart(path):
     order, processes = FILES[:1], Alone(0, 1)
     for model in ("shop/a", "shop/b"):
-        with SharedCaptionFile(path, 1, model, processes, order) as output:
+        with SharedAnswerFile(path, Format("caption", 1, model), processes, order) as output:
             assert not output.done
             output.write(order[0], ONE)
     assert [json.loads(line)["model"] for line in path.read_text(encoding="utf-8").splitlines()] == [
@@ -115,7 +115,7 @@ def test_results_that_other_machines_keep_to_themselves_are_missed(path):
 
 
 def test_another_run_on_the_same_file_is_refused(path):
-    with SharedCaptionFile(path, 1, None, Alone(1, 2), FILES) as output:
+    with SharedAnswerFile(path, Format("caption", 1), Alone(1, 2), FILES) as output:
         with pytest.raises(UserError, match="being written by another run"):
-            SharedCaptionFile(path, 1, None, Alone(1, 2), FILES)
+            SharedAnswerFile(path, Format("caption", 1), Alone(1, 2), FILES)
         output.write(FILES[1], ONE)

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from ofa_hf.cli import main
 from ofa_hf.errors import UserError
 from ofa_hf.prediction import ray_data
-from ofa_hf.prediction.outputs import CaptionFile
-from ofa_hf.prediction.ray_data import Counts, caption_with_ray, write_parquet
+from ofa_hf.prediction.outputs import AnswerFile, Format
+from ofa_hf.prediction.ray_data import Counts, predict_with_ray, write_parquet
 
 
 CONTRADICTION = ("--num-captions", "3", "--num-beams", "2")
@@ -77,7 +77,7 @@ def test_nothing_is_lost_or_twice_when_a_worker_and_an_earlier_job_were_killed(m
     killer = threading.Thread(target=kill_a_worker_in_the_middle, args=(record, before, killed), daemon=True)
     killer.start()
     options = {"workers": 2, "batch_size": 2, "num_beams": 1, "max_length": 12}
-    counts = caption_with_ray(
+    counts = predict_with_ray(
         "shop.parquet", model, output, on_failure=lambda name, reason: failed.append(name), **options
     )
     assert before < killed[0] < count - 100
@@ -98,8 +98,8 @@ def opened(monkeypatch):
 
     def run(model, inputs, done=()):
         numbers, table, columns = ray_data._open(fake, inputs, "image", None)
-        settings = {"num_captions": 1, "num_beams": 1, "batch_size": 2}
-        worker = ray_data.CaptionWorker(model, "auto", columns, (table, set(done)), os.getcwd(), settings)
+        settings = {"num_answers": 1, "num_beams": 1, "batch_size": 2}
+        worker = ray_data.Worker(model, "auto", columns, (table, set(done)), os.getcwd(), settings)
         return worker({name: numbers[name].to_numpy() for name in numbers}).to_pylist()
 
     return run
@@ -115,8 +115,8 @@ def test_folders_and_data_sets_give_the_same_captions_past_broken_images(model, 
     table.save_to_disk(tmp_path / "saved")
     from_folder, from_table, from_disk = opened(model, "shop"), opened(model, table), opened(model, tmp_path / "saved")
     assert from_table == from_disk
-    assert [row["captions"] for row in from_folder] == [row["captions"] for row in from_table]
-    assert [bool(row["captions"]) for row in from_folder] == [True, True, True, False]
+    assert [row["answers"] for row in from_folder] == [row["answers"] for row in from_table]
+    assert [bool(row["answers"]) for row in from_folder] == [True, True, True, False]
     assert [json.loads(row["name"]) for row in from_table] == data["image_id"]
     assert json.loads(from_folder[0]["name"]) == "shop/商品0.png"
     assert "is not an image" in from_table[3]["error"]
@@ -126,15 +126,15 @@ def test_what_was_done_is_not_done_again(model, tmp_path, monkeypatch, opened):
     monkeypatch.chdir(tmp_path)
     table = datasets.Dataset.from_dict(rows(3))
     results = opened(model, table, [str(tmp_path / "商品0")])
-    assert [bool(row["captions"]) for row in results] == [False, True, False]
+    assert [bool(row["answers"]) for row in results] == [False, True, False]
     assert [bool(row["error"]) for row in results] == [False, False, True]
 
 
 def test_an_image_that_ray_sends_twice_is_written_once(tmp_path):
-    captions = json.dumps([{"caption": "红", "score": -0.5}])
-    row = {"name": json.dumps("a.jpg"), "captions": captions, "error": None}
+    answers = json.dumps([{"text": "红", "score": -0.5}])
+    row = {"name": json.dumps("a.jpg"), "answers": answers, "error": None}
     batches = [pa.Table.from_pylist([row, row], schema=ray_data.RESULT_SCHEMA)] * 2
-    with CaptionFile(tmp_path / "c.jsonl", 1) as output:
+    with AnswerFile(tmp_path / "c.jsonl", Format("caption", 1)) as output:
         assert ray_data._write(batches, output, print, tqdm(disable=True)) == Counts(1, 0, 0)
     assert (tmp_path / "c.jsonl").read_text(encoding="utf-8").count("a.jpg") == 1
 
@@ -168,4 +168,4 @@ def test_ray_writes_one_file_for_one_model(model, tmp_path, capsys):
     assert "for --engine ray" in capsys.readouterr().err
     command = ["caption", str(tmp_path), "--model", model, "--engine", "ray", "--output", str(tmp_path / "c.jsonl")]
     assert main([*command, *CONTRADICTION]) == 1
-    assert "--num-beams 2 cannot give --num-captions 3" in capsys.readouterr().err
+    assert "2 beams cannot give 3 answers" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from ofa_hf.publishing.facts import read_folder, trainer_facts
 
 RESULTS = {
     "base_model": "shop/base",
-    "arguments": {"test_caption_file": "/data/IC_valid.jsonl", "eval_images": 50, "freeze_encoder": True},
+    "arguments": {"test_caption_file": "/data/IC_valid.jsonl", "eval_rows": 50, "freeze_encoder": True},
     "trainer_arguments": {"learning_rate": 5e-5, "num_train_epochs": 3},
     "metrics": {"eval_cider_d": 51.25, "eval_bleu_4": 26.5, "eval_rouge_l": 58.75, "train_loss": 0.47},
     "steps": 120,

@@ -172,7 +172,7 @@ def test_labels_tell_split_and_whether_the_pair_is_new(files):
 
 def test_written_files_load_as_muge_files_without_a_problem(files, tmp_path):
     rows = load_muge(files.train_caption_file, files.train_image_file, strict=True, cache_dir=tmp_path)
-    assert {row["image_id"]: row["captions"] for row in rows} == captions_of(files.train_caption_file)
+    assert {row["id"]: row["targets"] for row in rows} == captions_of(files.train_caption_file)
 
 
 def test_same_seed_writes_the_same_files(files, tmp_path):

@@ -37,7 +37,7 @@ def test_a_model_that_is_not_there_is_one_line(capsys):
     pytest.importorskip("gradio", reason="the page needs gradio")
     assert main(["demo", "--web", "--model", "no_such_folder"]) == 1
     told = capsys.readouterr().err
-    assert "no_such_folder is no folder" in told
+    assert "no_such_folder is neither a folder" in told
     assert "Traceback" not in told
 
 

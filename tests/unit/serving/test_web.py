@@ -9,7 +9,7 @@ import pytest
 import tiny_shop
 from PIL import Image
 
-from ofa_hf.prediction.captioning import load_captioner
+from ofa_hf.models import load_pipeline
 
 
 web = pytest.importorskip("ofa_hf.serving.web", reason="the page needs gradio", exc_type=ImportError)
@@ -19,7 +19,7 @@ SETTINGS = (3, 4, 12, "")  # captions, beams, tokens, question
 
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory):
-    return load_captioner(str(tiny_shop.write_model(tmp_path_factory.mktemp("model") / "tiny")))
+    return load_pipeline(str(tiny_shop.write_model(tmp_path_factory.mktemp("model") / "tiny")))
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ def test_a_ready_recipe_is_found_by_its_name(name):
     assert ours.freeze_encoder == (name == "article")
     assert trainers.learning_rate == {"article": 5e-5, "official": 1e-5}[name]
     assert trainers.max_grad_norm == 1.0
-    assert ours.captions_per_image >= 1
-    assert trainers.per_device_train_batch_size % ours.captions_per_image == 0, "a batch must come out whole"
+    assert ours.targets_per_row >= 1
+    assert trainers.per_device_train_batch_size % ours.targets_per_row == 0, "a batch must come out whole"
 
 
 def test_a_run_shorter_than_its_logging_interval_has_a_loss_in_its_log():
@@ -94,7 +94,7 @@ def test_an_unknown_name_is_refused_with_the_one_that_was_meant(parse, as_flags)
         ({"max_steps": [1]}, "max_steps is .1.; it must be a number"),
         ({"freeze_encoder": "perhaps"}, "freeze_encoder is 'perhaps'"),
         ({"label_smoothing": 2}, "label_smoothing is 2"),
-        ({"captions_per_image": 0}, "captions_per_image is 0"),
+        ({"targets_per_row": 0}, "targets_per_row is 0"),
         ({"lr_scheduler_type": "zigzag"}, "do not go together.*zigzag"),
         ({"accelerator_config": 2**70}, "accelerator_config is 1180591620717411303424; it must be the name of a JSON"),
         ({"accelerator_config": 1}, "accelerator_config is 1"),  # a file that is open already: what is printed
@@ -161,7 +161,7 @@ def test_recipes_are_plain_json_that_ships_with_the_package():
         ("merge_test", []),
         ("strict", 2.5),
         ("max_seq_length", 10.5),
-        ("captions_per_image", True),
+        ("targets_per_row", True),
         ("num_proc", 10**30),
         ("dropout", float("nan")),
         ("model_name_or_path", None),

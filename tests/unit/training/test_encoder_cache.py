@@ -26,7 +26,7 @@ def decoded(monkeypatch) -> list[str]:
     ids = []
 
     def open_row_image(row, plain=collator.open_row_image):
-        ids.append(row["image_id"])
+        ids.append(row["id"])
         return plain(row)
 
     monkeypatch.setattr(collator, "open_row_image", open_row_image)
@@ -157,12 +157,12 @@ def test_a_cache_is_of_its_images_and_precision_alone(plan, shop, tmp_path):
 def test_images_that_lie_in_files_are_known_by_their_time_of_change(plan, tmp_path):
     from datasets import Dataset
 
-    from ofa_hf.data.shards import FEATURES
+    from ofa_hf.data.shards import row_features
 
     image = tmp_path / "a.png"
     image.write_bytes(b"one")
-    row = {"image_id": "a", "image": {"bytes": None, "path": str(image)}, "captions": ["红"]}
-    rows = Dataset.from_list([row], features=FEATURES)
+    row = {"id": "a", "image": {"bytes": None, "path": str(image)}, "targets": ["红"]}
+    rows = Dataset.from_list([row], features=row_features())
     before = plan(rows=rows).folder
     image.write_bytes(b"another")
     assert plan(rows=rows).folder != before

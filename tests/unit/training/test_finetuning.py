@@ -94,7 +94,7 @@ def saved_rows(shop, tmp_path) -> str:
 
     from ofa_hf.data import load_muge
 
-    rows = load_muge(shop["train_caption_file"], shop["train_image_file"]).rename_column("captions", "caption")
+    rows = load_muge(shop["train_caption_file"], shop["train_image_file"]).rename_column("targets", "caption")
     DatasetDict(train=rows, valid=rows.select(range(3))).save_to_disk(tmp_path / "rows")
     return str(tmp_path / "rows")
 
@@ -130,8 +130,8 @@ def test_streaming_without_a_number_of_steps_or_with_a_cache_is_refused(train, s
 
 def test_captions_that_are_cut_are_counted(train, caplog):
     ran = train(max_seq_length=4, max_steps=4, test_caption_file=None, test_image_file=None)
-    assert ran.cut_captions == 48
-    assert train("2", max_steps=4).cut_captions == 0
+    assert ran.cut_targets == 48
+    assert train("2", max_steps=4).cut_targets == 0
 
 
 def test_dropout_and_stochastic_depth_of_the_arguments_reach_the_network(parse):
@@ -228,7 +228,7 @@ def test_a_hub_that_cannot_be_reached_is_told_before_training(train, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"captions_per_image": 40}, "a batch holds 12 captions"),
+        ({"targets_per_row": 40}, "a batch holds 12 captions"),
         ({"eval_strategy": "steps", "merge_test": True}, "nothing to evaluate on"),
         ({"early_stopping_patience": 2}, "needs load_best_model_at_end"),
         ({"report_to": "no_such_tracker"}, "cannot be set up|no_such_tracker"),

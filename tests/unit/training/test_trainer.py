@@ -42,7 +42,7 @@ def loss_and_gradients(trainer, rows: list[dict]) -> tuple[float, dict[str, torc
 def test_captions_that_share_an_image_give_the_loss_and_gradients_of_captions_that_do_not(build, through_encoder):
     changes = {"label_smoothing": 0.1, "embed_gradient_through_encoder": through_encoder}
     shared = loss_and_gradients(trainer := build(**changes), rows := [trainer.train_dataset[n] for n in range(3)])
-    apart = [{**row, "captions": [caption]} for row in rows for caption in row["captions"]]
+    apart = [{**row, "targets": [caption]} for row in rows for caption in row["targets"]]
     alone = loss_and_gradients(build(**changes), apart)
     assert shared[0] == pytest.approx(alone[0], rel=1e-6)
     assert shared[1].keys() == alone[1].keys()
@@ -52,8 +52,8 @@ def test_captions_that_share_an_image_give_the_loss_and_gradients_of_captions_th
 
 def test_images_with_fewer_captions_than_others_change_nothing(build):
     rows = [(trainer := build()).train_dataset[number] for number in range(2)]
-    uneven = [rows[0], {**rows[1], "captions": rows[1]["captions"][:1]}]
-    alone = [{**row, "captions": [caption]} for row in uneven for caption in row["captions"]]
+    uneven = [rows[0], {**rows[1], "targets": rows[1]["targets"][:1]}]
+    alone = [{**row, "targets": [caption]} for row in uneven for caption in row["targets"]]
     assert loss_and_gradients(trainer, uneven)[0] == pytest.approx(loss_and_gradients(build(), alone)[0], rel=1e-6)
 
 
@@ -114,7 +114,7 @@ def test_evaluation_loss_is_the_mean_over_all_real_tokens(build):
     with torch.no_grad():
         loss = trainer.model.eval()(**batch, label_smoothing=0.0).loss
     assert trainer.evaluate()["eval_loss"] == pytest.approx(loss.item(), rel=1e-6)
-    assert trainer.last_predictions.keys() == {row["image_id"] for row in rows}
+    assert trainer.last_predictions.keys() == {row["id"] for row in rows}
 
 
 def test_decay_reaches_all_parameters_only_when_asked(build):

@@ -1,0 +1,50 @@
+"""Find the image files that a command's arguments name: files, and folders with all their subfolders."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from ofa_hf.errors import UserError
+
+
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jfif .png .webp .gif .bmp .tif .tiff .avif .jp2 .ppm .mpo".split())
+
+
+def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool] = lambda file: False) -> list[str]:
+    """List image files: named files whatever their suffix, and the images in folders, each file once and in order.
+
+    In folders, hidden files and files without the suffix of an image are skipped.
+
+    Args:
+        skip: whether to leave out a file.
+
+    Raises:
+        UserError: a folder cannot be read, or there is no image at all.
+    """
+    inputs = [os.path.normpath(path) for path in inputs]
+    found = {}
+    for path in inputs:
+        for file in _walk(path) if os.path.isdir(path) else [path]:
+            if not skip(file):
+                found.setdefault(os.path.abspath(file), file)
+    if not found:
+        raise UserError(
+            f"No images in {', '.join(inputs)}. Accepted: files ending in {' '.join(sorted(IMAGE_SUFFIXES))}, in "
+            f"subfolders too. Name the images one by one, or another folder."
+        )
+    if not any(map(os.path.exists, found.values())):
+        raise UserError(f"{', '.join(inputs)[:300]}: no such file or folder. Name images, or folders of images.")
+    return list(found.values())
+
+
+def _walk(folder: str) -> Iterator[str]:
+    def refuse(error: OSError):
+        raise UserError(
+            f"The folder {error.filename} cannot be read: {error.strerror}. Change its permissions, or leave it out."
+        ) from error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield os.path.join(parent, name)

@@ -1,0 +1,189 @@
+"""The prediction loop: rows in, answers out, in order, with images read ahead in threads while the model works.
+
+Commands, evaluation, Ray workers and the Trainer all use it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets.utils import tqdm
+from torch import Tensor
+from transformers.utils import logging
+
+from ofa_hf.errors import UserError
+from ofa_hf.image_processing_ofa import ImageError
+from ofa_hf.pipeline_ofa import fetch_image, leave_lost_threads
+from ofa_hf.prediction.reading import read_ahead
+
+
+logger = logging.get_logger(__name__)
+
+BATCHES_AHEAD = 2  # read while the model works on another one
+ENCODER_INPUTS = ("input_ids", "attention_mask", "pixel_values")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answers to one row, best first: `{"text": …}`, with a `"score"` if asked for; none for an unreadable image.
+
+    A score is the mean log-probability of the answer's tokens, `</s>` included.
+    """
+
+    id: str
+    answers: list[dict[str, Any]]
+
+    @property
+    def text(self) -> str:
+        """The best answer; empty if there is none."""
+        return self.answers[0]["text"] if self.answers else ""
+
+
+def predict(
+    model,
+    processor,
+    rows: Iterable[Row],
+    *,
+    prompt: str | None = None,
+    batch_size: int = 8,
+    num_answers: int = 1,
+    return_scores: bool = False,
+    on_failure: Callable[[str, ImageError], None] | None = None,
+    **generate,
+) -> Iterator[Prediction]:
+    """Answer rows in batches; the next images are decoded in threads meanwhile, each of them once.
+
+    Args:
+        model, processor: as `load_model` returns them. The model is in inference mode while this runs.
+        rows: `{"id", "image"}`; an image is anything `load_image` takes, or as data sets store it.
+        prompt: the text that goes with every image, in place of the checkpoint's own.
+        num_answers: answers per row.
+        on_failure: called with id and error of a row whose image cannot be read; by default a warning is logged. That
+            row's prediction has no answers and costs the model nothing.
+        generate: overrides of the generation settings, such as `num_beams=5`.
+
+    Raises:
+        UserError: fewer beams than answers were asked for.
+    """
+    settings = answer_settings(model.generation_config, num_answers, generate)
+    on_failure = on_failure or _warn
+    leave_lost_threads()
+
+    def encode(row: Row) -> dict[str, Tensor]:
+        return processor(images=fetch_image(row["image"]), text=prompt, return_tensors="pt")
+
+    was_training = model.training
+    model.eval()
+    try:
+        rows_read = read_ahead(rows, encode, (BATCHES_AHEAD + 1) * batch_size)
+        for ids, encoded in _batches(rows_read, batch_size, on_failure):
+            answers = iter(_answer(model, processor, encoded, return_scores, settings) if encoded else ())
+            for id_, is_readable in ids:
+                yield Prediction(id_, next(answers) if is_readable else [])
+    finally:
+        model.train(was_training)
+
+
+def answer_settings(defaults, num_answers: int, generate: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `generate` that give a number of answers per row, with at least one beam for each.
+
+    Args:
+        defaults: the model's generation config.
+        generate: what overrides it.
+
+    Raises:
+        UserError: fewer beams than answers were asked for.
+    """
+    check_beams(num_answers, generate.get("num_beams"))
+    settings = {"num_return_sequences": num_answers, **generate}
+    if "num_beams" not in generate and (defaults.num_beams or 1) < num_answers:
+        settings["num_beams"] = num_answers
+    return settings
+
+
+def check_beams(num_answers: int, num_beams: int | None) -> None:
+    """Check that a search has at least one beam per answer.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if num_beams is not None and num_beams < num_answers:
+        raise UserError(
+            f"A search with {num_beams} beams cannot give {num_answers} answers per image. Accepted: at least one "
+            f"beam per answer. Raise the number of beams, or leave it out."
+        )
+
+
+def show_progress(predictions: Iterable[Prediction], total: int) -> Iterator[Prediction]:
+    """Pass predictions through, with a bar on stderr."""
+    yield from tqdm(predictions, total=total, unit="image", desc="predicting")
+
+
+def _warn(id_: str, error: ImageError) -> None:
+    logger.warning(f"{id_} has no answer: {error}")
+
+
+def _batches(
+    rows_read: Iterable[tuple[Row, dict[str, Tensor] | ImageError]], batch_size: int, on_failure: Callable
+) -> Iterator[tuple[list[tuple[str, bool]], list[dict[str, Tensor]]]]:
+    """Group rows so that `batch_size` readable ones go through the model together.
+
+    Yields:
+        `(id, is readable)` of all rows of the group, in order, and the model inputs of the readable ones.
+    """
+    ids, encoded = [], []
+    for row, result in rows_read:
+        is_readable = not isinstance(result, ImageError)
+        ids.append((row["id"], is_readable))
+        if is_readable:
+            encoded.append(result)
+        else:
+            on_failure(row["id"], result)
+        if len(encoded) == batch_size:
+            yield ids, encoded
+            ids, encoded = [], []
+    if ids:
+        yield ids, encoded
+
+
+@torch.inference_mode()
+def _answer(
+    model, processor, encoded: list[dict[str, Tensor]], return_scores: bool, settings: dict[str, Any]
+) -> list[list[dict[str, Any]]]:
+    """Answers of a batch, by row and best first."""
+    inputs = collate(encoded, processor.tokenizer.pad_token_id)
+    inputs = {name: _moved(tensor, model) for name, tensor in inputs.items()}
+    encoder_inputs = {name: inputs[name] for name in ENCODER_INPUTS if name in inputs}
+    encoder_outputs = model.encode(**encoder_inputs)  # once for the answers and their scores
+    sequences = model.generate(**inputs, encoder_outputs=encoder_outputs, **settings)
+    answers = [{"text": text} for text in processor.batch_decode(sequences)]
+    if return_scores:
+        scores = model.caption_scores(sequences, encoder_outputs=encoder_outputs).float().tolist()
+        answers = [{**answer, "score": score} for answer, score in zip(answers, scores, strict=True)]
+    number = len(answers) // len(encoded)
+    return [answers[start : start + number] for start in range(0, len(answers), number)]
+
+
+def _moved(tensor: Tensor, model) -> Tensor:
+    return tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+
+
+def collate(encoded: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
+    """Model inputs of one row each → of a batch: prompts padded on the right, starts of answers on the left."""
+    return {name: _joined([row[name] for row in encoded], name, pad_token_id) for name in encoded[0]}
+
+
+def _joined(tensors: list[Tensor], name: str, pad_token_id: int) -> Tensor:
+    longest = max(tensor.shape[1] for tensor in tensors)
+    if all(tensor.shape[1] == longest for tensor in tensors):
+        return torch.cat(tensors)
+    fill = pad_token_id if name.endswith("input_ids") else 0
+    is_left = name.startswith("decoder_")
+    joined = tensors[0].new_full((len(tensors), longest), fill)
+    for row, tensor in zip(joined, tensors):
+        length = tensor.shape[1]
+        row[longest - length if is_left else 0 : longest if is_left else length] = tensor[0]
+    return joined

@@ -1,0 +1,36 @@
+"""Promises of `ofa_hf.prediction.inputs`: which files a command's arguments name."""
+
+import pytest
+from PIL import Image
+
+from ofa_hf.errors import UserError
+from ofa_hf.prediction.inputs import find_images
+
+
+@pytest.fixture
+def shop(tmp_path):
+    for name in ("b.JPG", "a.png", "deep/c.webp", ".hidden/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (30, 20), "red").save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_folders_are_searched_with_their_subfolders_and_each_file_is_listed_once(shop):
+    found = find_images([shop / "a.png", shop, f"{shop}/deep/../a.png"])
+    assert [path.removeprefix(f"{shop}/") for path in found] == ["a.png", "b.JPG", "deep/c.webp"]
+
+
+def test_skipped_files_are_left_out(shop):
+    assert find_images([shop], skip=lambda file: "a.png" in file)[0].endswith("b.JPG")
+
+
+def test_a_file_that_is_named_counts_whatever_its_suffix(shop):
+    assert find_images([shop / "notes.txt"]) == [str(shop / "notes.txt")]
+
+
+def test_nothing_to_do_is_said_clearly(tmp_path):
+    with pytest.raises(UserError, match="No images in"):
+        find_images([tmp_path])
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_images([tmp_path / "nowhere"])

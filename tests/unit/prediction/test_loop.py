@@ -1,0 +1,108 @@
+"""Promises of `ofa_hf.prediction.loop`: the pipeline's answers in order, past broken images, one decode per image."""
+
+import io
+import threading
+
+import pytest
+import tiny_shop
+import torch
+from PIL import Image
+
+from ofa_hf import OFAImageToTextPipeline
+from ofa_hf.errors import UserError
+from ofa_hf.models import load_model
+from ofa_hf.prediction import loop
+from ofa_hf.prediction.loop import answer_settings, collate, predict
+
+
+BEAMS = {"num_beams": 3, "max_length": 8}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return load_model(tiny_shop.write_model(tmp_path_factory.mktemp("loop") / "model"), device="cpu")
+
+
+def png(colour: str, side: int = 40) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side + 3), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+IMAGES = [png(colour) for colour in ("red", "lime", "blue", "white", "black")]
+ROWS = [{"id": str(number), "image": {"bytes": image, "path": None}} for number, image in enumerate(IMAGES)]
+BROKEN = {"id": "broken", "image": {"bytes": b"no image", "path": None}}
+
+
+def test_answers_and_scores_are_those_of_the_pipeline(loaded):
+    pipeline = OFAImageToTextPipeline(model=loaded.model, processor=loaded.processor, device="cpu")
+    options = {**BEAMS, "return_scores": True, "batch_size": 2}
+    expected = pipeline(list(IMAGES), num_return_sequences=2, **options)
+    predictions = list(predict(*loaded, ROWS, num_answers=2, **options))
+    assert [each.id for each in predictions] == ["0", "1", "2", "3", "4"]
+    for prediction, rows in zip(predictions, expected, strict=True):
+        assert [answer["text"] for answer in prediction.answers] == [row["generated_text"] for row in rows]
+        assert [answer["score"] for answer in prediction.answers] == pytest.approx([row["score"] for row in rows])
+
+
+def test_a_prompt_takes_the_place_of_the_checkpoints_own(loaded):
+    asked = [list(predict(*loaded, ROWS[:1], prompt=prompt, return_scores=True)) for prompt in (None, "红")]
+    own = list(predict(*loaded, ROWS[:1], prompt=loaded.processor.prompt, return_scores=True))
+    assert asked[0] == own != asked[1]
+
+
+def test_broken_images_have_no_answer_cost_no_place_in_a_batch_and_keep_their_place_in_order(loaded, monkeypatch):
+    sizes, failures, generate = [], [], loaded.model.generate
+    monkeypatch.setattr(
+        loaded.model, "generate", lambda **inputs: sizes.append(len(inputs["input_ids"])) or generate(**inputs)
+    )
+    rows = [ROWS[0], BROKEN, ROWS[1], ROWS[2], BROKEN, BROKEN]
+    predictions = list(predict(*loaded, rows, batch_size=2, on_failure=lambda *failure: failures.append(failure)))
+    assert [each.id for each in predictions] == ["0", "broken", "1", "2", "broken", "broken"]
+    assert [bool(each.answers) for each in predictions] == [True, False, True, True, False, False]
+    assert predictions[1].text == ""
+    assert sizes == [2, 1]
+    assert [id_ for id_, _ in failures] == ["broken"] * 3
+    assert "not an image" in str(failures[0][1])
+
+
+def test_each_image_is_decoded_once_in_a_thread(loaded, monkeypatch):
+    threads, fetch = [], loop.fetch_image
+
+    def count(image):
+        threads.append(threading.current_thread().name)
+        return fetch(image)
+
+    monkeypatch.setattr(loop, "fetch_image", count)
+    list(predict(*loaded, ROWS, batch_size=2, return_scores=True))
+    assert len(threads) == len(ROWS)
+    assert threading.main_thread().name not in threads
+
+
+def test_the_model_is_left_as_it_was_even_if_nobody_reads_on(loaded):
+    loaded.model.train()
+    predictions = predict(*loaded, ROWS, batch_size=1)
+    next(predictions)
+    assert not loaded.model.training
+    predictions.close()
+    assert loaded.model.training
+    loaded.model.eval()
+
+
+def test_each_answer_has_a_beam(loaded):
+    defaults = loaded.model.generation_config
+    assert answer_settings(defaults, 1, {}) == {"num_return_sequences": 1}
+    assert answer_settings(defaults, 6, {}) == {"num_return_sequences": 6, "num_beams": 6}
+    assert answer_settings(defaults, 1, {"num_beams": 1}) == {"num_return_sequences": 1, "num_beams": 1}
+    with pytest.raises(UserError, match="2 beams cannot give 3 answers"):
+        answer_settings(defaults, 3, {"num_beams": 2})
+
+
+def test_prompts_are_padded_on_the_right_and_starts_of_answers_on_the_left():
+    rows = [{name: torch.tensor([ids]) for name in ("input_ids", "decoder_input_ids")} for ids in ([0, 7, 2], [0, 2])]
+    for row in rows:
+        row["decoder_attention_mask"] = torch.ones_like(row["input_ids"])
+    batch = collate(rows, pad_token_id=1)
+    assert batch["input_ids"].tolist() == [[0, 7, 2], [0, 2, 1]]
+    assert batch["decoder_input_ids"].tolist() == [[0, 7, 2], [1, 0, 2]]
+    assert batch["decoder_attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
