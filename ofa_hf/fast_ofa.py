@@ -370,15 +370,10 @@ class RealTokens:
         return _Scatter.apply(states, self.index, self.shape.numel()).unflatten(0, self.shape)
 
 
-def find_real_tokens(mask: Tensor | None) -> RealTokens | None:
-    """The real tokens of a `(rows, T)` mask; None where removing the padding does not pay or may not be done.
-
-    Only padding on the right can be removed: causal attention never looks at it.
-    """
-    if mask is None or not IS_OPEN or torch.compiler.is_compiling() or bool((mask[:, 1:] > mask[:, :-1]).any()):
-        return None
-    tokens = RealTokens(mask)
-    return tokens if 0 < len(tokens.index) <= MOST_REAL * mask.numel() else None
+def find_real_tokens(mask: Tensor) -> RealTokens | None:
+    """The real tokens of a `(rows, T)` mask; None where there is too little padding, or nothing else."""
+    tokens = RealTokens(mask) if IS_OPEN else None
+    return tokens if tokens is not None and 0 < len(tokens.index) <= MOST_REAL * mask.numel() else None
 
 
 # ------------------------------------------------------------------------------------------ batches in parts

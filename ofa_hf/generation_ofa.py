@@ -75,6 +75,13 @@ class OFAEncoderOutput(ModelOutput):
             )
         return output
 
+    def repeat(self, count: int) -> "OFAEncoderOutput":
+        """Every row `count` times, one copy next to the other."""
+        mask = self.attention_mask
+        mask = None if mask is None else mask.repeat_interleave(count, dim=0)
+        states = self.last_hidden_state.repeat_interleave(count, dim=0)
+        return type(self)(states, self.position_embeddings, mask, self.hidden_states, self.attentions)
+
     @classmethod
     def join(cls, parts: "list[OFAEncoderOutput]") -> "OFAEncoderOutput":
         """Outputs of consecutive parts of a batch → one."""

@@ -16,22 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPastAndCrossAttentions,
-    Seq2SeqLMOutput,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, Seq2SeqLMOutput
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ofa import OFAConfig
 from .fast_decoding_ofa import StepCache
-from .fast_ofa import (
-    OFALinear,
-    RealTokens,
-    attention_function,
-    find_real_tokens,
-    linear_gelu,
-)
+from .fast_ofa import OFALinear, RealTokens, attention_function, find_real_tokens, linear_gelu
 from .generation_ofa import OFAEncoderOutput, OFAGenerationMixin
 from .modeling_ofa_positions import (
     PIXELS_PER_CELL,
@@ -152,9 +143,8 @@ class OFAAttention(nn.Module):
         query = self._split_heads(query.reshape(key.shape[0], rows_per_image * num_tokens, -1))
         dropout = self.config.attention_dropout if self.training else 0.0
         implementation = "eager" if context.output_attentions else self.config._attn_implementation
-        attend = eager_attention
-        if implementation != "eager":
-            attend = attention_function(implementation, query, bias, dropout)
+        is_eager = implementation == "eager"
+        attend = eager_attention if is_eager else attention_function(implementation, query, bias, dropout)
         heads, weights = attend(self, query, key, value, bias, scaling=self.scaling, dropout=dropout, is_causal=False)
         heads = (heads * self.c_attn[:, None]).reshape(rows, num_tokens, -1)
         if weights is not None and rows_per_image > 1:
@@ -258,6 +248,19 @@ class OFAPreTrainedModel(PreTrainedModel):
     ]
 
     @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As in transformers, which would not notice that a checkpoint lacks the shared word embedding."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        lost = {name for name in info["missing_keys"] if name.endswith("embed_tokens.weight")}
+        weight = model.get_input_embeddings().weight
+        if lost or (weight.is_meta and not hasattr(model, "hf_device_map")):
+            raise ValueError(
+                f"The checkpoint {args[0] if args else ''} lacks encoder.embed_tokens.weight, the word embedding of "
+                "encoder, decoder and output. Get the weight file again, or convert the checkpoint again."
+            )
+        return (model, info) if output_loading_info else model
+
+    @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True  # transformers would guess from the text of this file
 
@@ -281,17 +284,8 @@ class OFAPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.num_batches_tracked)
         elif isinstance(module, OFAAttention):
             nn.init.ones_(module.c_attn)
-        elif isinstance(module, (OFAEncoder, OFADecoder)):
-            # built on the meta device this constant comes back as uninitialized memory
-            module.text_buckets.copy_(
-                token_position_buckets(self.config.token_bucket_size, self.config.max_position_embeddings)
-            )
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embed_tokens = value
+        elif isinstance(module, (OFAEncoder, OFADecoder)):  # what was on the meta device is uninitialized memory
+            module.text_buckets.copy_(self._make_text_buckets())
 
     def _wanted(self, output_attentions: bool | None, output_hidden_states: bool | None) -> dict[str, bool]:
         """What is to be returned besides the last states: as the config says, unless a call says otherwise."""
@@ -317,8 +311,10 @@ class OFAPreTrainedModel(PreTrainedModel):
         self.token_rel_pos_table_list, self.image_rel_pos_table_list = (
             nn.ModuleList(nn.Embedding(size, num_heads) for _ in range(num_layers)) for size in sizes
         )
-        buckets = token_position_buckets(config.token_bucket_size, config.max_position_embeddings)
-        self.register_buffer("text_buckets", buckets, persistent=False)
+        self.register_buffer("text_buckets", self._make_text_buckets(), persistent=False)
+
+    def _make_text_buckets(self) -> Tensor:
+        return token_position_buckets(self.config.token_bucket_size, self.config.max_position_embeddings)
 
 
 def drop_full_mask(mask: Tensor | None) -> Tensor | None:
@@ -326,6 +322,11 @@ def drop_full_mask(mask: Tensor | None) -> Tensor | None:
     if mask is None or torch.compiler.is_compiling() or not bool((mask != 0).all()):
         return mask
     return None
+
+
+def is_padded_right(mask: Tensor | None) -> bool:
+    """Whether every row of a `(rows, T)` mask has its padding at the end, which causal attention never looks at."""
+    return mask is not None and not torch.compiler.is_compiling() and not bool((mask[:, 1:] > mask[:, :-1]).any())
 
 
 # ------------------------------------------------------------------------------------------------ encoder
@@ -535,11 +536,17 @@ class OFADecoder(OFAPreTrainedModel):
                 f"{rows} decoder rows cannot be shared among {len(encoder_outputs.last_hidden_state)} encoder rows. "
                 "Pass the same number of texts for every image, those of one image next to each other."
             )
+        if output_attentions and torch.is_grad_enabled():  # or the weights returned would not be those used
+            encoder_outputs = encoder_outputs.repeat(rows // len(encoder_outputs.last_hidden_state))
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        real_tokens = None
+        if skip_padding and is_padded_right(attention_mask):
+            drops_rows = self.training and self.layers[-1].drop_path_rate > 0  # all tokens of a row at once
+            real_tokens, attention_mask = None if drops_rows else find_real_tokens(attention_mask), None
         context = AttentionContext(
             cache=past_key_values,
             positions=torch.arange(num_tokens, device=inputs_embeds.device) + past,
-            real_tokens=find_real_tokens(attention_mask) if skip_padding else None,
+            real_tokens=real_tokens,
             output_attentions=output_attentions,
         )
         biases = self._biases(past, rows, num_tokens, encoder_outputs, code_masks, past_key_values)
@@ -559,7 +566,7 @@ class OFADecoder(OFAPreTrainedModel):
         context: AttentionContext,
         output_hidden_states: bool,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        key_mask = drop_full_mask(attention_mask) if context.real_tokens is None else None
+        key_mask = drop_full_mask(attention_mask)
         if key_mask is not None:  # keys past its end, of a cache of fixed size, are forbidden as later ones
             key_mask = nn.functional.pad(key_mask, (0, self_biases[0].shape[-1] - key_mask.shape[1]), value=1)
         all_states, all_weights, all_cross_weights = (), (), ()
@@ -634,10 +641,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
     """
 
     _tied_weights_keys = tied_weights_keys(
-        {
-            "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
-            "decoder.output_projection.weight": "encoder.embed_tokens.weight",
-        }
+        {f"decoder.{name}.weight": "encoder.embed_tokens.weight" for name in ("embed_tokens", "output_projection")}
     )
 
     def __init__(self, config: OFAConfig):
@@ -747,13 +751,14 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
         if decoder_input_ids is None and decoder_inputs_embeds is None and labels is not None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        is_lean = isinstance(kept, Tensor) and not len(kept) and code_masks is None and past_key_values is None
+        has_logits = isinstance(kept, slice) or len(kept) > 0
+        is_lean = not has_logits and code_masks is None and past_key_values is None
         texts = {"input_ids": decoder_input_ids, "inputs_embeds": decoder_inputs_embeds, "code_masks": code_masks}
         texts |= {"attention_mask": decoder_attention_mask, "skip_padding": is_lean and not any(wanted.values())}
         decoded = self.decoder(**texts, **wanted, encoder_outputs=encoder_outputs, past_key_values=past_key_values)
         features, projection, loss = decoded.last_hidden_state, self.decoder.output_projection, None
         project = past_key_values.logits if isinstance(past_key_values, StepCache) else projection
-        logits = project(features[:, kept])
+        logits = project(features[:, kept]) if has_logits else None
         if labels is not None:
             kwargs |= {"features": features, "weight": projection.weight}  # for losses that make no logits at all
             loss = self.loss_function(logits=logits, labels=labels, **kwargs)

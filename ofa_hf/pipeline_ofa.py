@@ -157,7 +157,7 @@ class OFAImageToTextPipeline(Pipeline):
         num_captions = len(sequences) // num_images
         outputs = {"sequences": sequences.view(num_images, num_captions, -1)}
         if num_captions > 1 if return_scores is None else return_scores:
-            scores = self.model.caption_scores(sequences, encoder_outputs=encoder_outputs)
+            scores = self.model.sequence_scores(sequences, encoder_outputs=encoder_outputs)
             outputs["scores"] = scores.float().view(num_images, num_captions)
         return outputs
 

@@ -161,7 +161,7 @@ def _answer(
     sequences = model.generate(**inputs, encoder_outputs=encoder_outputs, **settings)
     answers = [{"text": text} for text in processor.batch_decode(sequences)]
     if return_scores:
-        scores = model.caption_scores(sequences, encoder_outputs=encoder_outputs).float().tolist()
+        scores = model.sequence_scores(sequences, encoder_outputs=encoder_outputs).float().tolist()
         answers = [{**answer, "score": score} for answer, score in zip(answers, scores, strict=True)]
     number = len(answers) // len(encoded)
     return [answers[start : start + number] for start in range(0, len(answers), number)]
