@@ -1,21 +1,20 @@
-"""The command line: parse, call one function for each model, print what came out."""
+"""The command line: parse, call one function per model, print what came out."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ofa_hf.errors import UserError, text_of_os_error
 
 
 STEPS = {
     "fetch": "download the source of a published checkpoint",
-    "convert": "… and convert it into a Hub-ready folder, proven exact",
+    "convert": "… and convert it into a verified Hub-ready folder",
     "card": "… and write its model card",
     "bundle": "… and lay out exactly the files that go up",
-    "verify": "… and load them in a fresh process without this package, and caption per image",
-    "upload": "… without verifying: bundle and upload",
+    "verify": "… and load them in a fresh process without this package",
+    "upload": "… bundle and upload without verifying",
     "publish": "all of it: fetch, convert, card, bundle, verify, upload",
     "upgrade": "publish a legacy Hub repository anew in its own place, keeping its history",
 }
@@ -53,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument("targets", nargs="+", metavar="OWNER/NAME" if command == "upgrade" else "MODEL", help=what)
     parser.add_argument("--work", default="outputs/hub_upload", metavar="DIR", help="for what is made (%(default)s)")
     parser.add_argument("--vocab", metavar="VOCAB_TXT", help="Chinese BERT vocab.txt for the conversion")
-    parser.add_argument("--licence", "--license", metavar="NAME", help="of the weights (default: unknown)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a model")
+    parser.add_argument("--license", metavar="NAME", help="of the weights (default: unknown)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per model")
     if command != "upgrade":
         parser.add_argument("--repo-id", metavar="OWNER/NAME", help="repository to publish to; one model at a time")
     if command in ("verify", "publish", "upgrade"):
@@ -75,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, or 1 after one line on stderr about what a user can mend.
+    """Run one command; returns 0, or 1 after one line on stderr about what a user can fix.
 
     Raises:
         SystemExit: 0 after `--help`, 2 after a usage error.
@@ -93,53 +92,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hub_upload {args.command}: {' '.join(text.split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"hub_upload {args.command}: interrupted. Run it again to go on.", file=sys.stderr)
+        print(f"hub_upload {args.command}: interrupted. Run it again to resume.", file=sys.stderr)
         return 130
 
 
 def list_catalogue(args: argparse.Namespace) -> int:
-    from hub_upload.catalogue import catalogue, catalogue_lines
+    from ofa_hf.catalogue.published import catalogue_facts, catalogue_lines
 
-    print(json.dumps(catalogue(), ensure_ascii=False, indent=2) if args.json else "\n".join(catalogue_lines()))
+    facts = json.dumps(catalogue_facts(), ensure_ascii=False, indent=2) if args.json else ""
+    print(facts or "\n".join(catalogue_lines()))
     return 0
 
 
 def make_space(args: argparse.Namespace) -> int:
-    from hub_upload.space import TITLE, Space
-    from hub_upload.steps import check_full_name
+    from ofa_hf.serving.space import make_space
 
-    for name in (args.repo_id, *args.models):
-        check_full_name(name)
-    title, private = args.title or TITLE, args.private or None
-    space = Space(args.repo_id, tuple(dict.fromkeys(args.models)), title, private, args.message, tell)
-    bundle, folder = space.bundle(Path(args.work))
-    result = {"bundle": str(folder), "bytes": bundle.size, "files": bundle.lines()}
-    show(result | (space.publish(bundle) if args.upload else {}), args)
+    options = {"title": args.title, "private": args.private or None, "message": args.message, "upload": args.upload}
+    show(make_space(args.repo_id, args.models, args.work, **options, report=report), args)
     return 0
 
 
 def run(args: argparse.Namespace) -> int:
-    from hub_upload.steps import Job
+    from ofa_hf.publishing.steps import run_step
 
+    names = ("vocab", "license", "repo_id", "source", "upload", "private", "branch", "pull_request", "message")
+    options = {name: value for name, value in vars(args).items() if name in names}
+    options["private"] = options.get("private") or None
+    overlays = getattr(args, "transformers", ())
     for target in args.targets:
-        job = Job.from_arguments(target, args, tell)
-        show(getattr(job, args.command)(), args)
+        show(run_step(args.command, target, args.work, overlays, **options, report=report), args)
     return 0
 
 
-def tell(step: str) -> None:
+def report(step: str) -> None:
     print(step, file=sys.stderr)
 
 
 def show(result: dict, args: argparse.Namespace) -> None:
-    """Print a result; after a dry run say that it was one."""
+    """Print a result; say so if it was a dry run."""
     print(json.dumps(result, ensure_ascii=False) if args.json else "\n".join(lines_of(result)))
     if getattr(args, "upload", None) is False:
-        tell(DRY_RUN)
+        report(DRY_RUN)
 
 
 def lines_of(result: dict) -> list[str]:
-    """A result for a person: a line a fact, lists below their name."""
+    """A result for a person: one line per fact, lists below their name."""
     lines = []
     for name, value in result.items():
         if value and isinstance(value, list):

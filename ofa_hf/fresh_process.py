@@ -87,10 +87,10 @@ def run_fresh(
         )
     except subprocess.TimeoutExpired:
         reason = f"no answer within {timeout:.0f} s; free some memory, or close other programs"
-        raise UserError(failure.format(reason=reason)) from None
+        raise UserError(failure.replace("{reason}", reason)) from None
     if result.returncode:
         lines = result.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {result.returncode}"]
-        raise UserError(failure.format(reason=lines[-1].rstrip(".")[:MAX_REASON]))
+        raise UserError(failure.replace("{reason}", lines[-1].rstrip(".")[:MAX_REASON]))
     return json.loads((scratch / "answer.json").read_text(encoding="utf-8"))
 
 

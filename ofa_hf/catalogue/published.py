@@ -8,7 +8,7 @@ of OFA-Chinese for the legacy repositories.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,13 @@ class PublishedCheckpoint:
     sha256: str | None = None  # none was ever published; checked where known
     size: str = "base"
     task: str = "caption"
-    licence: str | None = None  # None: the authors named none for the weights
+    license: str | None = None  # None: the authors named none for the weights
     trained_on: str = ""
     scores: tuple[Mapping[str, Any], ...] = ()  # {"data", "values", "source" (a page), "note"}; published, not ours
 
     def facts(self) -> dict[str, Any]:
         """What a model card says about the checkpoint, beside what conversion finds out."""
-        return {"licence": self.licence, "trained_on": self.trained_on, "scores": [dict(row) for row in self.scores]}
+        return {"license": self.license, "trained_on": self.trained_on, "scores": [dict(row) for row in self.scores]}
 
 
 def read_model(entry: Mapping[str, Any]) -> PublishedCheckpoint:
@@ -95,7 +95,7 @@ def read_model(entry: Mapping[str, Any]) -> PublishedCheckpoint:
         sha256=entry.get("sha256"),
         size=entry["size"],
         task=entry["settings"].removesuffix("_v2").replace("legacy", "caption"),
-        licence=entry["licence"],
+        license=entry["license"],
         trained_on=entry["trained_on"],
         scores=tuple({**row, "source": _FACTS["sources"][row["source"]]} for row in entry["scores"]),
     )
@@ -130,3 +130,22 @@ def recognise_task(settings: Mapping[str, Any], name: str) -> tuple[str, TaskDef
     if task in FINETUNED_TASKS and type(size) is int and 16 <= size <= 4096:
         defaults = TaskDefaults(defaults.prompt, size, defaults.generation)
     return task, defaults, f"setting task={task}"
+
+
+def catalogue_facts() -> list[dict[str, Any]]:
+    """Every fact about every entry; a license of None was never stated."""
+    return [asdict(entry) for entry in CATALOGUE.values()]
+
+
+def catalogue_lines() -> list[str]:
+    """One line per model: name, size, task, pixels, license, published scores."""
+    lines = [("name", "size", "task", "px", "license", "published scores (by their authors)")]
+    for entry in CATALOGUE.values():
+        scores = "; ".join(f"{row['data']} {scores_line(row['values'])}" for row in entry.scores) or "none"
+        license_ = entry.license or "unknown"
+        lines.append((entry.name, entry.size, entry.task, entry.defaults.image_size, license_, scores))
+    return ["{:28} {:6} {:8} {:>5}  {:9} {}".format(*line).rstrip() for line in lines]
+
+
+def scores_line(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in values.items())

@@ -1,9 +1,9 @@
-"""Conversion in one straight line: read → configuration → account of the weights → folder → proof → into place."""
+"""Conversion in one straight line: read → configuration → account of the weights → folder → verify → into place."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,28 @@ from ofa_hf import OFAImageProcessor, OFAProcessor, __version__  # from here: th
 from ofa_hf.catalogue.published import TaskDefaults
 from ofa_hf.conversion.configuration import ConfigDecisions
 from ofa_hf.conversion.renames import WeightAccount, match_weights, rename_key
-from ofa_hf.conversion.sources import ACCOUNT_FILE, OFFICIAL_KIND, Source, open_source
+from ofa_hf.conversion.sources import OFFICIAL_KIND, Source, open_source
 from ofa_hf.conversion.torch_file import FileRefused
-from ofa_hf.conversion.verify import Proof, empty_model, prove
+from ofa_hf.conversion.verify import Verification, empty_model, verify_written
 from ofa_hf.conversion.vocabulary import build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
-from ofa_hf.conversion.workspace import publish, workspace_for
 from ofa_hf.conversion.write import (
     WeightsToSave,
     compare_weights,
     copy_hub_files,
     write_config,
     write_generation_config,
-    write_json,
     write_weights,
 )
 from ofa_hf.errors import UserError, full_disk_told
-from ofa_hf.publishing.card import write_card
+from ofa_hf.files import file_digest, new_folder, write_json
+from ofa_hf.model_card.card import write_card
+from ofa_hf.model_card.facts import ACCOUNT_FILE
 
 
 ACCOUNT_VERSION = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ENGLISH_VOCABULARY = 59457
-ROOM_BESIDE_WEIGHTS = 100 * 2**20  # bytes for code, tokenizer and the proof
+ROOM_BESIDE_WEIGHTS = 100 * 2**20  # bytes for code, tokenizer and verification
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ConversionAccount:
         lines += [f"note: {note}" for note in self.values["notes"]]
         if proof:
             lines.append(
-                f"proof: a fresh process loaded {proof['equal_tensors']} equal tensors; "
+                f"verified: a fresh process loaded {proof['equal_tensors']} equal tensors; "
                 f"logits {proof['logits_shape']} differ by {proof['max_difference']} from the source's"
             )
         return lines
@@ -78,11 +78,11 @@ def convert(
     verify: bool = True,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ConversionAccount:
-    """Convert a checkpoint into a Hub-ready folder and prove it.
+    """Convert a checkpoint into a Hub-ready folder and verify it.
 
     Args:
         checkpoint: official `.pt`, legacy folder, name of a published checkpoint (downloaded first) or Hub id.
-        out: the folder; it appears complete or not at all.
+        out: the folder; it appears whole or not at all.
         vocab: Chinese BERT `vocab.txt`; by default the legacy folder's tokenizer, else the file from the Hub.
         dtype: of the saved weights; by default the source's.
         prompt, image_size, generation: replace what belongs to the checkpoint.
@@ -91,20 +91,59 @@ def convert(
         progress: called with what happens now.
 
     Raises:
-        UserError: anything about the checkpoint, the options or the disk that stands in the way; nothing is written.
+        UserError: the checkpoint, the options or the disk do not allow it; nothing is written.
     """
     target = Path(out).absolute()
-    with (
-        full_disk_told(target.parent, "Free some room and convert again; nothing half-written was kept."),
-        workspace_for(target, overwrite) as workspace,
-    ):
+    full_disk = full_disk_told(target.parent, "Free some room and convert again; nothing half-written was kept.")
+    with full_disk, new_folder(target, partial(check_target, overwrite=overwrite)) as (folder, scratch):
         try:
             job = Conversion(open_source(checkpoint), progress)
-            values = job.run(workspace, vocab, as_dtype(dtype), prompt, image_size, generation or {}, verify)
+            values = job.run(folder, scratch, vocab, as_dtype(dtype), prompt, image_size, generation or {}, verify)
         except FileRefused as error:  # found while numbers were read: damaged bytes
             raise UserError(f"{checkpoint} cannot be converted: {error}.") from error
-        publish(workspace / "folder", target, workspace)
     return ConversionAccount(target, values)
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse to replace anything but an earlier conversion, and that only when asked."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{target} is a file. Give a folder that does not exist yet.")
+    if any(target.iterdir()) and not (target / ACCOUNT_FILE).is_file():
+        raise UserError(
+            f"{target} holds other files, which are never replaced. Give a folder that does not exist yet."
+        )
+    if any(target.iterdir()) and not overwrite:
+        raise UserError(
+            f"{target} holds an earlier conversion. Add --overwrite to replace it, or give another folder."
+        )
+
+
+@dataclass
+class MatchedSource:
+    """A source whose every weight has its place in the network."""
+
+    decisions: ConfigDecisions
+    tensors: dict[str, Any]  # names here → tensors of the source, not read yet
+    account: WeightAccount
+
+    def weights_to_save(self, dtype: torch.dtype | None = None) -> WeightsToSave:
+        """The weights in `dtype`, by default the source's own; float32, which holds them all exactly, if mixed."""
+        dtypes = {tensor.dtype for tensor in self.tensors.values() if tensor.dtype.is_floating_point}
+        own = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        return WeightsToSave(self.tensors, self.account.filled, dtype or own)
+
+
+def match_source(source: Source) -> MatchedSource:
+    """Decide the configuration of a source and give every weight its name here.
+
+    Raises:
+        UserError: it is not an OFA network, or a weight is unknown, missing or of another shape.
+    """
+    decisions = source.decide_config({rename_key(name): tuple(t.shape) for name, t in source.weights.items()})
+    expected = {name: tensor.shape for name, tensor in empty_model(decisions.config).state_dict().items()}
+    return MatchedSource(decisions, *match_weights(source.weights, expected, decisions.config, source.name))
 
 
 class Conversion:
@@ -113,41 +152,29 @@ class Conversion:
     def __init__(self, source: Source, progress: Callable[[str], None]):
         self.source, self.progress = source, progress
         progress(f"reading {source.name}")
-        self.decisions = source.decide_config({rename_key(name): tuple(t.shape) for name, t in source.weights.items()})
-        expected = {name: tensor.shape for name, tensor in empty_model(self.config).state_dict().items()}
-        self.matched, self.weight_account = match_weights(source.weights, expected, self.config, source.name)
+        self.matched = match_source(source)
+        self.decisions, self.config = self.matched.decisions, self.matched.decisions.config
         self.task, self.defaults, self.task_reason = source.recognise_task()
 
-    @property
-    def config(self):
-        return self.decisions.config
-
-    def run(self, workspace: Path, vocab, dtype, prompt, image_size, generation, verify: bool) -> dict[str, Any]:
-        """Build the folder in `workspace / "folder"`; returns the account."""
-        folder, scratch = workspace / "folder", workspace / "proof"
-        folder.mkdir()
-        scratch.mkdir()
-        weights = WeightsToSave(self.matched, self.weight_account.filled, dtype or self.source_dtype())
-        check_room(workspace, weights.total_size)
+    def run(
+        self, folder: Path, scratch: Path, vocab, dtype, prompt, image_size, generation, verify: bool
+    ) -> dict[str, Any]:
+        """Build the folder; returns the account."""
+        weights = self.matched.weights_to_save(dtype)
+        check_room(folder, weights.total_size)
         settings = self.settings_of(prompt, image_size, generation)
         processor = self.write_small_files(folder, vocab, settings, weights.dtype)
         self.progress("writing weights")
-        files = write_weights(folder, weights)
-        compare_weights(folder, files, weights)
-        proof = None
+        compare_weights(folder, write_weights(folder, weights), weights)
+        verification = None
         if verify:
-            self.progress("proving the folder in a fresh process")
-            proof = prove(folder, files, self.config, weights, processor, scratch)
+            self.progress("verifying the folder in a fresh process")
+            verification = verify_written(folder, self.config, weights, processor, scratch)
         self.progress("writing the account")
-        values = self.account(weights, settings, proof)
+        values = self.account(weights, settings, verification)
         write_json(folder / ACCOUNT_FILE, values)
         write_card(folder)
         return values
-
-    def source_dtype(self) -> torch.dtype:
-        """The one dtype of the source's weights; float32, which holds them all exactly, where they are mixed."""
-        dtypes = {tensor.dtype for tensor in self.matched.values() if tensor.dtype.is_floating_point}
-        return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
     def settings_of(self, prompt: str | None, image_size: int | None, generation: Mapping[str, Any]) -> TaskDefaults:
         """What belongs to this checkpoint, with the caller's own choices on top.
@@ -198,7 +225,9 @@ class Conversion:
             return load_legacy_tokenizer(self.source.folder)
         return build_tokenizer(fetch_vocabulary() if vocab is None else vocab, "[UNK]" if official else "<unk>")
 
-    def account(self, weights: WeightsToSave, settings: TaskDefaults, proof: Proof | None) -> dict[str, Any]:
+    def account(
+        self, weights: WeightsToSave, settings: TaskDefaults, verification: Verification | None
+    ) -> dict[str, Any]:
         source, published = self.source, self.source.published
         return {
             "version": ACCOUNT_VERSION,
@@ -221,8 +250,8 @@ class Conversion:
             "published": published.facts() if published else {},
             "config": describe_config(self.decisions),
             "checkpoint": {"task": self.task, "recognised_by": self.task_reason} | asdict(settings),
-            "weights": describe_weights(self.weight_account),
-            "proof": asdict(proof) if proof else None,
+            "weights": describe_weights(self.matched.account),
+            "proof": asdict(verification) if verification else None,
             "notes": self.decisions.notes,
             "versions": {
                 "ofa_hf": __version__,
@@ -269,16 +298,7 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def check_room(folder: Path, weights_size: int) -> None:
-    """Refuse to begin what the disk cannot hold."""
+    """Refuse to start what the disk cannot hold."""
     needed, free = weights_size + ROOM_BESIDE_WEIGHTS, shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(f"The disk of {folder.parent} has {free:,} bytes left, {needed:,} are needed. Make room.")
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """From what the user names (file, folder, catalogue name, Hub id) to weights and settings, still in their files."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,10 +22,11 @@ from ofa_hf.conversion.download import download_file, download_repository
 from ofa_hf.conversion.fairseq_reader import read_checkpoint
 from ofa_hf.conversion.inert_pickle import shown
 from ofa_hf.errors import UserError
+from ofa_hf.files import read_json
+from ofa_hf.model_card.facts import ACCOUNT_FILE
 
 
 OFFICIAL_KIND, LEGACY_KIND = "official fairseq checkpoint", "legacy OFA-Chinese folder"
-ACCOUNT_FILE = "conversion.json"  # what marks a folder as written by this converter
 LEGACY_WEIGHTS = ("pytorch_model.bin", "model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 MAX_CONFIG_BYTES = 1_000_000
@@ -141,7 +141,8 @@ def open_folder(folder: Path, name: str) -> Source:
             f"{folder} is no legacy OFA-Chinese folder: it holds {seen}; expected config.json and pytorch_model.bin. "
             f"For an official checkpoint give the .pt file itself."
         )
-    source = Source(LEGACY_KIND, name, file, "safetensors", {}, read_config(folder / "config.json"), folder=folder)
+    settings = read_json(folder / "config.json", "Expected the config.json of OFA-Chinese.", MAX_CONFIG_BYTES)
+    source = Source(LEGACY_KIND, name, file, "safetensors", {}, settings, folder=folder)
     source.published = find_published(name)
     if file.suffix == ".safetensors":
         source.weights = read_safetensors(file)
@@ -149,19 +150,6 @@ def open_folder(folder: Path, name: str) -> Source:
         checkpoint = read_checkpoint(file)
         source.layout, source.weights, source.ignored = checkpoint.layout, checkpoint.weights, checkpoint.ignored
     return source
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The fields of a legacy `config.json`."""
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError("it is larger than 1 MB")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be used: {error}. Expected the config.json of OFA-Chinese.") from error
-    return values
 
 
 def read_safetensors(path: Path) -> dict[str, SafetensorsTensor]:

@@ -1,14 +1,10 @@
-"""Prove a written folder: a fresh process that knows nothing but the folder gives the source's own logits.
+"""Verify a written folder: a fresh process that knows nothing but the folder computes the source's own logits.
 
 The source side never touches the folder: its tensors go straight into the model class. Both sides compute in float32
 on one fixed batch. Logits cannot show every weight (the biases of k projections cancel in the softmax), so the other
 side also compares each tensor it loaded with the file.
 """
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +17,18 @@ from ofa_hf.configuration_ofa import OFAConfig
 from ofa_hf.conversion.renames import TIED_KEYS
 from ofa_hf.conversion.write import WeightsToSave
 from ofa_hf.errors import UserError
+from ofa_hf.fresh_process import run_fresh
 from ofa_hf.modeling_ofa import OFAForConditionalGeneration
 
 
+STRANGER = Path(__file__).with_name("stranger.py")
+DOES_NOT_LOAD = "The written folder does not load in a fresh process: {reason}. Nothing was kept."
 IMAGE_SIDE = 128  # pixels of the batch's images, if the position tables know that many
 TOLERANCE = 0.0  # same code, same numbers, same number of threads
-TIMEOUT = 1800  # seconds
 
 
 @dataclass
-class Proof:
+class Verification:
     """What the fresh process found."""
 
     max_difference: float  # of the logits, absolute
@@ -46,8 +44,8 @@ def empty_model(config: OFAConfig) -> OFAForConditionalGeneration:
         return OFAForConditionalGeneration(config)
 
 
-def proof_batch(config: OFAConfig) -> dict[str, torch.Tensor]:
-    """Two rows, one shorter and without image, that reach every part of the network captioning uses."""
+def fixed_batch(config: OFAConfig) -> dict[str, torch.Tensor]:
+    """Two rows, one shorter and without image, that reach every part of the network that captioning uses."""
     side = min(IMAGE_SIDE, 16 * config.image_bucket_size)
     pixels = torch.arange(2 * 3 * side * side) * 7919 % 509 / 254 - 1
     length = min(12, config.max_position_embeddings)
@@ -64,9 +62,9 @@ def proof_batch(config: OFAConfig) -> dict[str, torch.Tensor]:
     }
 
 
-def proof_image() -> torch.Tensor:
-    """A small image with structure, `(height, width, 3)` uint8, for the processors to agree on."""
-    return (torch.arange(40 * 60 * 3) * 31 % 251).to(torch.uint8).view(40, 60, 3)
+def fixed_image() -> Image.Image:
+    """A small image with structure, the same every time, for two processors or engines to agree on."""
+    return Image.fromarray((torch.arange(40 * 60 * 3) * 31 % 251).to(torch.uint8).view(40, 60, 3).numpy())
 
 
 @torch.inference_mode()
@@ -80,56 +78,35 @@ def logits_of_source(config: OFAConfig, weights: WeightsToSave, batch: dict[str,
     return model.eval()(**batch).logits
 
 
-def prove(folder: Path, files: list[str], config: OFAConfig, weights: WeightsToSave, processor: Any, scratch: Path):
-    """Compare the folder, loaded by a fresh process, with the source.
+def verify_written(
+    folder: Path, config: OFAConfig, weights: WeightsToSave, processor: Any, scratch: Path
+) -> Verification:
+    """Compare a Hub-ready folder, loaded by a fresh process, with the source.
 
     Args:
-        folder, files: the Hub-ready folder and its weight files.
         processor: made by the package's classes from the source; the folder's own must agree with it.
         scratch: an empty folder for questions and answers.
 
-    Returns:
-        a `Proof`.
-
     Raises:
-        UserError: the fresh process fails, or differs in anything.
+        UserError: the fresh process fails, or anything differs.
     """
-    batch, image = proof_batch(config), proof_image()
-    expected = processor(images=Image.fromarray(image.numpy()), return_tensors="pt")
-    logits = logits_of_source(config, weights, batch)
-    save_file({**batch, "image": image}, scratch / "inputs.safetensors")
-    request = {
-        "folder": str(folder),
-        "files": files,
-        "threads": torch.get_num_threads(),
-        **{name: str(scratch / f"{name}.safetensors") for name in ("inputs", "answers")},
-        "report": str(scratch / "report.json"),
-    }
-    report, answers = ask_fresh_process(request, scratch)
-    difference = (answers["logits"] - logits).abs().max().item()
-    problems = [f"{word} weights {report[word][:3]}" for word in ("missing", "unexpected") if report[word]]
-    if report["equal"] != len(weights.names):
-        problems.append(f"{len(weights.names) - report['equal']} weights differ after loading")
+    batch, image = fixed_batch(config), scratch / "image.png"
+    inputs, outputs = scratch / "inputs.safetensors", scratch / "outputs.safetensors"
+    save_file(batch, inputs)
+    fixed_image().save(image)
+    request = {"folder": str(folder), "threads": torch.get_num_threads(), "exact": True, "images": [str(image)]}
+    request |= {"inputs": str(inputs), "outputs": str(outputs)}
+    seen = run_fresh(STRANGER, request, scratch=scratch, failure=DOES_NOT_LOAD)
+    found, logits = load_file(outputs), logits_of_source(config, weights, batch)
+    expected = processor(images=fixed_image(), return_tensors="pt")
+    problems, difference = [], (found["logits"] - logits).abs().max().item()
+    if seen["equal_tensors"] != len(weights.names):
+        problems.append(f"it holds {seen['equal_tensors']} tensors instead of {len(weights.names)}")
     if not difference <= TOLERANCE:  # also true of NaN
-        problems.append(f"logits differ by {difference:.3g}")
-    if not all(torch.equal(answers[name], expected[name]) for name in ("input_ids", "pixel_values")):
-        problems.append("the processor prepares other inputs")
+        problems.append(f"its logits differ by {difference:.3g}")
+    if not all(torch.equal(found[name], expected[name]) for name in ("input_ids", "pixel_values")):
+        problems.append("its processor prepares other inputs")
     if problems:
-        raise UserError(f"The written folder is not what the source is: {'; '.join(problems)}. Nothing was kept.")
-    return Proof(difference, list(logits.shape), report["equal"], report["load_seconds"], report["transformers"])
-
-
-def ask_fresh_process(request: dict, scratch: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Run `verify_child.py` in a process of its own and return its report and tensors."""
-    (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    program = Path(__file__).with_name("verify_child.py").read_text(encoding="utf-8")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
-    command = [sys.executable, "-c", program, str(scratch / "request.json"), str(os.getpid())]
-    result = subprocess.run(
-        command, cwd=scratch, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT
-    )
-    if result.returncode:
-        output = result.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {result.returncode}"]
-        raise UserError(f"The written folder does not load in a fresh process: {output[-1][:500]}. Nothing was kept.")
-    report = json.loads(Path(request["report"]).read_text(encoding="utf-8"))
-    return report, load_file(request["answers"])
+        raise UserError(f"The written folder differs from its source: {'; '.join(problems)}. Nothing was kept.")
+    names = ("equal_tensors", "load_seconds", "transformers")
+    return Verification(difference, list(logits.shape), *(seen[name] for name in names))

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from ofa_hf.configuration_ofa import OFAConfig
 from ofa_hf.errors import UserError
-from ofa_hf.files import hub_files
+from ofa_hf.files import hub_files, read_json, write_json
 
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -158,13 +158,9 @@ def write_generation_config(folder: Path, settings: Mapping[str, Any]) -> None:
     except (ValueError, TypeError) as error:
         raise UserError(f"The generation settings {dict(settings)} do not fit together: {error}") from error
     path = folder / "generation_config.json"
-    write_json(path, dict(sorted({**json.loads(path.read_text(encoding="utf-8")), **TOKEN_IDS, **settings}.items())))
+    write_json(path, dict(sorted({**read_json(path), **TOKEN_IDS, **settings}.items())))
 
 
 def copy_hub_files(folder: Path) -> list[str]:
     """Copy the code files that the folder needs; returns their names."""
     return [shutil.copyfile(file, folder / file.name).name for file in hub_files()]
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

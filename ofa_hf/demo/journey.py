@@ -5,20 +5,25 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from ofa_hf import OFAImageProcessor, OFAProcessor
 from ofa_hf.conversion.convert import convert
+from ofa_hf.conversion.verify import STRANGER
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.data import load_muge
 from ofa_hf.demo.pretraining import Pretraining, pretrain
 from ofa_hf.demo.report import write_demo_report
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import EvaluationResult
+from ofa_hf.fresh_process import run_fresh
 from ofa_hf.models import load_model
 from ofa_hf.prediction.evaluating import evaluate_model
 from ofa_hf.samples.official_file import write_official_checkpoint
@@ -268,15 +273,6 @@ def freeze_run(label: str, arguments: Path) -> FreezeRun:
 # ---------------------------------------------------------------------------------------- as a stranger would
 
 
-STRANGER = """
-import json, sys
-sys.modules["ofa_hf"] = None  # importing it fails, as it does where it is not installed
-from transformers import pipeline
-captioner = pipeline("image-to-text", model=sys.argv[1], trust_remote_code=True)
-print(json.dumps([captioner(name, num_beams=5, max_length=24)[0]["generated_text"] for name in sys.argv[2:]]))
-"""
-
-
 def check_without_package(out: Path, after: EvaluationResult, files: ShopFiles, count: int = 3) -> None:
     """Load the finetuned folder as a stranger would and compare a few captions.
 
@@ -290,12 +286,10 @@ def check_without_package(out: Path, after: EvaluationResult, files: ShopFiles, 
         path.write_bytes(row["image"]["bytes"])
         images.append(str(path))
         expected.append(after.predictions[row["id"]])
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(out / "modules")}
-    command = [sys.executable, "-c", STRANGER, str(out / "model"), *images]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    shutil.rmtree(out / "modules", ignore_errors=True)
-    if finished.returncode:
-        raise UserError(f"A process without ofa_hf cannot caption with {out / 'model'}: {finished.stderr[-600:]}")
-    found = json.loads(finished.stdout.splitlines()[-1])
+    failure = f"A process without ofa_hf cannot caption with {out / 'model'}: {{reason}}. Please report this."
+    request = {"folder": str(out / "model"), "threads": torch.get_num_threads(), "images": images}
+    request["pipeline"] = {"num_beams": 5, "max_length": 24}
+    with tempfile.TemporaryDirectory() as scratch:
+        found = run_fresh(STRANGER, request, scratch=scratch, failure=failure)["texts"]
     if found != expected:
         raise UserError(f"A process without ofa_hf says {found} where this one says {expected}. Please report this.")

@@ -1,15 +1,14 @@
 """What both kinds of export share: libraries they need, a place to write, what the folder says about itself."""
 
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.conversion.workspace import publish, workspace_for
 from ofa_hf.errors import UserError, full_disk_told
+from ofa_hf.files import NewFolder, new_folder, write_json
 from ofa_hf.models import LoadedModel
 
 
@@ -41,29 +40,17 @@ def refuse_quantised(captioner: LoadedModel, model: str) -> None:
         raise UserError(f"The weights of {model} are quantised already. Give the folder it was made from.")
 
 
-def refuse_existing(out: str | Path) -> None:
-    """Raises `UserError` if there is something at `out` already."""
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already; an export never replaces files. Give a folder that does not exist.")
-
-
 @contextmanager
-def new_folder(out: str | Path) -> Iterator[tuple[Path, Path]]:
+def new_export(out: str | Path) -> Iterator[NewFolder]:
     """A folder to fill, and one for scratch; the first appears at `out` at the end, whole or not at all.
 
     Raises:
         UserError: `out` holds something.
     """
-    refuse_existing(out)
     target = Path(out).absolute()
     full_disk = full_disk_told(target.parent, "Nothing was kept. Free some room and export again.")
-    with full_disk, workspace_for(target, overwrite=False) as workspace:
-        folder, scratch = workspace / "folder", workspace / "scratch"
-        folder.mkdir()
-        scratch.mkdir()
-        yield folder, scratch
-        publish(folder, target, workspace)
+    with full_disk, new_folder(target) as new:
+        yield new
 
 
 def source_name(model: str) -> str:
@@ -72,5 +59,4 @@ def source_name(model: str) -> str:
 
 
 def write_facts(folder: Path, values: Mapping[str, Any]) -> None:
-    text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
-    (folder / EXPORT_FILE).write_text(text, encoding="utf-8")
+    write_json(folder / EXPORT_FILE, values)

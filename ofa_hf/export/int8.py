@@ -5,10 +5,6 @@ are the word embedding, which is the output projection too, the image trunk (con
 positions, which run once a shape and not once a token.
 """
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,26 +15,27 @@ from PIL import Image
 
 from ofa_hf import OFAForConditionalGeneration, __version__
 from ofa_hf.conversion.convert import as_dtype
+from ofa_hf.conversion.verify import DOES_NOT_LOAD, STRANGER
 from ofa_hf.errors import UserError
 from ofa_hf.export.folder import (
     Export,
     need_libraries,
-    new_folder,
-    refuse_existing,
+    new_export,
     refuse_quantised,
     source_name,
     write_facts,
 )
+from ofa_hf.files import refuse_existing
+from ofa_hf.fresh_process import run_fresh
 from ofa_hf.image_processing_ofa import load_image
+from ofa_hf.model_card.card import write_card
 from ofa_hf.models import LoadedModel, load_model
 from ofa_hf.prediction.inputs import find_images
-from ofa_hf.publishing.card import write_card
 from ofa_hf.samples.shop import draw, split_products
+from ofa_hf.versions_ofa import CAN_SAVE_INT8
 
 
-FRESH_PROGRAM = Path(__file__).with_name("int8_child.py")
 NUM_IMAGES = 16
-TIMEOUT = 1800  # seconds
 POSITION_PROJECTIONS = (
     *(f"encoder.pos_{what}_linear" for what in "qk"),
     *(f"decoder.{side}_pos_{what}_linear" for side in ("self", "cross") for what in "qk"),
@@ -86,17 +83,17 @@ def export_int8(
             written folder says something else than the model in memory.
     """
     need_libraries("int8", "torchao")
-    if int(transformers.__version__.split(".")[0]) < 5:
+    if not CAN_SAVE_INT8:
         raise UserError(
             f"transformers {transformers.__version__} cannot save int8 weights as safetensors; 5 can. Export with "
             f"transformers 5, or quantise at every load: from_pretrained(…, quantization_config=int8_config())."
         )
-    refuse_existing(out)
+    refuse_existing(Path(out))
     progress("loading the model")
     captioner = load_model(model, device="cpu", dtype="auto" if dtype is None else as_dtype(dtype))
     refuse_quantised(captioner, model)
     shown = load_images(images)
-    with new_folder(out) as (folder, scratch):
+    with new_export(out) as (folder, scratch):
         progress(f"captioning {len(shown)} images before")
         before = answers_of(captioner, shown)
         progress("quantising")
@@ -162,20 +159,14 @@ def check_in_fresh_process(folder: Path, scratch: Path, images: list[Image.Image
     Raises:
         UserError: it cannot load the folder, or says something else.
     """
-    for number, image in enumerate(images):
-        image.save(scratch / f"{number:04d}.png")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
-    program = FRESH_PROGRAM.read_text(encoding="utf-8")
-    command = [sys.executable, "-c", program, str(folder), str(scratch), str(torch.get_num_threads())]
-    result = subprocess.run(
-        command, cwd=scratch, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT
-    )
-    if result.returncode:
-        reason = (result.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {result.returncode}"])[-1]
-        raise UserError(f"The written folder does not load in a fresh process: {reason[:500]}. Nothing was kept.")
-    found = json.loads((scratch / "tokens.json").read_text(encoding="utf-8"))
-    if found != [one["tokens"] for one in expected]:
-        raise UserError("The written folder captions otherwise than the model it was saved from. Nothing was kept.")
+    files = [scratch / f"{number:04d}.png" for number in range(len(images))]
+    for image, file in zip(images, files, strict=True):
+        image.save(file)
+    request = {"folder": str(folder), "threads": torch.get_num_threads(), "dtype": "auto"}
+    request |= {"images": list(map(str, files)), "greedy": True}
+    seen = run_fresh(STRANGER, request, scratch=scratch, failure=DOES_NOT_LOAD)
+    if seen["tokens"] != [one["tokens"] for one in expected]:
+        raise UserError("The written folder captions differently from the model it was saved from. Nothing was kept.")
 
 
 def weights_size(folder: Path) -> int:

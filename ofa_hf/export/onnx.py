@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 
 from ofa_hf import __version__
-from ofa_hf.conversion.verify import proof_image
+from ofa_hf.conversion.verify import fixed_image
 from ofa_hf.errors import UserError
 from ofa_hf.export.caption_onnx import Captioner, Settings, Steps, read_image
 from ofa_hf.export.folder import (
     Export,
     need_libraries,
-    new_folder,
-    refuse_existing,
+    new_export,
     refuse_quantised,
     source_name,
     write_facts,
 )
 from ofa_hf.export.graphs import OPSET, write_graphs
+from ofa_hf.files import refuse_existing, write_text
 from ofa_hf.models import LoadedModel, load_model
 
 
@@ -48,13 +48,13 @@ def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = l
             graphs say something else than the model.
     """
     need_libraries("onnx", "onnx", "onnxscript", "onnxruntime", "tokenizers")
-    refuse_existing(out)
+    refuse_existing(Path(out))
     progress("loading the model")
     captioner = load_model(model, device="cpu", dtype="float32")
     refuse_quantised(captioner, model)
     settings_of(captioner)
     captioner.model.set_attn_implementation("eager")
-    with new_folder(out) as (folder, scratch):
+    with new_export(out) as (folder, scratch):
         progress("tracing both graphs (some minutes for a large model)")
         captioner.model.generation_config.save_pretrained(folder)
         captioner.processor.save_pretrained(folder)
@@ -72,7 +72,7 @@ def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = l
             "versions": versions(),
         }
         write_facts(folder, values)
-        (folder / "README.md").write_text(readme(captioner, Path(out).name, proof), encoding="utf-8")
+        write_text(folder / "README.md", readme(captioner, Path(out).name, proof))
     lines = [
         f"{model} → {out}: encoder.onnx, decoder.onnx (opset {OPSET}), caption.py",
         f"proof: scores differ from torch's by at most {proof['max_difference']:.2g}; greedy tokens and those of "
@@ -101,7 +101,7 @@ def prove(captioner: LoadedModel, folder: Path, scratch: Path) -> dict[str, Any]
         UserError: tokens are not the same, or scores differ by more than `TOLERANCE`.
     """
     image = scratch / "image.png"
-    Image.fromarray(proof_image().numpy()).save(image)
+    fixed_image().save(image)
     inputs = captioner.processor(images=Image.open(image), return_tensors="pt")
     settings = settings_of(captioner)
     beams = settings.num_beams if settings.num_beams > 1 else 5

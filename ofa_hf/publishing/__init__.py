@@ -1,4 +1,4 @@
-"""What goes up to the Hub: the model card, the bundle of files, the push.
+"""What goes up to the Hub: the bundle of files, verified and pushed in one commit.
 
 The names below are loaded when first used.
 """
@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ofa_hf.publishing.bundle import Bundle, bundle_of
-    from ofa_hf.publishing.card import model_card, write_card
     from ofa_hf.publishing.push import Push, publish_folder, push
 
 
-__all__ = ["Bundle", "Push", "bundle_of", "model_card", "publish_folder", "push", "write_card"]
+__all__ = ["Bundle", "Push", "bundle_of", "publish_folder", "push"]
 
 _HOMES = {
     "Bundle": "bundle",
     "bundle_of": "bundle",
-    "model_card": "card",
-    "write_card": "card",
     "Push": "push",
     "publish_folder": "push",
     "push": "push",

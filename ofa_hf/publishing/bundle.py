@@ -14,8 +14,8 @@ from transformers.tokenization_utils_base import ADDED_TOKENS_FILE, SPECIAL_TOKE
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from ofa_hf.errors import UserError
-from ofa_hf.publishing.card import current_card
-from ofa_hf.publishing.facts import (
+from ofa_hf.model_card.card import current_card
+from ofa_hf.model_card.facts import (
     ACCOUNT_FILE,
     CARD_FILE,
     CURVE_FILE,
@@ -91,11 +91,11 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def bundle_of(folder: str | Path, repo_id: str | None = None, licence: str | None = None) -> Bundle:
+def bundle_of(folder: str | Path, repo_id: str | None = None, license: str | None = None) -> Bundle:
     """The files of a Hub-ready folder that belong into its repository, its card included; nothing else goes up.
 
     Args:
-        repo_id, licence: for the card.
+        repo_id, license: for the card.
 
     Raises:
         UserError: a file is missing, damaged, or of another kind of model.
@@ -110,7 +110,7 @@ def bundle_of(folder: str | Path, repo_id: str | None = None, licence: str | Non
     for name, values in ((RESULTS_FILE, facts.finetuning), (EVALUATION_FILE, facts.evaluation)):
         if values:
             files[name] = (json.dumps(without_paths(values), ensure_ascii=False, indent=2) + "\n").encode()
-    files[CARD_FILE] = current_card(folder, repo_id, licence).encode()
+    files[CARD_FILE] = current_card(folder, repo_id, license).encode()
     return Bundle(files)
 
 

@@ -80,7 +80,7 @@ def publish_folder(
     revision: str | None = None,
     create_pr: bool = False,
     message: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
 ) -> str:
     """Push exactly what belongs to the model in a folder, with its card, in one commit; safe to repeat.
 
@@ -90,7 +90,7 @@ def publish_folder(
         token: by default the one that is logged in.
         revision: branch to push to.
         create_pr: propose the commit as a pull request instead.
-        licence: of the weights, for the card.
+        license: of the weights, for the card.
 
     Returns:
         address of the repository or the pull request.
@@ -99,10 +99,10 @@ def publish_folder(
         UserError: the folder is not complete, or the Hub refuses; nothing half-done is visible there.
     """
     destination = Destination(repo_id, private, revision, create_pr)
-    bundle_of(folder, repo_id, licence)  # refuse a bad folder before anything is made on the Hub
+    bundle_of(folder, repo_id, license)  # refuse a bad folder before anything is made on the Hub
     api = connect(repo_id, token)
     full_name = prepare_repository(api, destination)
-    bundle = bundle_of(folder, full_name, licence)
+    bundle = bundle_of(folder, full_name, license)
     return push(api, bundle, Destination(full_name, private, revision, create_pr), message).url
 
 

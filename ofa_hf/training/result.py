@@ -8,8 +8,8 @@ import torch
 import transformers
 
 import ofa_hf
-from ofa_hf.publishing.card import write_card
-from ofa_hf.publishing.facts import RESULTS_FILE, trainer_facts
+from ofa_hf.model_card.card import write_card
+from ofa_hf.model_card.facts import RESULTS_FILE, trainer_facts
 
 
 if TYPE_CHECKING:

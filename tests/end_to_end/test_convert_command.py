@@ -1,4 +1,4 @@
-"""The real command and the real proof: a folder that a process without the package loads."""
+"""The real command and the real verification: a folder that a process without the package loads."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def files(tmp_path_factory):
     return folder
 
 
-def test_the_command_converts_an_official_file_and_proves_it(files, tmp_path):
+def test_the_command_converts_an_official_file_and_verifies_it(files, tmp_path):
     result = run(files / "tiny.pt", tmp_path / "out", "--vocab", files / "vocab.txt", "--json")
     assert result.returncode == 0, result.stderr
     account = json.loads(result.stdout)
@@ -36,7 +36,7 @@ def test_the_command_converts_an_official_file_and_proves_it(files, tmp_path):
         account["proof"]["equal_tensors"]
         == account["weights"]["counts"]["renamed"] + account["weights"]["counts"]["kept"]
     )
-    assert "proving" in result.stderr
+    assert "verifying" in result.stderr
     assert not [entry for entry in tmp_path.iterdir() if entry.name != "out"]
 
 
@@ -70,12 +70,12 @@ def test_a_killed_conversion_leaves_no_folder_and_the_next_one_succeeds(files, t
     command = [*map(str, command), "--vocab", str(files / "vocab.txt")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(1200):
-        if any(tmp_path.glob(".out.converting-*/folder/config.json")):
+        if any(tmp_path.glob(".out.unfinished-*/folder/config.json")):
             break
         time.sleep(0.05)
     process.kill()
     process.wait()
     assert not (tmp_path / "out").exists()
-    assert any(tmp_path.glob(".out.converting-*"))
+    assert any(tmp_path.glob(".out.unfinished-*"))
     assert run(files / "tiny.pt", tmp_path / "out", "--vocab", files / "vocab.txt").returncode == 0
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 import tiny_shop
-import transformers
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
 from PIL import Image
 from publishing_fixtures import checkpoints, hub  # noqa: F401
 
 from hub_upload.__main__ import main
+from ofa_hf.versions_ofa import TRANSFORMERS_5
 
 
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
 OVERLAY = REPOSITORY / ".venv" / "v4"
-IS_V5 = int(transformers.__version__.partition(".")[0]) >= 5
+
 OVERLAYS = [None] + [pytest.param(OVERLAY, marks=pytest.mark.skipif(not OVERLAY.is_dir(), reason="needs .venv/v4"))]
-OVERLAYS = OVERLAYS if IS_V5 else OVERLAYS[:1]
+OVERLAYS = OVERLAYS if TRANSFORMERS_5 else OVERLAYS[:1]
 WITHOUT_PACKAGE = "import sys; sys.modules['ofa_hf'] = sys.modules['hub_upload'] = None\n"
 
 
@@ -33,7 +33,7 @@ def published(checkpoints, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("published")
     Image.new("RGB", (80, 60), "#c8202c").save(folder / "photo.jpg")
     with LoopbackHub() as server:
-        overlays = ["--transformers", OVERLAY] if IS_V5 and OVERLAY.is_dir() else []
+        overlays = ["--transformers", OVERLAY] if TRANSFORMERS_5 and OVERLAY.is_dir() else []
         words = ["publish", checkpoints / "tiny.pt", "--vocab", checkpoints / "vocab.txt", "--work", folder / "work"]
         words += ["--repo-id", "shop/tiny", "--upload", "--json", *overlays]
         ran = python(folder, server.environment(folder / "home"), "-m", "hub_upload", *words)

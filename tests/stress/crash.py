@@ -98,7 +98,7 @@ class Convert(Job):
 
     def look(self, place: Path) -> None:
         if not (place / "out").exists():  # killed between two renames: the earlier one is put back by the next run
-            (kept,) = place.glob(".out.converting-*/previous")
+            (kept,) = place.glob(".out.unfinished-*/previous")
             assert digests(kept, self.changing) == self.old, "the earlier folder was kept, but changed"
             return
         assert digests(place / "out", self.changing) in (self.old, self.new), "neither the earlier folder nor the new"

@@ -1,27 +1,13 @@
-"""A folder that appears whole or not at all."""
+"""What both kinds of export share; that a folder appears whole or not at all: `test_files.py`."""
 
 import pytest
 
 from ofa_hf.errors import UserError
-from ofa_hf.export.folder import need_libraries, new_folder, source_name
+from ofa_hf.export.folder import need_libraries, new_export, source_name
 
 
-def test_a_folder_appears_when_it_is_complete(tmp_path):
-    with new_folder(tmp_path / "out") as (folder, _):
-        (folder / "file").write_text("whole")
-        assert not (tmp_path / "out").exists()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "file").read_text() == "whole"
-
-
-def test_a_failure_leaves_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "out") as (folder, _):
-        (folder / "file").with_name("half").rename(folder / "whole")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_is_told(tmp_path):
-    with pytest.raises(UserError, match="full"), new_folder(tmp_path / "out"):
+def test_a_full_disk_is_reported_and_nothing_is_kept(tmp_path):
+    with pytest.raises(UserError, match="full"), new_export(tmp_path / "out"):
         raise OSError(28, "No space left on device")
     assert not list(tmp_path.iterdir())
 
@@ -29,7 +15,7 @@ def test_a_full_disk_is_told(tmp_path):
 def test_files_that_are_there_are_never_replaced(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("kept")
-    with pytest.raises(UserError, match="exists already"), new_folder(tmp_path / "out"):
+    with pytest.raises(UserError, match="exists already"), new_export(tmp_path / "out"):
         raise AssertionError("nothing may be built")
     assert (tmp_path / "out" / "mine").read_text() == "kept"
 

@@ -20,12 +20,12 @@ def test_the_catalogue_lists_every_published_checkpoint_with_its_scores(capsys):
     assert "CIDEr-D 50.70, BLEU-4 26.23, ROUGE-L 58.95" in told.out
 
 
-def test_the_catalogue_as_json_has_source_prompt_size_settings_licence_and_where_scores_stand(capsys):
+def test_the_catalogue_as_json_has_source_prompt_size_settings_license_and_where_scores_stand(capsys):
     entries = {entry["name"]: entry for entry in json.loads(run(capsys, "catalogue", "--json")[1].out)}
     base = entries["caption_cn_base"]
     assert base["url"].endswith("/caption_cn_base.pt")
     assert (base["defaults"]["image_size"], base["defaults"]["generation"]["num_beams"]) == (480, 8)
-    assert (base["size"], base["licence"]) == ("base", None)
+    assert (base["size"], base["license"]) == ("base", None)
     assert base["scores"][0]["source"].endswith("checkpoints_cn.md")
     assert entries["YeungNLP/ofa-cn-base-muge-v2"]["defaults"]["prompt"] == "图片描述了什么?"
 
@@ -52,7 +52,7 @@ def test_upload_publishes_and_tells_where(hub, model_folder, tmp_path, capsys):
 
 
 def test_the_card_alone_is_written_into_the_folder(model_folder, tmp_path, capsys):
-    words = ("card", model_folder, "--repo-id", "shop/mine", "--licence", "cc-by-4.0", "--work", tmp_path / "work")
+    words = ("card", model_folder, "--repo-id", "shop/mine", "--license", "cc-by-4.0", "--work", tmp_path / "work")
     assert run(capsys, *words)[0] == 0
     text = (model_folder / "README.md").read_text(encoding="utf-8")
     assert 'model="shop/mine"' in text
@@ -70,7 +70,7 @@ def test_the_card_alone_is_written_into_the_folder(model_folder, tmp_path, capsy
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_status_1(hub, model_folder, tmp_path, capsys, monkeypatch, words, told):
-    monkeypatch.setattr("hub_upload.verify.ask_stranger", lambda folder, overlay: dict.fromkeys(FIELDS, ""))
+    monkeypatch.setattr("ofa_hf.publishing.verify.ask_stranger", lambda folder, overlay: dict.fromkeys(FIELDS, ""))
     words = [model_folder if word == "MODEL" else word for word in words]
     status, output = run(capsys, *words, "--work", tmp_path / "work")
     assert status == 1
@@ -78,7 +78,7 @@ def test_what_cannot_be_done_is_one_line_and_status_1(hub, model_folder, tmp_pat
     assert "Traceback" not in output.err
 
 
-FIELDS = ("transformers", "huggingface_hub", "caption", "equal_tensors")
+FIELDS = ("transformers", "huggingface_hub", "text", "equal_tensors")
 
 
 @pytest.mark.parametrize("words", [("upload", "x", "--upload"), ("card", "a", "b", "--repo-id", "x/y"), (), ("fly",)])

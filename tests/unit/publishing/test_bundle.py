@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from ofa_hf.errors import UserError
+from ofa_hf.model_card.facts import without_paths
 from ofa_hf.publishing import bundle as module
 from ofa_hf.publishing.bundle import bundle_of
-from ofa_hf.publishing.facts import without_paths
 
 
 def test_code_files_are_found_by_following_settings_and_imports(model_folder):

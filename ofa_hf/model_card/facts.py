@@ -1,12 +1,12 @@
 """What a Hub-ready folder says about itself, read from its files: the card and the bundle use nothing else."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ofa_hf.errors import UserError
+from ofa_hf.files import read_json
 
 
 ACCOUNT_FILE = "conversion.json"  # how a checkpoint was converted, and the proof
@@ -14,6 +14,8 @@ RESULTS_FILE = "finetune_results.json"  # what a finetuning run did, and its sco
 EVALUATION_FILE = "evaluation.json"  # `ofa-hf evaluate --output`: scores measured later
 CURVE_FILE = "training_curve.png"
 CARD_FILE = "README.md"
+
+SAVE_AGAIN = "Save the folder again with `ofa-hf convert` or `ofa-hf finetune`."
 
 # Needed in every folder, with what writes them if they are missing.
 SETTINGS_FILES = ("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json")
@@ -73,39 +75,38 @@ def read_folder(folder: str | Path) -> FolderFacts:
         raise UserError(
             f"There is no folder {folder}. Give a folder that `ofa-hf convert` or `ofa-hf finetune` wrote."
         )
-    config, generation, processor, image_processor = (read_json(folder / name) for name in SETTINGS_FILES)
+    config, generation, processor, image_processor = (read_settings(folder / name) for name in SETTINGS_FILES)
     if config.get("model_type") != "ofa":
         raise UserError(
             f"{folder / 'config.json'} is of a {config.get('model_type')} model; only OFA models are published here. "
             f"Give a folder that `ofa-hf convert` or `ofa-hf finetune` wrote."
         )
     others = {
-        "conversion": read_json(folder / ACCOUNT_FILE, needed=False),
-        "finetuning": read_json(folder / RESULTS_FILE, needed=False),
-        "evaluation": read_json(folder / EVALUATION_FILE, needed=False),
+        "conversion": read_report(folder / ACCOUNT_FILE),
+        "finetuning": read_report(folder / RESULTS_FILE),
+        "evaluation": read_report(folder / EVALUATION_FILE),
     }
     return FolderFacts(folder, config, generation, processor, image_processor, **others)
 
 
-def read_json(path: Path, needed: bool = True) -> dict[str, Any]:
-    """The object of a JSON file; empty if it is not there and need not be."""
+def read_settings(path: Path) -> dict[str, Any]:
+    """A settings file that every folder has.
+
+    Raises:
+        UserError: it is missing or broken.
+    """
     if not path.is_file():
-        if not needed:
-            return {}
         seen = ", ".join(sorted(entry.name for entry in path.parent.iterdir())[:6]) or "nothing"
         raise UserError(
-            f"{path.parent} misses {path.name}; it holds {seen}. A model folder has {', '.join(SETTINGS_FILES)}, "
-            f"weights, tokenizer and code. Save it again with `ofa-hf convert` or `ofa-hf finetune`."
+            f"{path.parent} has no {path.name}; it holds {seen}. A model folder has {', '.join(SETTINGS_FILES)}, "
+            f"weights, tokenizer and code. {SAVE_AGAIN}"
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}. It must hold one JSON object; write the folder again, or mend the file."
-        ) from error
-    return values
+    return read_json(path, SAVE_AGAIN)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report that a folder may have; empty if it is not there."""
+    return read_json(path, SAVE_AGAIN) if path.is_file() else {}
 
 
 def trainer_facts(trainer_args: Any) -> dict[str, Any]:

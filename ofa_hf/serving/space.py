@@ -1,7 +1,6 @@
-"""A Space that captions images with models on the Hub: the page of `ofa_hf/serving/web.py`, alone in a repository."""
+"""A Space that captions images with models on the Hub: a repository with the page of `ofa_hf/serving/web.py`."""
 
 import importlib.metadata
-import json
 import re
 import sys
 import tempfile
@@ -12,14 +11,16 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceCardData
 
-import ofa_hf.serving
 from ofa_hf.errors import UserError
+from ofa_hf.files import json_text
 from ofa_hf.publishing.bundle import Bundle
 from ofa_hf.publishing.push import connect, patiently
+from ofa_hf.publishing.steps import check_full_name
 from ofa_hf.samples.examples import draw_examples
+from ofa_hf.versions_ofa import CAN_RUN_IN_A_SPACE
 
 
-APP = Path(ofa_hf.serving.__file__).with_name("web.py")
+APP = Path(__file__).with_name("web.py")
 MARKER = "page.json"  # what the page reads; also says that a Space is one of these, and may be updated
 EXAMPLE = re.compile(r"example_\d+\.jpg")
 REQUIREMENTS = ("torch", "torchvision", "transformers", "pillow")  # the Space brings Gradio by `sdk_version`
@@ -45,7 +46,7 @@ class Space:
         repo_id: `owner/name` of the Space.
         models: Hub ids, the first one chosen at the start.
         private: of a new Space.
-        tell: called with what happens now.
+        report: called with what happens now.
     """
 
     repo_id: str
@@ -53,10 +54,10 @@ class Space:
     title: str = TITLE
     private: bool | None = None
     message: str | None = None
-    tell: Callable[[str], None] = lambda step: None
+    report: Callable[[str], None] = lambda step: None
 
     def bundle(self, work: Path) -> tuple[Bundle, Path]:
-        """What goes up, and a folder in `work` that holds nothing else.
+        """What goes up, and a folder in `work` that holds only that.
 
         Raises:
             UserError: the packages here do not go together on a Space.
@@ -67,11 +68,11 @@ class Space:
             "app.py": APP.read_bytes(),  # not a link to it, which an editor would follow
             "requirements.txt": "".join(f"{line}\n" for line in requirements()).encode(),
             "README.md": space_card(self.title, self.models).encode(),
-            MARKER: (json.dumps({"models": self.models}, ensure_ascii=False, indent=2) + "\n").encode(),
+            MARKER: json_text({"models": self.models}).encode(),
             **examples,
         }
         bundle = Bundle(files)
-        self.tell(f"laying out {len(bundle.files)} files, {bundle.size:,} bytes")
+        self.report(f"laying out {len(bundle.files)} files, {bundle.size:,} bytes")
         return bundle, bundle.stage(work / self.repo_id.replace("/", "--") / "space")
 
     def publish(self, bundle: Bundle) -> dict[str, Any]:
@@ -83,7 +84,7 @@ class Space:
         api = connect(self.repo_id)
         for model in self.models:
             self.look_at(api, model)
-        self.tell(f"uploading to the Space {self.repo_id}")
+        self.report(f"uploading to the Space {self.repo_id}")
         make = {"repo_type": "space", "space_sdk": "gradio", "private": self.private, "exist_ok": True}
         patiently(lambda: api.create_repo(self.repo_id, **make), self.repo_id)
         commit = patiently(lambda: self.commit(api, bundle), self.repo_id)
@@ -104,7 +105,7 @@ class Space:
                 f"have. Publish it anew, with `python -m hub_upload publish` or `upgrade`."
             )
         if info.private:
-            self.tell(f"{model} is private: give the Space a secret HF_TOKEN that may read it, in its settings")
+            self.report(f"{model} is private: give the Space a secret HF_TOKEN that may read it, in its settings")
 
     def commit(self, api: HfApi, bundle: Bundle) -> str:
         head = api.space_info(self.repo_id)
@@ -132,7 +133,7 @@ def requirements() -> list[str]:
         UserError: it is one that no Space can have.
     """
     pinned = {name: version_of(name) for name in REQUIREMENTS}
-    if pinned["transformers"].startswith("4."):
+    if not CAN_RUN_IN_A_SPACE:
         raise UserError(
             f"A Space cannot have transformers {pinned['transformers']}: Gradio 6 and transformers 4 need different "
             f"versions of huggingface_hub. Run this with transformers 5."
@@ -168,3 +169,27 @@ def space_card(title: str, models: Sequence[str]) -> str:
     )
     names = ", ".join(f"[{model}](https://huggingface.co/{model})" for model in models)
     return f"---\n{data.to_yaml()}\n---\n{TEXT.format(models=names)}"
+
+
+def make_space(
+    repo_id: str,
+    models: Sequence[str],
+    work: str | Path,
+    *,
+    title: str | None = None,
+    private: bool | None = None,
+    message: str | None = None,
+    upload: bool = False,
+    report: Callable[[str], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Lay a Space out in `work`, and make it on the Hub if `upload` is set; returns what came out.
+
+    Raises:
+        UserError: a name is not `owner/name`, a model is not on the Hub, or the Hub refuses.
+    """
+    for name in (repo_id, *models):
+        check_full_name(name)
+    space = Space(repo_id, tuple(dict.fromkeys(models)), title or TITLE, private, message, report)
+    bundle, folder = space.bundle(Path(work))
+    result = {"bundle": str(folder), "bytes": bundle.size, "files": bundle.lines()}
+    return result | (space.publish(bundle) if upload else {})

@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ofa_hf.errors import UserError
-from ofa_hf.publishing.facts import (
+from ofa_hf.files import write_text
+from ofa_hf.model_card.facts import (
     ACCOUNT_FILE,
     CARD_FILE,
     CURVE_FILE,
@@ -62,12 +63,12 @@ LIMITS = """## Limits and biases
 SHOP_DATA = "MUGE's images show goods on sale, and its captions praise them: expect the style of shop texts."
 OTHER_DATA = "Its pretraining data are not known here in full: expect their habits, and those of the data named above."
 
-LICENCE = """## Licence
+LICENSE = """## License
 
 The code files are Apache-2.0. {weights}
 """
-NO_LICENCE = (
-    "Whoever trained the weights named no licence for them; the official OFA code is Apache-2.0. Ask before you "
+NO_LICENSE = (
+    "Whoever trained the weights named no license for them; the official OFA code is Apache-2.0. Ask before you "
     "redistribute them."
 )
 
@@ -80,23 +81,18 @@ PROVEN = (
 NOT_PROVEN = "Every weight was accounted for ({counts}). The final proof in a fresh process was switched off."
 
 
-def write_card(folder: str | Path, repo_id: str | None = None, licence: str | None = None) -> Path:
+def write_card(folder: str | Path, repo_id: str | None = None, license: str | None = None) -> Path:
     """Write the card of a folder into it, unless its owner has made the card there his own.
 
     Raises:
         UserError: the folder misses a file, or a card of the owner's has broken metadata.
     """
     path = Path(folder) / CARD_FILE
-    draft = path.with_suffix(".draft")  # a card that is half there would be taken for the owner's own
-    try:
-        draft.write_text(current_card(folder, repo_id, licence), encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_text(path, current_card(folder, repo_id, license))
     return path
 
 
-def current_card(folder: str | Path, repo_id: str | None = None, licence: str | None = None) -> str:
+def current_card(folder: str | Path, repo_id: str | None = None, license: str | None = None) -> str:
     """The card to publish: the owner's own if there is one, else a new one."""
     path = Path(folder) / CARD_FILE
     if path.is_file():
@@ -109,7 +105,7 @@ def current_card(folder: str | Path, repo_id: str | None = None, licence: str | 
         check_metadata(text, path)
         if MARKER not in text and not written_by_trainer(text):
             return text
-    return model_card(read_folder(folder), repo_id, licence)
+    return model_card(read_folder(folder), repo_id, license)
 
 
 def written_by_trainer(text: str) -> bool:
@@ -128,15 +124,16 @@ def check_metadata(text: str, path: Path) -> None:
         raise UserError(f"{path} has broken metadata: {' '.join(str(error).split())[:300]}. {advice}") from error
 
 
-def model_card(facts: FolderFacts, repo_id: str | None = None, licence: str | None = None) -> str:
+def model_card(facts: FolderFacts, repo_id: str | None = None, license: str | None = None) -> str:
     """The card of a folder.
 
     Args:
         repo_id: where it will stand; None: nowhere yet, and the snippet says so.
-        licence: of the weights, a name of the Hub's list; None: what the account of the conversion says, else unknown.
+        license: of the weights, a name of the Hub's list; None: what the account of the conversion says, else unknown.
     """
     try:
-        return compose(facts, repo_id, licence or facts.conversion.get("published", {}).get("licence"))
+        published = facts.conversion.get("published", {})
+        return compose(facts, repo_id, license or published.get("license") or published.get("licence"))  # old accounts
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"No card can be made from {facts.folder}: {ACCOUNT_FILE} or {RESULTS_FILE} is not what this package "
@@ -144,9 +141,9 @@ def model_card(facts: FolderFacts, repo_id: str | None = None, licence: str | No
         ) from error
 
 
-def compose(facts: FolderFacts, repo_id: str | None, licence: str | None) -> str:
+def compose(facts: FolderFacts, repo_id: str | None, license: str | None) -> str:
     sections = [
-        f"---\n{metadata(facts, repo_id, licence)}\n---",
+        f"---\n{metadata(facts, repo_id, license)}\n---",
         MARKER,
         introduction(facts, repo_id),
         settings_section(facts),
@@ -154,18 +151,18 @@ def compose(facts: FolderFacts, repo_id: str | None, licence: str | None) -> str
         conversion_section(facts),
         results_section(facts),
         LIMITS.format(data=SHOP_DATA if is_shop_data(trained_on(facts)) else OTHER_DATA),
-        LICENCE.format(weights=f"The weights: {one_line(licence)}." if licence else NO_LICENCE),
+        LICENSE.format(weights=f"The weights: {one_line(license)}." if license else NO_LICENSE),
     ]
     return "\n\n".join(section.strip("\n") for section in sections if section) + "\n"
 
 
-def metadata(facts: FolderFacts, repo_id: str | None, licence: str | None) -> str:
+def metadata(facts: FolderFacts, repo_id: str | None, license: str | None) -> str:
     """The block that the Hub reads, as YAML."""
     base = facts.finetuning.get("base_model")
     results = measured_results(facts)
     card = ModelCardData(
         language="zh",
-        license=licence or "unknown",
+        license=license or "unknown",
         library_name="transformers",
         pipeline_tag="image-to-text",
         tags=["ofa", "image-captioning", "chinese"],

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 
 from ofa_hf.catalogue.published import CATALOGUE
 from ofa_hf.errors import UserError
-from ofa_hf.publishing.card import MARKER, current_card, model_card, write_card
-from ofa_hf.publishing.facts import read_folder, trainer_facts
+from ofa_hf.model_card.card import MARKER, current_card, model_card, write_card
+from ofa_hf.model_card.facts import read_folder, trainer_facts
 
 
 RESULTS = {
@@ -150,7 +150,7 @@ def test_an_account_that_is_not_ours_is_an_error_and_no_traceback(model_folder):
         current_card(model_folder)
 
 
-def test_the_licence_given_stands_in_metadata_and_text(model_folder):
+def test_the_license_given_stands_in_metadata_and_text(model_folder):
     text = model_card(read_folder(model_folder), "shop/tiny", "cc-by-4.0")
     assert ModelCard(text).data.license == "cc-by-4.0"
     assert "The weights: cc-by-4.0." in text
@@ -158,7 +158,7 @@ def test_the_licence_given_stands_in_metadata_and_text(model_folder):
 
 def test_a_card_whose_writing_is_cut_short_does_not_become_the_owners_own(model_folder, monkeypatch):
     whole = write_card(model_folder, "shop/tiny").read_text(encoding="utf-8")
-    monkeypatch.setattr(Path, "write_text", write_half)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(OSError, match="No space left"):
         write_card(model_folder, "shop/other")
     monkeypatch.undo()
@@ -167,7 +167,7 @@ def test_a_card_whose_writing_is_cut_short_does_not_become_the_owners_own(model_
     assert "shop/other" in current_card(model_folder, "shop/other")
 
 
-def write_half(path, text, **options):
-    with path.open("w", **options) as file:
-        file.write(text[: len(text) // 2])
+def write_half(path, data):
+    with path.open("wb") as file:
+        file.write(data[: len(data) // 2])
     raise OSError(28, "No space left on device")

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from loopback_hub import Fault
 
-from hub_upload import space
 from hub_upload.__main__ import DRY_RUN, main
 from ofa_hf.samples.examples import PRODUCTS
+from ofa_hf.serving import space
 
 
 VERSIONS = {
@@ -143,7 +143,7 @@ def test_a_hub_with_a_bad_moment_is_asked_again(hub, tiny, tmp_path, capsys):
 
 
 def test_transformers_4_is_refused_since_no_space_could_be_built(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(VERSIONS, "transformers", "4.57.6")
+    monkeypatch.setattr(space, "CAN_RUN_IN_A_SPACE", False)
     status, told = run(capsys, tmp_path, *PAGE)
     assert status == 1
     assert "Run this with transformers 5" in told.err

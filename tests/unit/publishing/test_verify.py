@@ -3,15 +3,15 @@
 import pytest
 from safetensors.torch import load_file, save_file
 
-from hub_upload import verify
 from ofa_hf.errors import UserError
+from ofa_hf.publishing import verify
 
 
 def stranger(*captions):
-    """Stands in for fresh processes that tell these captions."""
+    """Stands in for fresh processes that give these texts."""
     told = iter(captions)
     facts = {"transformers": "5", "huggingface_hub": "2", "equal_tensors": 3}
-    return lambda folder, overlay: {**facts, "caption": next(told)}
+    return lambda folder, overlay: {**facts, "text": next(told)}
 
 
 def test_weights_are_compared_with_their_source_number_by_number(model_folder, checkpoints, monkeypatch):
@@ -28,7 +28,7 @@ def test_weights_are_compared_with_their_source_number_by_number(model_folder, c
 def test_versions_that_caption_differently_are_an_error(model_folder, tmp_path, monkeypatch):
     (tmp_path / "overlay" / "transformers").mkdir(parents=True)
     monkeypatch.setattr(verify, "ask_stranger", stranger("红", "绿"))
-    with pytest.raises(UserError, match="different captions"):
+    with pytest.raises(UserError, match="different texts"):
         verify.verify_folder(model_folder, overlays=[tmp_path / "overlay"])
 
 

@@ -1,0 +1,112 @@
+"""What a stranger does with a Hub-ready folder: load it through the Auto classes, compute, caption.
+
+`ofa_hf.fresh_process.run_fresh` runs this where the package cannot be imported; it shares no code with it on purpose.
+"""
+
+import time
+from pathlib import Path
+
+
+def main(request: dict) -> dict:
+    """Use a folder.
+
+    Args:
+        request: `folder`, `threads`, and as wished
+            `dtype`: of the weights, by default float32; "auto" as stored.
+            `auto_classes`: further Auto classes of transformers that must load the folder.
+            `exact`: compare each loaded tensor with the files.
+            `inputs`, `outputs`: safetensors files; of the first, `logits` go into the second.
+            `images`: image files; `input_ids` and `pixel_values` of the first go into `outputs`.
+            `greedy`: generate from each image without a beam.
+            `pipeline`: keywords of a call of the pipeline image-to-text for each image.
+
+    Returns:
+        versions, `load_seconds`, and what was asked for: `equal_tensors`, `tokens`, `texts`.
+
+    Raises:
+        ValueError: weights are missing, left over or not what the files hold, or the code is not the folder's.
+    """
+    import huggingface_hub
+    import torch
+    import transformers
+
+    torch.set_num_threads(request["threads"])
+    folder = request["folder"]
+    for name in request.get("auto_classes", ()):
+        getattr(transformers, name).from_pretrained(folder, trust_remote_code=True)
+    answer = {"transformers": transformers.__version__, "huggingface_hub": huggingface_hub.__version__}
+    begin = time.perf_counter()
+    model = load_model(folder, request.get("dtype", "float32"))
+    answer["load_seconds"] = round(time.perf_counter() - begin, 2)
+    if request.get("exact"):
+        answer["equal_tensors"] = count_equal_tensors(model, folder)
+    processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    if "inputs" in request:
+        write_outputs(model, processor, request)
+    if request.get("greedy"):
+        answer["tokens"] = [greedy_tokens(model, processor, image) for image in request["images"]]
+    if "pipeline" in request:
+        del model
+        answer["texts"] = pipeline_texts(folder, request["images"], request["pipeline"])
+    return answer
+
+
+def load_model(folder: str, dtype: str):
+    """The model with nothing missing and nothing left over, by the folder's own code."""
+    from transformers import AutoModelForImageTextToText
+
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        folder, trust_remote_code=True, dtype=dtype, output_loading_info=True
+    )
+    wrong = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))
+    if wrong:
+        raise ValueError(f"weights missing or left over: {wrong[:3]}")
+    if not type(model).__module__.startswith("transformers_modules"):
+        raise ValueError(f"the code came from {type(model).__module__}, not from the folder")
+    return model.eval()
+
+
+def count_equal_tensors(model, folder: str) -> int:
+    """Number of tensors of the files, all of which the loaded model must hold unchanged; outputs cannot show all."""
+    import torch
+    from safetensors import safe_open
+
+    loaded, number = model.state_dict(), 0
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as written:
+            for name in written.keys():
+                if not torch.equal(loaded[name], written.get_tensor(name).to(loaded[name].dtype)):
+                    raise ValueError(f"{name} is not what {file.name} holds")
+                number += 1
+    return number
+
+
+def write_outputs(model, processor, request: dict) -> None:
+    """Logits of given inputs, and what the folder's own processor makes of the first image and its prompt."""
+    import torch
+    from PIL import Image
+    from safetensors.torch import load_file, save_file
+
+    with torch.inference_mode():
+        outputs = {"logits": model(**load_file(request["inputs"])).logits.contiguous()}
+    prepared = processor(images=Image.open(request["images"][0]), return_tensors="pt")
+    outputs |= {name: prepared[name].contiguous() for name in ("input_ids", "pixel_values")}
+    save_file(outputs, request["outputs"])
+
+
+def greedy_tokens(model, processor, image: str) -> list[int]:
+    from PIL import Image
+
+    inputs = processor(images=Image.open(image), return_tensors="pt")
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    return model.generate(**inputs, num_beams=1)[0].tolist()
+
+
+def pipeline_texts(folder: str, images: list[str], keywords: dict) -> list[str]:
+    import torch
+    from transformers import pipeline
+
+    read = pipeline(
+        "image-to-text", model=folder, trust_remote_code=True, dtype=torch.float32, device=torch.device("cpu")
+    )
+    return [read(image, **keywords)[0]["generated_text"] for image in images]

@@ -1,0 +1,1 @@
+from publishing_fixtures import hub  # noqa: F401
