@@ -5,7 +5,7 @@ for arithmetic. So weights are read from copies in the layout that arrives faste
 product, and no step copies what earlier steps kept. The results equal those of `OFADecoderLayer` up to rounding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ ROOM = 32  # positions that a cache has room for at first; doubled whenever they
 FEW_IMAGES = 2  # captioned at once: steps then wait for memory, and copies of all weights pay
 LARGEST_COPY = 2 * 2**30  # bytes; a large decoder has 830 MB in float32
 PLAIN_MODULES = (nn.Linear, OFALinear, nn.LayerNorm, nn.Dropout, nn.ModuleList)
-OWN_MODULES = ("OFADecoderLayer", "OFAAttention")
 Product = tuple[Tensor, Tensor | None]  # weight, maybe reordered, and bias
 
 
@@ -234,9 +233,15 @@ class StepCache(EncoderDecoderCache):
 
 
 class DecodingWeights:
-    """Copies of a decoder's weights in the layout that steps read fastest, made anew when a weight has changed."""
+    """Copies of a decoder's weights in the layout that steps read fastest, made anew when a weight has changed.
 
-    def __init__(self):
+    Args:
+        forward: of the model that steps stand in for; a subclass with another one runs itself.
+        modules: classes of its decoder layers and of what they are made of.
+    """
+
+    def __init__(self, forward: Callable, modules: tuple[type, ...]):
+        self.forward, self.plain_modules = forward, (*PLAIN_MODULES, *modules)
         self.of_vocabulary, self.of_layers = WeightMemo(LARGEST_COPY), WeightMemo(LARGEST_COPY)
 
     def make_cache(self, model: nn.Module, num_images: int) -> StepCache | None:
@@ -246,7 +251,7 @@ class DecodingWeights:
         only the copy of the vocabulary pays.
         """
         decoder, vocabulary = model.decoder, model.decoder.output_projection
-        if not _steps_serve(model):
+        if not self._serve(model):
             return None
         modules = [module for layer in decoder.layers for module in step_modules(layer)]
         if not self._fits([vocabulary]) or not self.of_vocabulary.check([vocabulary]):
@@ -265,19 +270,17 @@ class DecodingWeights:
     def _fits(modules: list[nn.Linear]) -> bool:
         return sum(module.weight.nbytes for module in modules) <= LARGEST_COPY
 
-
-def _steps_serve(model: nn.Module) -> bool:
-    """Whether a model's decoder is the one of `modeling_ofa.py`, unchanged, unwatched, and in inference mode."""
-    config, decoder, home = model.config, model.decoder, type(model.decoder).__module__
-    if model.training or torch.is_grad_enabled() or config._attn_implementation != "sdpa":
-        return False
-    if config.output_attentions or config.output_hidden_states or type(model).forward.__module__ != home:
-        return False
-    inside = [decoder.output_projection, *decoder.layers.modules()]
-    own = {(home, name) for name in OWN_MODULES}
-    if not all(type(one) in PLAIN_MODULES or (type(one).__module__, type(one).__name__) in own for one in inside):
-        return False
-    if any(is_observed(module) for module in (model, *decoder.modules())):
-        return False
-    weights = [module.weight for layer in decoder.layers for module in step_modules(layer)]
-    return can_reorder(decoder.output_projection.weight, *weights)
+    def _serve(self, model: nn.Module) -> bool:
+        """Whether the model's decoder is unchanged, unwatched, and in inference mode."""
+        config, decoder = model.config, model.decoder
+        if model.training or torch.is_grad_enabled() or config._attn_implementation != "sdpa":
+            return False
+        if config.output_attentions or config.output_hidden_states or type(model).forward is not self.forward:
+            return False
+        inside = [decoder.output_projection, *decoder.layers.modules()]
+        if not all(type(module) in self.plain_modules for module in inside):
+            return False
+        if any(is_observed(module) for module in (model, *decoder.modules())):
+            return False
+        weights = [module.weight for layer in decoder.layers for module in step_modules(layer)]
+        return can_reorder(decoder.output_projection.weight, *weights)

@@ -4,10 +4,9 @@ On a CPU torch sends float32 products to MKL, which is slow on AMD processors. o
 about twice as fast there and as fast as MKL on Intel. Its operators are not part of torch's public interface, so each
 is tried once on small numbers, and torch's own are used wherever that fails.
 
-`OFA_FAST=0` in the environment closes the door: everything is then computed by plain torch.
+`fast_ofa.IS_OPEN = False` closes the door: everything is then computed by plain torch.
 """
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
-IS_OPEN = os.environ.get("OFA_FAST", "1") != "0"
+IS_OPEN = True
 FAST_DTYPES = (torch.float32, torch.bfloat16)
 MANY_ROWS = 16  # from so many rows on, converting half-precision weights to float32 pays where halves are slow
 REUSED_BYTES = 20 * 2**20  # of one tensor; the C library reuses memory only up to about 32 MiB

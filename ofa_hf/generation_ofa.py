@@ -349,9 +349,9 @@ def token_log_probabilities(features: Tensor, weight: Tensor, tokens: Tensor) ->
 class OFAGenerationMixin(GenerationMixin):
     """`generate` for a model with an `encoder` and a `decoder`: encoder states exist once per image, not per beam."""
 
-    def _init_fast_paths(self) -> None:
-        """What the fast paths keep between calls; called by the model's `__init__`."""
-        self._folded_trunk, self._decoding_weights = WeightMemo(), DecodingWeights()
+    def _init_fast_paths(self, forward: Callable, modules: tuple[type, ...]) -> None:
+        """Prepare what the fast paths keep between calls; see `DecodingWeights` for the arguments."""
+        self._folded_trunk, self._decoding_weights = WeightMemo(), DecodingWeights(forward, modules)
 
     # -- encoding at full speed, without gradients
 

@@ -651,7 +651,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
         self.decoder = OFADecoder(config, embed_tokens)
         self.loss_function = cross_entropy
         self._encoder_is_locked, self._encoder_passes_gradients = False, True
-        self._init_fast_paths()
+        self._init_fast_paths(OFAForConditionalGeneration.forward, (OFADecoderLayer, OFAAttention))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
