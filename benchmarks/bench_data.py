@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 from ofa_hf import OFAImageProcessor, OFAProcessor
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.data import GroupedTargets, GroupedTargetSampler, OFACollator, count_targets, load_muge
-from ofa_hf.data.images import open_image, why_broken
+from ofa_hf.data.images import why_broken
+from ofa_hf.image_loading_ofa import load_image
 
 
 MIB = 2**20
@@ -152,7 +153,7 @@ def exhaust(items) -> None:
 
 def decode_all(rows, indices) -> None:
     items = GroupedTargets(rows)
-    exhaust(open_image(items[index]["image"]) for index in indices)
+    exhaust(load_image(items[index]["image"]) for index in indices)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,10 +37,13 @@ from .modeling_ofa_resnet import OUTPUT_CHANNELS, OFAResNet, drop_path, linear_r
 from .versions_ofa import CACHE_NAME, fixed_cache_length, tied_weights_keys
 
 
-if TYPE_CHECKING:  # never runs: saving copies the files that are named here, and config.json needs all of them
+# Never runs. Saving copies the files named here, and transformers 4 loads no others, not even those that these import.
+if TYPE_CHECKING:
+    from .image_loading_ofa import load_image  # noqa: F401
     from .image_processing_ofa import OFAImageProcessor  # noqa: F401
     from .pipeline_ofa import OFAImageToTextPipeline  # noqa: F401
     from .processing_ofa import OFAProcessor  # noqa: F401
+    from .tasks_ofa import Task  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
@@ -541,7 +544,7 @@ class OFADecoder(OFAPreTrainedModel):
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         real_tokens = None
         if skip_padding and is_padded_right(attention_mask):
-            drops_rows = self.training and self.layers[-1].drop_path_rate > 0  # all tokens of a row at once
+            drops_rows = self.training and any(layer.drop_path_rate for layer in self.layers)  # all tokens at once
             real_tokens, attention_mask = None if drops_rows else find_real_tokens(attention_mask), None
         context = AttentionContext(
             cache=past_key_values,
@@ -779,9 +782,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and not self.training
         if use_cache and self.training and self.decoder.gradient_checkpointing:
-            logger.warning_once(
-                "use_cache=True does not work with gradient checkpointing; continuing without a cache."
-            )
+            logger.warning_once("use_cache=True does not work with gradient checkpointing; no cache is kept.")
             use_cache = False
         if not use_cache:
             return None

@@ -1,4 +1,4 @@
-"""`pipeline("image-to-text", model=…, trust_remote_code=True)` for OFA: images in, captions out."""
+"""`pipeline("image-to-text", model=…, trust_remote_code=True)` for OFA: images in, answers out."""
 
 import os
 import types
@@ -7,74 +7,63 @@ from typing import Any
 
 import torch
 from transformers import Pipeline
-from transformers.image_utils import load_image as download
 from transformers.utils import logging
 
-from .image_processing_ofa import ImageError, load_image
+from .image_loading_ofa import load_image
+from .versions_ofa import pipeline_generate_kwargs
 
 
 logger = logging.get_logger(__name__)
 
-DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+# With these settings the score of a beam search is the mean log-probability; others scale or distort it.
+PLAIN_SCORES = {
+    "length_penalty": 1.0,
+    "temperature": 1.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "do_sample": False,
+    "renormalize_logits": False,
+    "sequence_bias": None,
+    "guidance_scale": None,
+    "diversity_penalty": 0.0,
+    "logits_processor": None,
+}
 ONE_IMAGE = (str, bytes, bytearray, memoryview, os.PathLike, Mapping)
 
-
-_last_process: int | None = None  # that ran a model
+_last_process: int | None = None  # the last process that ran a model
 
 
 def leave_lost_threads() -> None:
-    """Go on with one thread in a process that was forked from one that ran a model.
+    """Use one thread in a process that was forked from one that ran a model.
 
-    OpenMP's threads do not come along when a process forks, and torch would wait for them for ever. torch's own data
-    loader workers do the same.
+    OpenMP's threads do not survive a fork, and torch would wait for them forever. torch's own data loader workers do
+    the same.
     """
     global _last_process
     if _last_process not in (None, os.getpid()) and torch.get_num_threads() > 1:
-        logger.warning("This process was forked from one that ran a model before: torch computes with one thread now.")
+        logger.warning("This process was forked from one that ran a model, so torch now computes with one thread.")
         torch.set_num_threads(1)
     _last_process = os.getpid()
 
 
-def fetch_image(source: Any, timeout: float | None = None) -> Any:
-    """Load an image from wherever it is, `http(s)` addresses and rows of `datasets` included; see `load_image`.
-
-    Args:
-        timeout: seconds to wait for a server.
-
-    Raises:
-        ImageError: there is no image; the message names the file or address.
-    """
-    if isinstance(source, Mapping):  # an image column of `datasets` that is not decoded
-        source = source.get("bytes") or source.get("path")
-    if not (isinstance(source, str) and source.startswith(("http://", "https://"))):
-        return load_image(source)
-    try:
-        return load_image(download(source, timeout=timeout or DOWNLOAD_TIMEOUT))
-    except Exception as error:  # the libraries that transformers 4 and 5 fetch with have no error in common
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ImageError(
-            f"{source} gives no image ({reason}). Check the address, or download the file first."
-        ) from error
-
-
 def is_stream(inputs: Any) -> bool:
-    """Whether inputs are many images that come one after another, such as a `datasets.Dataset` or an iterator."""
+    """Whether inputs are many images in sequence, such as a `datasets.Dataset` or an iterator."""
     if isinstance(inputs, (list, types.GeneratorType, torch.utils.data.Dataset, torch.Tensor, *ONE_IMAGE)):
-        return False  # one image, or something that the base class streams by itself
+        return False  # one image, or inputs that the base class streams itself
     if hasattr(inputs, "read") or hasattr(type(inputs), "__array_interface__"):  # a file; a PIL image, an array
-        return False  # asked of the type: a PIL image would decode itself to answer
+        return False  # asked of the type: the attribute of a PIL image would decode it
     return isinstance(inputs, Iterable) or (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"))
 
 
 class OFAImageToTextPipeline(Pipeline):
-    """Captions for images.
+    """Answers about images: captions, or another task of the checkpoint.
 
     `captioner("photo.jpg")` gives `[{"generated_text": "…"}]`, a list of images gives a list of such lists, and a
-    generator or data set gives them one by one. An image is a path, an address, base64 text, bytes, a PIL image, an
-    array, or `{"image": image, "text": prompt}`.
+    generator or data set gives them one by one. An image is anything that `load_image` takes, or
+    `{"image": image, "text": text}`.
     """
 
-    _load_processor = True  # it brings tokenizer and image processor along
+    _load_processor = True  # brings tokenizer and image processor with it
     _load_image_processor = False
     _load_tokenizer = False
     _load_feature_extractor = False
@@ -82,24 +71,28 @@ class OFAImageToTextPipeline(Pipeline):
     _pipeline_calls_generate = True
 
     def __call__(self, inputs: Any = None, **kwargs) -> Any:
-        """Caption images.
+        """Answer a question about images.
 
         Args:
-            inputs: one image, a list, a generator, or a data set; also called `images`.
-            prompt: question for images that bring none; default: the checkpoint's own.
+            inputs: one image, a list, a generator, or a data set; also called `images`. A dict may bring its own
+                `"text"`.
+            task: one of `processor.tasks`; by default the checkpoint's default task. The text of an input then fills
+                the slot of the task's prompt.
+            prompt: text for inputs that bring none. Without a task it is the whole question.
             batch_size: images that go through the model together.
-            num_return_sequences: captions for each image, best first.
-            return_scores: add `"score"`, the mean log-probability of a caption's tokens, `</s>` included; by default
-                when several captions are asked for.
+            num_return_sequences: answers per image, best first.
+            return_scores: add `"score"`, the mean log-probability of an answer's tokens, `</s>` included. On by
+                default when several answers are asked for.
             max_new_tokens, generate_kwargs: for `generate`, as is every other keyword.
-            timeout: seconds to wait for the server of an address.
+            timeout: seconds to wait for the server of a URL.
 
         Raises:
             ImageError: an image cannot be read; the message names it.
+            ValueError: no input, no such task, or a text without an image where the task needs one.
         """
         inputs = kwargs.pop("images", inputs)
         if inputs is None:
-            raise ValueError("The pipeline got no images. Give a path, an address, a PIL image, or a list of them.")
+            raise ValueError("The pipeline got no images. Pass a path, a URL, a PIL image, or a list of them.")
         if isinstance(inputs, tuple):
             inputs = list(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -110,60 +103,80 @@ class OFAImageToTextPipeline(Pipeline):
 
     def _sanitize_parameters(
         self,
-        prompt: str | None = None,
+        task: str | None = None,
+        prompt: str | Mapping[str, str] | None = None,
         timeout: float | None = None,
         max_new_tokens: int | None = None,
         return_scores: bool | None = None,
         generate_kwargs: dict | None = None,
         **kwargs,
     ) -> tuple[dict, dict, dict]:
-        preparing = {"prompt": prompt, "timeout": timeout}
-        generating = {"max_new_tokens": max_new_tokens, "return_scores": return_scores}
-        given = {name: value for name, value in generating.items() if value is not None}
+        def given(**values) -> dict:
+            return {name: value for name, value in values.items() if value is not None}
+
+        generating = given(task=task, max_new_tokens=max_new_tokens, return_scores=return_scores)
         return (
-            {name: value for name, value in preparing.items() if value is not None},
-            {**given, **(generate_kwargs or {}), **kwargs},
-            {},
+            given(task=task, prompt=prompt, timeout=timeout),
+            {**generating, **(generate_kwargs or {}), **kwargs},
+            given(task=task),
         )
 
-    def preprocess(self, inputs: Any, prompt: str | None = None, timeout: float | None = None) -> dict:
+    def preprocess(
+        self,
+        inputs: Any,
+        task: str | None = None,
+        prompt: str | Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> dict:
         if isinstance(inputs, Mapping) and ("image" in inputs or "text" in inputs):
             prompt, inputs = inputs.get("text", prompt), inputs.get("image")
-        if not (prompt is None or isinstance(prompt, str)):
+        if not (prompt is None or isinstance(prompt, (str, Mapping))):
             raise ValueError(
-                f'A prompt must be one text but is {prompt!r}. Give {{"image": image, "text": prompt}}, or no text.'
+                f'The text must be one string but is {prompt!r}. Pass {{"image": image, "text": text}}, or no text.'
             )
-        image = None if inputs is None else fetch_image(inputs, timeout)
-        return self.processor(images=image, text=prompt, return_tensors="pt")
+        image = None if inputs is None else load_image(inputs, timeout=timeout)
+        return self.processor(images=image, text=prompt, task=task, return_tensors="pt")
 
-    def _forward(self, model_inputs: dict, return_scores: bool | None = None, **generate_kwargs) -> dict:
-        if hasattr(self, "_prepare_generate_kwargs"):  # transformers 5
-            generate_kwargs = self._prepare_generate_kwargs(generate_kwargs)
-        elif "generation_config" not in generate_kwargs:  # transformers 4
-            # The model's settings with those given to the pipeline; generate would take `num_beams=1` for "not given".
-            generate_kwargs |= {"generation_config": self.generation_config, "use_model_defaults": False}
+    def _forward(
+        self, model_inputs: dict, task: str | None = None, return_scores: bool | None = None, **generate_kwargs
+    ) -> dict:
+        generate_kwargs = {**self.processor.generation_kwargs(task), **generate_kwargs}
+        generate_kwargs = pipeline_generate_kwargs(self, generate_kwargs)
         leave_lost_threads()
         inputs = dict(model_inputs)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        encoder_outputs = self.model.encode(**inputs)  # once for the captions and their scores
+        encoder_outputs = self.model.encode(**inputs)  # once for the answers and their scores
         generated = self.model.generate(
             **inputs, encoder_outputs=encoder_outputs, return_dict_in_generate=True, **generate_kwargs
         )
-        return self._by_image(generated.sequences, len(inputs["input_ids"]), encoder_outputs, return_scores)
-
-    def _by_image(self, sequences: torch.Tensor, num_images: int, encoder_outputs, return_scores) -> dict:
-        """Give each image one row: the base class hands row i of every tensor to image i."""
-        num_captions = len(sequences) // num_images
-        outputs = {"sequences": sequences.view(num_images, num_captions, -1)}
-        if num_captions > 1 if return_scores is None else return_scores:
-            scores = self.model.sequence_scores(sequences, encoder_outputs=encoder_outputs)
-            outputs["scores"] = scores.float().view(num_images, num_captions)
+        num_rows = len(inputs["input_ids"])
+        num_answers = len(generated.sequences) // num_rows
+        # The base class gives row i of every tensor to input i.
+        outputs = {"sequences": generated.sequences.view(num_rows, num_answers, -1)}
+        if num_answers > 1 if return_scores is None else return_scores:
+            scores = self._scores(generated, encoder_outputs, generate_kwargs)
+            outputs["scores"] = scores.float().view(num_rows, num_answers)
         return outputs
 
-    def postprocess(self, model_outputs: dict) -> list[dict]:
-        captions = self.processor.batch_decode(model_outputs["sequences"].flatten(0, 1))
+    def _scores(self, generated: Any, encoder_outputs: Any, generate_kwargs: Mapping[str, Any]) -> torch.Tensor:
+        """Mean log-probability of each answer's tokens: the beam search's score where that is the same number."""
+        from_search = getattr(generated, "sequences_scores", None)
+        if from_search is not None and all(
+            self._setting(name, generate_kwargs) in (None, plain) for name, plain in PLAIN_SCORES.items()
+        ):
+            return from_search
+        return self.model.sequence_scores(generated.sequences, encoder_outputs=encoder_outputs)
+
+    def _setting(self, name: str, generate_kwargs: Mapping[str, Any]) -> Any:
+        """A setting of `generate` as it was used; None is its default."""
+        configs = (generate_kwargs.get("generation_config"), self.model.generation_config)
+        values = (generate_kwargs.get(name), *(getattr(config, name, None) for config in configs))
+        return next((value for value in values if value is not None), None)
+
+    def postprocess(self, model_outputs: dict, task: str | None = None) -> list[dict]:
+        answers = self.processor.post_process(model_outputs["sequences"].flatten(0, 1), task)
         if "scores" not in model_outputs:
-            return [{"generated_text": caption} for caption in captions]
+            return [{"generated_text": answer} for answer in answers]
         scores = model_outputs["scores"].flatten().tolist()
-        return [{"generated_text": caption, "score": score} for caption, score in zip(captions, scores)]
+        return [{"generated_text": answer, "score": score} for answer, score in zip(answers, scores)]

@@ -1,25 +1,31 @@
-"""Images and text → model inputs, generated ids → clean text; owns the prompt that a checkpoint was trained with."""
+"""Images and text → model inputs, generated ids → answers. Knows the tasks that its checkpoint was trained for."""
 
 import os
 import re
 import threading
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import transformers
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import logging
+
+from .tasks_ofa import Task, checkpoint_task, upgrade_config
+from .versions_ofa import PROCESSOR_DECLARES_PARTS
 
 
-logger = logging.get_logger(__name__)
-
-OFFICIAL_PROMPT = "图片描述了什么内容?"
-IGNORED_LABEL = -100  # what the loss leaves out
-# Never part of a caption, whichever of them the tokenizer counts as special.
+IGNORED_LABEL = -100  # the loss skips these positions
+NOT_GIVEN = object()  # `images` was left out, which differs from `images=None`
+IMAGE_OPTIONS = frozenset(
+    "do_convert_rgb do_resize size resample do_rescale rescale_factor do_normalize image_mean image_std".split()
+)
+TEXT_OPTIONS = frozenset(
+    "add_special_tokens padding padding_side pad_to_multiple_of truncation max_length return_attention_mask".split()
+)
+# Never part of an answer, whether or not the tokenizer counts them as special.
 UNSPOKEN_TOKENS = frozenset("<s> <pad> </s> <unk> <mask> [PAD] [UNK] [CLS] [SEP] [MASK]".split())
-# Scripts that are written without blanks: ideographs, kana, their symbols and the full-width forms.
+# Scripts that are written without spaces: ideographs, kana, their symbols and full-width forms.
 UNSPACED = (
     "\u2e80-\u2fff\u3000-\u303f\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f"
     "\uff00-\uffef\U0001b000-\U0001b16f\U00020000-\U0003ffff"
@@ -27,35 +33,45 @@ UNSPACED = (
 ENDS_IN_WORD = re.compile(rf"[^\W_{UNSPACED}]\Z")
 STARTS_WITH_WORD = re.compile(rf"[^\W_{UNSPACED}]")
 ENDS_IN_WORD_AND_MARK = re.compile(rf"[^\W\d_{UNSPACED}][,;!?]\Z")
-IMAGE_OPTIONS = frozenset(
-    "do_convert_rgb do_resize size resample do_rescale rescale_factor do_normalize image_mean image_std".split()
+BERT_SYMBOL = re.compile(r"\[(?:PAD|UNK|CLS|SEP|MASK)\]")
+# BERT's basic tokenizer puts blanks around each of these.
+IDEOGRAPH = re.compile(
+    "[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
+    "\U0002b820-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f]"
 )
+# The text of the last user message; earlier ones are not read.
+CHAT_TEMPLATE = """\
+{%- set content = (messages | selectattr("role", "equalto", "user") | list | last).content -%}
+{%- if content is string -%}{{ content }}
+{%- else -%}{%- for part in content if part.type == "text" -%}{{ part.text }}{%- endfor -%}
+{%- endif -%}
+"""
 
-# A tokenizer keeps the settings of its last call, so threads that share one take turns.
+# A tokenizer stores the settings of its last call, so threads that share one take turns.
 TURNS = threading.Lock()
-if hasattr(os, "register_at_fork"):  # a process that is forked during another thread's turn would wait for ever
+if hasattr(os, "register_at_fork"):  # a process forked during another thread's turn would wait forever
     os.register_at_fork(before=TURNS.acquire, after_in_parent=TURNS.release, after_in_child=TURNS.release)
 
 
 def join_pieces(pieces: Iterable[str]) -> str:
     """Join word pieces as a reader expects: 红 色 t 恤 iphone 13 pro ##s 3 . 5 → 红色t恤iphone 13 pros 3.5.
 
-    Pieces that start with `##` continue a word. Blanks stand between two words of a script that has blanks, and after
-    a comma or the end of a sentence between two such words; Chinese and punctuation have none. BERT's pieces do not
-    tell where the blanks around other punctuation were (`a - b` and `a-b` are the same pieces), so there are none.
+    Pieces that start with `##` continue a word. A space goes between two words of a script that has spaces, and after
+    a comma or the end of a sentence between two such words; Chinese and punctuation get none. BERT's pieces do not
+    record the spaces around other punctuation (`a - b` and `a-b` are the same pieces), so none are added there.
     """
     text = ""
     for piece in pieces:
         if piece.startswith("##") and len(piece) > 2:
             text += piece[2:]
-        elif _needs_blank(text, piece):
+        elif _needs_space(text, piece):
             text += " " + piece
         else:
             text += piece
     return text
 
 
-def _needs_blank(text: str, piece: str) -> bool:
+def _needs_space(text: str, piece: str) -> bool:
     if not STARTS_WITH_WORD.match(piece):
         return False
     tail = text[-2:]
@@ -64,23 +80,105 @@ def _needs_blank(text: str, piece: str) -> bool:
     return ENDS_IN_WORD.search(tail) is not None
 
 
-def whole_characters(texts: Iterable[str]) -> list[str]:
-    """Texts with � for half characters, as of an emoji cut in two: no tokenizer takes one; � encodes to nothing."""
-    return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+def clean_text(text: str) -> str:
+    """Prepare user text for the tokenizer, so that it gives the official ids.
+
+    Half characters, as of an emoji cut in two, become �, which encodes to nothing. `[CLS]`, `[SEP]`, `[UNK]`,
+    `[MASK]` and `[PAD]` are symbols only between blanks or ideographs; elsewhere (`a[CLS]`, `[SEP][SEP]`) they are
+    ordinary text. The fast tokenizer would keep them whole everywhere, so these are lowercased here, as BERT's basic
+    tokenizer does with all ordinary text.
+
+    Source: BERT's `BasicTokenizer`, which the official code uses with these five as `never_split`.
+    """
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if "[" not in text:
+        return text
+    return BERT_SYMBOL.sub(lambda symbol: symbol[0] if _stands_free(text, *symbol.span()) else symbol[0].lower(), text)
+
+
+def _stands_free(text: str, start: int, end: int) -> bool:
+    """Whether the visible characters on both sides of a span are blanks, ideographs, or the ends of the text."""
+    before = next((text[index] for index in range(start - 1, -1, -1) if not _is_dropped(text[index])), " ")
+    after = next((text[index] for index in range(end, len(text)) if not _is_dropped(text[index])), " ")
+    return all(char.isspace() or IDEOGRAPH.match(char) for char in (before, after))
+
+
+def _is_dropped(char: str) -> bool:
+    """Whether BERT's basic tokenizer removes a character: controls, formats, unassigned ones and �."""
+    return char == "\ufffd" or (unicodedata.category(char).startswith("C") and char not in "\t\n\r")
+
+
+class Answer(str):
+    """A generated text. transformers' `image-text-to-text` pipeline adds it to the prompt, which would repeat the
+    question, because it takes every answer for a continuation; this one stays alone."""
+
+    def __radd__(self, prompt: str) -> str:
+        return str(self)
+
+
+def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """Split the keywords of a call into image options, text options and `return_tensors`.
+
+    Options may stand by themselves or in transformers' `images_kwargs`, `text_kwargs` and `common_kwargs`; the last
+    gives way to the others.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: an option by itself and in a dict.
+    """
+    flat = {
+        name: value for name, value in given.items() if name not in ("images_kwargs", "text_kwargs", "common_kwargs")
+    }
+    images, texts, common = (dict(given.get(name) or {}) for name in ("images_kwargs", "text_kwargs", "common_kwargs"))
+    twice = sorted(flat.keys() & (images.keys() | texts.keys()))
+    if twice:
+        raise ValueError(f"Options passed by themselves and in images_kwargs or text_kwargs: {twice}. Pass each once.")
+    flat = {**common, **flat}
+    tensors = [options.pop("return_tensors") for options in (texts, images, flat) if "return_tensors" in options]
+    unknown = sorted(name for name in flat.keys() - IMAGE_OPTIONS - TEXT_OPTIONS if flat[name] is not None)
+    if unknown:
+        raise TypeError(
+            f"Unknown options of OFAProcessor: {unknown}. Accepted: "
+            f"{', '.join(sorted({'return_tensors', *IMAGE_OPTIONS, *TEXT_OPTIONS}))}."
+        )
+    images = {**{name: flat[name] for name in IMAGE_OPTIONS & flat.keys()}, **images}
+    texts = {**{name: flat[name] for name in TEXT_OPTIONS & flat.keys()}, **texts}
+    return images, texts, tensors[0] if tensors else "pt"
+
+
+def _as_parts(content: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The content of a chat message as a list of parts."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
+def forget_use(tokenizer: Any) -> None:
+    """Remove what a tokenizer would save of its last call (padding, truncation) and of where it was loaded from."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
 
 
 class OFAProcessor(ProcessorMixin):
-    """One object for both ends of the model: `processor(images, text)` and `processor.batch_decode(ids)`.
+    """Both ends of the model: `processor(images, text)` prepares inputs, `processor.post_process(ids)` gives answers.
 
     Args:
         image_processor: an `OFAImageProcessor`.
-        tokenizer: the BERT tokenizer of the checkpoint.
-        prompt: the question that goes with an image when a call names none; the one the checkpoint was trained with.
+        tokenizer: the checkpoint's tokenizer.
+        tasks: what the checkpoint was trained for: names of `TASKS`, or name → settings (`SETTINGS` of `tasks_ofa`).
+            A task of your own needs a prompt: `{"material": {"prompt": "{product}是什么材质?"}}`.
+        default_task: used where a call names none.
+        language: of the prompts, "zh" or "en".
         max_prompt_tokens: longer texts are cut, keeping `</s>`; `<s>` and `</s>` count. The model has 1,024 positions.
-        max_caption_tokens: longer captions are cut, keeping `</s>`, which counts.
+        max_target_tokens: longer targets are cut, keeping `</s>`, which counts.
+        chat_template: Jinja template that turns chat messages into the question.
+
+    Raises:
+        ValueError: a task that is neither in `TASKS` nor fully defined, or limits below 2.
     """
 
-    if transformers.__version__.startswith("4."):  # 5 reads the parts from the arguments below and warns about these
+    if PROCESSOR_DECLARES_PARTS:
         attributes = ["image_processor", "tokenizer"]
         image_processor_class = "AutoImageProcessor"
         tokenizer_class = "AutoTokenizer"
@@ -89,103 +187,191 @@ class OFAProcessor(ProcessorMixin):
         self,
         image_processor=None,
         tokenizer=None,
-        prompt: str = OFFICIAL_PROMPT,
+        tasks: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("caption",),
+        default_task: str | None = None,
+        language: str = "zh",
         max_prompt_tokens: int = 1024,
-        max_caption_tokens: int = 1024,
-        **kwargs,
+        max_target_tokens: int = 1024,
+        chat_template: str | None = None,
     ):
-        if min(max_prompt_tokens, max_caption_tokens) < 2:
+        if min(max_prompt_tokens, max_target_tokens) < 2:
             raise ValueError(
-                f"max_prompt_tokens={max_prompt_tokens}, max_caption_tokens={max_caption_tokens}: a text and its end "
+                f"max_prompt_tokens={max_prompt_tokens}, max_target_tokens={max_target_tokens}: a text and its end "
                 f"token need at least 2. Raise the smaller one."
             )
-        self.prompt = prompt
+        self.language = language
+        self.tasks = {name: self._settings(name, tasks) for name in tasks}
+        self.default_task = next(iter(self.tasks), "") if default_task is None else default_task
         self.max_prompt_tokens = max_prompt_tokens
-        self.max_caption_tokens = max_caption_tokens
-        super().__init__(image_processor, tokenizer, **kwargs)
+        self.max_target_tokens = max_target_tokens
+        self.find_task()  # refuses a default task that is not among the tasks
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    def _settings(self, name: str, tasks: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Settings of one task, its prompt included, so that the saved config is complete."""
+        settings = dict(tasks[name]) if isinstance(tasks, Mapping) else {}
+        prompts = checkpoint_task(name, settings, self.language).prompts
+        if self.language not in prompts:
+            raise ValueError(
+                f"The task {name!r} has no prompt in the language {self.language!r}. Accepted: {', '.join(prompts)}."
+            )
+        return {"prompt": prompts[self.language], **settings}
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
+        """Called by `from_pretrained`; also reads the config of folders written before processors had tasks."""
+        return super().from_args_and_dict(args, upgrade_config(processor_dict), **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values"]
 
+    def find_task(self, name: str | None = None) -> Task:
+        """One of the checkpoint's tasks, the default one if no name is given.
+
+        Raises:
+            ValueError: the checkpoint has no such task.
+        """
+        name = self.default_task if name is None else name
+        if name not in self.tasks:
+            raise ValueError(
+                f"This checkpoint has no task {name!r}. Accepted: {', '.join(self.tasks) or 'none'}. "
+                f"Define others with OFAProcessor.from_pretrained(…, tasks={{name: {{'prompt': '…'}}}})."
+            )
+        return checkpoint_task(name, self.tasks[name], self.language)
+
+    def prompt_for(self, task: str | None = None, **fields: str) -> str:
+        """The question of a task, its slots filled with `fields`.
+
+        Raises:
+            ValueError: no such task, or a slot without a value.
+        """
+        return self.find_task(task).prompt(self.language, **fields)
+
+    def generation_kwargs(self, task: str | None = None) -> dict[str, Any]:
+        """Keywords of `generate` that belong to the task. The checkpoint's own are in `generation_config.json`."""
+        return dict(self.find_task(task).generation)
+
+    def post_process(
+        self, sequences: Any, task: str | None = None, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[str]:
+        """Generated ids `(batch, tokens)` → one answer per row.
+
+        Args:
+            image_sizes: `(width, height)` of each original image, for tasks that answer with places in it.
+        """
+        self.find_task(task)
+        return self.batch_decode(sequences)
+
     def __call__(
         self,
-        images: Any = None,
-        text: str | Sequence[str] | None = None,
+        images: Any = NOT_GIVEN,
+        text: str | Mapping[str, str] | Sequence[str | Mapping[str, str]] | None = None,
         text_target: str | Sequence[str] | None = None,
-        return_tensors: str | None = "pt",
-        padding: bool | str = True,
-        truncation: bool | str = True,
-        max_length: int | None = None,
+        *,
+        task: str | None = None,
         **kwargs,
     ) -> BatchFeature:
         """Prepare a batch.
 
         Args:
-            images: one image or a list of them (see `OFAImageProcessor`); None for text alone.
-            text: one text for all images or one for each; None with images means the checkpoint's prompt.
-            text_target: captions, one for each row.
-            return_tensors: "pt" or None; None gives lists of ids.
-            padding, truncation, max_length: of `text`; `max_length` is `max_prompt_tokens` unless given.
-            kwargs: options of the image processor (`size=256`) or of the tokenizer (`padding_side="left"`).
+            images: one image or a list of them (see `load_image`). Leave it out to encode text only; `images=None`
+                says that there is no image, which is refused if the task needs one.
+            text: with `task`, the value of the prompt's slot, or a dict of values; without it, the prompt itself. One
+                for all images or one for each. None is the prompt of the task.
+            text_target: expected answers, one per row.
+            task: one of `processor.tasks`; by default `processor.default_task`.
+            kwargs: options of the image processor (`size=256`) and of the tokenizer (`max_length=20`), by themselves
+                or in `images_kwargs`, `text_kwargs` and `common_kwargs` as in transformers. `return_tensors` is "pt"
+                by default; None gives lists.
 
         Returns:
-            `input_ids`, `attention_mask (batch, tokens)`, with images `pixel_values (batch, 3, height, width)`, with
-            captions `labels (batch, caption tokens)`: caption and `</s>`, −100 where a row is shorter.
+            `input_ids`, `attention_mask (batch, tokens)`; with images `pixel_values (batch, 3, height, width)`; with
+            targets `labels (batch, target tokens)`: target and `</s>`, −100 where a row is shorter.
 
         Raises:
-            ValueError: nothing to prepare, or numbers of images, texts and captions that differ.
+            ImageError: an image cannot be read.
+            TypeError: an unknown option.
+            ValueError: nothing to prepare; numbers of images, texts and targets that differ; no such task; a text
+                without an image where the task needs one.
         """
-        image_options = {name: kwargs.pop(name) for name in IMAGE_OPTIONS & kwargs.keys()}
-        data = {}
-        if images is not None:
-            data.update(self.image_processor(images, return_tensors=return_tensors, **image_options))
-        texts = self._texts(images, data, text)
+        image_options, text_options, return_tensors = split_options(kwargs)
+        chosen, data = self.find_task(task), {}
+        if images is not None and images is not NOT_GIVEN:
+            options = {**chosen.image, **image_options}
+            data.update(self.image_processor(images, return_tensors=return_tensors, **options))
+        elif chosen.needs_image and text is not None and (images is None or task is not None):
+            raise ValueError(self._why_no_answer(chosen, text))
+        texts = self._texts(data, text, task)
         if texts is not None:
-            data.update(self._encode(texts, return_tensors, padding, truncation, max_length, **kwargs))
+            data.update(self._encode(texts, return_tensors, **text_options))
         if text_target is not None:
             data["labels"] = self._labels(text_target, data, return_tensors)
         if not data:
-            raise ValueError("OFAProcessor got neither images nor text nor text_target. Give at least one of them.")
+            raise ValueError("OFAProcessor got neither images nor text nor text_target. Pass at least one of them.")
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _texts(self, images: Any, data: dict, text: str | Sequence[str] | None) -> list[str] | None:
-        """One text for each image; without images the texts as they came."""
-        if images is None:
-            return [text] if isinstance(text, str) else text if text is None else list(text)
-        num_images = len(data["pixel_values"])
-        if text is None or isinstance(text, str):
-            return [self.prompt if text is None else text] * num_images
-        if len(text) != num_images:
-            raise ValueError(f"Got {num_images} images and {len(text)} texts. Give one text, or one for each image.")
-        return list(text)
+    @staticmethod
+    def _why_no_answer(task: Task, text: Any) -> str:
+        return (
+            f"The task {task.name!r} needs an image but got only the text {str(text)[:100]!r}. If that is an image, "
+            f"call OFAImageToTextPipeline(model=model, processor=processor)(image), or pass image and prompt to "
+            f"transformers' pipeline: pipe(image, text=processor.prompt_for())."
+        )
 
-    def _encode(self, texts, return_tensors, padding, truncation, max_length, **kwargs) -> dict:
+    def _texts(self, data: dict, text: Any, task: str | None) -> list[str] | None:
+        """One text per image; without images the texts as they are."""
+        is_one = text is None or isinstance(text, (str, Mapping))
+        if "pixel_values" not in data:
+            return None if text is None else [self._text(one, task) for one in ([text] if is_one else text)]
+        num_images = len(data["pixel_values"])
+        if is_one:
+            return [self._text(text, task)] * num_images
+        if len(text) != num_images:
+            raise ValueError(f"Got {num_images} images and {len(text)} texts. Pass one text, or one for each image.")
+        return [self._text(one, task) for one in text]
+
+    def _text(self, text: str | Mapping[str, str] | None, task: str | None) -> str:
+        """The text of one row: the prompt of the task, filled with `text`, or without a task the text itself."""
+        if text is None or isinstance(text, Mapping):
+            return self.prompt_for(task, **(text or {}))
+        if task is None:
+            return text
+        slots = self.find_task(task).fields
+        if len(slots) != 1:
+            needed = f"a dict with {', '.join(slots)}" if slots else "no text"
+            raise ValueError(f"The task {task!r} takes {needed} but got the text {text[:100]!r}.")
+        return self.prompt_for(task, **{slots[0]: text})
+
+    def _encode(
+        self, texts: list[str], return_tensors: str | None, truncation: bool | str = True, max_length=None, **options
+    ) -> dict:
         length = min(max_length or self.max_prompt_tokens, self.max_prompt_tokens) if truncation else None
-        options = {"padding": padding, "truncation": truncation, "max_length": length} | kwargs
+        options = {"padding": True, "truncation": truncation, "max_length": length, **options}
         with TURNS:
-            encoding = self.tokenizer(whole_characters(texts), return_tensors=return_tensors, **options)
+            encoding = self.tokenizer(list(map(clean_text, texts)), return_tensors=return_tensors, **options)
         return {name: encoding[name] for name in ("input_ids", "attention_mask") if name in encoding}
 
-    def _labels(self, captions: str | Sequence[str], data: dict, return_tensors: str | None) -> torch.Tensor | list:
-        captions = [captions] if isinstance(captions, str) else list(captions)
-        rows = len(data["input_ids"]) if "input_ids" in data else len(captions)
-        if len(captions) != rows:
-            raise ValueError(f"Got {rows} inputs and {len(captions)} captions. Give one caption for each input.")
-        labels = self.encode_labels(captions)
+    def _labels(self, targets: str | Sequence[str], data: dict, return_tensors: str | None) -> torch.Tensor | list:
+        targets = [targets] if isinstance(targets, str) else list(targets)
+        rows = len(data["input_ids"]) if "input_ids" in data else len(targets)
+        if len(targets) != rows:
+            raise ValueError(f"Got {rows} inputs and {len(targets)} targets. Pass one target for each input.")
+        labels = self.encode_labels(targets)
         return labels.tolist() if return_tensors is None else labels
 
-    def encode_labels(self, captions: Sequence[str], max_tokens: int | None = None) -> torch.LongTensor:
-        """Captions → labels `(batch, tokens)`: caption and `</s>`, no `<s>`, −100 after the end.
+    def encode_labels(self, texts: Sequence[str], max_tokens: int | None = None) -> torch.LongTensor:
+        """Targets → labels `(batch, tokens)`: target and `</s>`, no `<s>`, −100 after the end.
 
         Args:
-            captions: one text for each row.
-            max_tokens: longer captions are cut, keeping `</s>`, which counts; `max_caption_tokens` unless given.
+            texts: one per row.
+            max_tokens: longer targets are cut, keeping `</s>`, which counts; at most and by default
+                `max_target_tokens`.
         """
-        limit = min(max_tokens or self.max_caption_tokens, self.max_caption_tokens)
+        limit = min(max_tokens or self.max_target_tokens, self.max_target_tokens)
         options = {"add_special_tokens": False, "truncation": True, "max_length": limit - 1}
         with TURNS:
-            encoding = self.tokenizer(whole_characters(captions), **options)
+            encoding = self.tokenizer(list(map(clean_text, texts)), **options)
         rows = [[*ids, self.tokenizer.eos_token_id] for ids in encoding["input_ids"]]
         labels = torch.full((len(rows), max(map(len, rows), default=0)), IGNORED_LABEL, dtype=torch.long)
         for label, ids in zip(labels, rows):
@@ -193,11 +379,11 @@ class OFAProcessor(ProcessorMixin):
         return labels
 
     def encode_bins(self, values: Iterable[int]) -> list[int]:
-        """Places 0 … 999 on an image's side → ids of `<bin_i>`; text never gives these ids."""
+        """Places 0 … 999 along an image's side → ids of `<bin_i>`, which no text encodes to."""
         return self._symbol_ids("bin", values)
 
     def encode_codes(self, values: Iterable[int]) -> list[int]:
-        """Image codes 0 … 8191 → ids of `<code_i>`; text never gives these ids."""
+        """Image codes 0 … 8191 → ids of `<code_i>`, which no text encodes to."""
         return self._symbol_ids("code", values)
 
     def _symbol_ids(self, kind: str, values: Iterable[int]) -> list[int]:
@@ -209,11 +395,11 @@ class OFAProcessor(ProcessorMixin):
         return ids
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs) -> str:
-        """Ids of one text → clean text; `<bin_i>` and `<code_i>` are kept, negative ids (ignored labels) left out.
+        """Ids of one text → clean text. Keeps `<bin_i>` and `<code_i>`, drops negative ids (ignored labels).
 
         Args:
             token_ids: `(tokens,)`, a tensor, an array or a list.
-            skip_special_tokens: leave out `<s>`, `</s>`, `<pad>`, `[UNK]` and their like.
+            skip_special_tokens: drop `<s>`, `</s>`, `<pad>`, `[UNK]` and the other special tokens.
         """
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         ids = [ids] if isinstance(ids, int) else [int(index) for index in ids if index >= 0]
@@ -229,18 +415,39 @@ class OFAProcessor(ProcessorMixin):
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs
     ) -> list[str]:
-        """Generated ids `(batch, tokens)` → clean texts; the name that transformers' own pipelines call."""
-        return self.batch_decode(generated_outputs, skip_special_tokens)
+        """Generated ids `(batch, tokens)` → answers, under the name that transformers' own pipelines call."""
+        return [Answer(text) for text in self.batch_decode(generated_outputs, skip_special_tokens)]
+
+    def apply_chat_template(self, conversation: Any, *args, **kwargs) -> Any:
+        """Chat messages → the last user message's question, or with `tokenize=True` the inputs of the model.
+
+        A message with an image and no text asks the default task's question. Source: `ProcessorMixin`.
+        """
+        is_batch = not isinstance(conversation[0], Mapping)
+        chats = [self._with_question(getattr(chat, "messages", chat)) for chat in conversation] if is_batch else None
+        return super().apply_chat_template(chats or self._with_question(conversation), *args, **kwargs)
+
+    def _with_question(self, messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Messages in which every content is a list of parts and the last user message has a text."""
+        messages = [{**message, "content": _as_parts(message["content"])} for message in messages]
+        asked = [message for message in messages if message["role"] == "user"]
+        if not asked:
+            raise ValueError("The chat has no message of the user. Pass {'role': 'user', 'content': …}.")
+        if not any(part["type"] == "text" for part in asked[-1]["content"]):
+            asked[-1]["content"].append({"type": "text", "text": self.prompt_for()})
+        return messages
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """Save processor, tokenizer and image processor; the last also on its own, as transformers 4 reads it."""
+        """Save processor, tokenizer and image processor, the latter also in a file of its own for transformers 4."""
         if push_to_hub:  # the base class would upload before the last file is written
             written = self.save_pretrained(save_directory)
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
             return written
-        written = super().save_pretrained(save_directory, **kwargs)
+        with TURNS:
+            forget_use(self.tokenizer)
+            written = super().save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory)
         return written
 
 
-OFAProcessor.register_for_auto_class("AutoProcessor")  # or saving would write an auto_map without the files it names
+OFAProcessor.register_for_auto_class("AutoProcessor")  # save_pretrained copies the code

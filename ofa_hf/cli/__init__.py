@@ -1,7 +1,7 @@
-"""The command `ofa-hf`: one small module a subcommand, no logic.
+"""The command `ofa-hf`: one small module per subcommand, which parses, calls one function and prints.
 
 A module `ofa_hf/cli/<command>.py` has `HELP` (one line), `add_arguments(parser)` and `run(args) -> int`, the exit
-status. Its heavy imports sit in `run`, so that `--help` answers at once. Results go to stdout, all else to stderr.
+status. Heavy imports are inside `run`, so that `--help` is instant. Results go to stdout, everything else to stderr.
 """
 
 import argparse
@@ -19,7 +19,7 @@ COMMANDS = ("caption", "convert", "finetune", "evaluate", "export", "demo")  # i
 
 SUCCESS, FAILURE = 0, 1
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
-READER_LEFT = 141  # … and for a pipe that nobody reads any more, as in `ofa-hf caption photos/ | head -1`
+PIPE_CLOSED = 141  # … and for a pipe whose reader has ended, as in `ofa-hf caption photos/ | head -1`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,13 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; the process's own when None.
 
     Returns:
-        0 success, 1 failure (one line on stderr says what and what to do), 130 interrupted, 141 stdout was closed.
+        0 success, 1 failure (explained in one line on stderr), 130 interrupted, 141 stdout was closed.
 
     Raises:
         SystemExit: 0 after `--help` and `--version`, 2 after a usage error.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a caption or file name the terminal cannot show must not end a long run
+        if hasattr(stream, "reconfigure"):  # text that the terminal cannot show must not end a long run
             stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     try:
@@ -48,16 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at exit
-        return READER_LEFT
-    except OSError as error:  # a full disk, a folder that may not be written: the user's to mend, no fault of the code
+        return PIPE_CLOSED
+    except OSError as error:  # a full disk, a read-only folder: the user can fix it
         return _fail(args.command, text_of_os_error(error))
     return SUCCESS if status is None else status
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line, one subparser for each command whose module exists."""
+    """The whole command line, one subparser per command."""
     parser = argparse.ArgumentParser(
-        prog="ofa-hf", description="OFA, the Chinese image-to-text model: convert, caption, finetune, score."
+        prog="ofa-hf", description="OFA, one model for images and text: convert, caption, finetune, score."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

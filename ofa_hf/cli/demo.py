@@ -47,7 +47,7 @@ def serve_page(args: argparse.Namespace) -> int:
         print(f"Page     {address}", flush=True)
         print("Ctrl-C ends it.", file=sys.stderr, flush=True)
 
-    serve(models_to_serve(args.out, args.model), host=args.host, port=args.port, tell=tell)
+    serve(models_to_serve(args.out, args.model), host=args.host, port=args.port, on_ready=tell)
     return 0
 
 

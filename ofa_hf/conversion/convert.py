@@ -209,9 +209,8 @@ class Conversion:
             )
         limit = self.config.max_position_embeddings
         image_processor = OFAImageProcessor(size=settings.image_size)
-        processor = OFAProcessor(
-            image_processor, tokenizer, settings.prompt, max_prompt_tokens=limit, max_caption_tokens=limit
-        )
+        tasks = {"caption": {"prompt": settings.prompt}}
+        processor = OFAProcessor(image_processor, tokenizer, tasks, max_prompt_tokens=limit, max_target_tokens=limit)
         write_config(folder, self.config, dtype)
         write_generation_config(folder, settings.generation)
         processor.save_pretrained(folder)

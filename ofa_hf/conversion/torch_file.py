@@ -11,10 +11,11 @@ import io
 import mmap
 import os
 import struct
+import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -123,7 +124,7 @@ class TorchFile:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             head = file.read(8)
             self.layout = "zip" if head[:4] == b"PK\x03\x04" else "legacy"
-            self.content = self._read_zip() if self.layout == "zip" else self._read_legacy(file, head)
+            self.content = self._read_zip(file) if self.layout == "zip" else self._read_legacy(file, head)
 
     def load(self, storage: Storage) -> torch.Tensor:
         """All numbers of `storage` as a flat tensor, checked against their checksum the first time."""
@@ -144,8 +145,8 @@ class TorchFile:
 
     # Zip layout
 
-    def _read_zip(self) -> Any:
-        records = read_zip_directory(self._map)
+    def _read_zip(self, file: BinaryIO) -> Any:
+        records = read_zip_directory(file, self._map)
         names = [name for name in records if name.endswith("/data.pkl")]
         if any(name.endswith("/constants.pkl") for name in records):
             raise FileRefused("it is a TorchScript archive. Give the training checkpoint, written by torch.save")
@@ -272,25 +273,41 @@ def are_counts(values: Any) -> bool:
     return isinstance(values, tuple) and len(values) <= MAX_DIMENSIONS and all(map(is_count, values))
 
 
-def read_zip_directory(data: mmap.mmap) -> dict[str, Record]:
+def read_zip_directory(file: BinaryIO, data: mmap.mmap) -> dict[str, Record]:
     """Names and places of the stored files of an archive, each checked to lie inside it.
 
     Raises:
         FileRefused: cut off, damaged, compressed (torch never compresses: a bomb), or with names that are paths.
     """
-    count, size, begin = find_zip_directory(data)
-    if count > MAX_RECORDS or size > count * 1024 or begin + size > len(data):
-        raise FileRefused(f"its directory is damaged: it claims {count:,} parts in {size:,} bytes")
-    records, position = {}, begin
-    for _ in range(count):
-        name, record, position = read_zip_entry(data, position, begin + size)
+    try:
+        entries = zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError, OSError) as error:
+        raise FileRefused(f"it is truncated, or its directory is damaged ({error}). Download it again") from error
+    records = {}
+    for entry in entries:
+        name = entry.orig_filename
         if name in records:
             raise FileRefused(f"it holds {shown(name)} twice")
         if name.startswith("/") or "\\" in name or ".." in name.split("/"):
             raise FileRefused(f"it holds a part named like a path outside the archive: {shown(name)}")
-        records[name] = record
+        if entry.compress_type or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
+            raise FileRefused(f"its part {shown(name)} is compressed or encrypted, which torch.save never does")
+        records[name] = Record(begin_of_part(entry, data), entry.file_size, entry.CRC)
     refuse_overlaps(records)
     return records
+
+
+def begin_of_part(entry: zipfile.ZipInfo, data: mmap.mmap) -> int:
+    """Position of the first byte of a part, behind its local header."""
+    header = data[entry.header_offset : entry.header_offset + 30] if 0 <= entry.header_offset < len(data) else b""
+    if header[:4] != b"PK\x03\x04" or len(header) < 30:
+        raise FileRefused(f"its part {shown(entry.orig_filename)} is not where the directory says")
+    begin = entry.header_offset + 30 + sum(struct.unpack("<2H", header[26:30]))
+    if begin + entry.file_size > len(data):
+        raise FileRefused(
+            f"its part {shown(entry.orig_filename)} claims {entry.file_size:,} bytes, more than the file has"
+        )
+    return begin
 
 
 def refuse_overlaps(records: dict[str, Record]) -> None:
@@ -300,60 +317,6 @@ def refuse_overlaps(records: dict[str, Record]) -> None:
         if record.begin < end and record.size:
             raise FileRefused(f"its part {shown(name)} overlaps another, which torch.save never does")
         end = max(end, record.begin + record.size)
-
-
-def find_zip_directory(data: mmap.mmap) -> tuple[int, int, int]:
-    """Number of parts, size and begin of the directory, from the end of the archive (zip64 where it is used)."""
-    end = data.rfind(b"PK\x05\x06", max(0, len(data) - 65557))
-    if end < 0 or end + 22 > len(data):
-        raise FileRefused("it is truncated: the end of the archive is missing. Download it again")
-    _, _, _, count, size, begin, _ = struct.unpack("<4H2LH", data[end + 4 : end + 22])
-    if data[max(end - 20, 0) : max(end - 16, 0)] == b"PK\x06\x07":
-        (position,) = struct.unpack("<Q", data[end - 12 : end - 4])
-        header = data[position : position + 56] if position < len(data) else b""
-        if header[:4] != b"PK\x06\x06" or len(header) < 56:
-            raise FileRefused("its directory is damaged")
-        count, size, begin = struct.unpack("<3Q", header[32:56])
-    return count, size, begin
-
-
-def read_zip_entry(data: mmap.mmap, position: int, end: int) -> tuple[str, Record, int]:
-    """One entry of the directory: name, place of its bytes, position of the next entry."""
-    entry = data[position : position + 46] if position + 46 <= end else b""
-    if entry[:4] != b"PK\x01\x02":
-        raise FileRefused("its directory is damaged")
-    flags, method = struct.unpack("<2H", entry[8:12])
-    crc, packed, size = struct.unpack("<3L", entry[16:28])
-    name_size, extra_size, comment_size = struct.unpack("<3H", entry[28:34])
-    (header,) = struct.unpack("<L", entry[42:46])
-    position += 46
-    name = data[position : position + name_size].decode("utf-8", "replace")
-    extra = data[position + name_size : position + name_size + extra_size]
-    size, packed, header = read_zip64_sizes(extra, size, packed, header)
-    if method or flags & 1 or packed != size:
-        raise FileRefused(f"its part {shown(name)} is compressed or encrypted, which torch.save never does")
-    local = data[header : header + 30] if header + 30 <= len(data) else b""
-    if local[:4] != b"PK\x03\x04":
-        raise FileRefused(f"its part {shown(name)} is not where the directory says")
-    begin = header + 30 + sum(struct.unpack("<2H", local[26:30]))
-    if begin + size > len(data):
-        raise FileRefused(f"its part {shown(name)} claims {size:,} bytes, more than the file has")
-    return name, Record(begin, size, crc), position + name_size + extra_size + comment_size
-
-
-def read_zip64_sizes(extra: bytes, *sizes: int) -> list[int]:
-    """Replace each size that says "see the zip64 field" (all bits set) by the next number of that field."""
-    wide, position = b"", 0
-    while position + 4 <= len(extra):
-        kind, length = struct.unpack("<2H", extra[position : position + 4])
-        if kind == 1:
-            wide = extra[position + 4 : position + 4 + length]
-        position += 4 + length
-    numbers = iter(struct.unpack(f"<{len(wide) // 8}Q", wide[: len(wide) // 8 * 8]))
-    values = [next(numbers, None) if size == 0xFFFFFFFF else size for size in sizes]
-    if None in values:
-        raise FileRefused("its directory is damaged: a 64-bit size is missing")
-    return values
 
 
 def describe_strange_file(head: bytes, data: mmap.mmap) -> str:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ofa_hf.data.collator import OFACollator
     from ofa_hf.data.grouping import GroupedTargets, GroupedTargetSampler, ImagesById, count_targets
-    from ofa_hf.data.images import open_image
     from ofa_hf.data.muge import load_muge, load_muge_splits
     from ofa_hf.data.problems import DataReport, Problem, report_of
     from ofa_hf.data.tables import FolderImages, load_rows, load_table, stream_rows
@@ -32,7 +31,6 @@ _MODULES = {
     "load_muge_splits": "muge",
     "load_rows": "tables",
     "load_table": "tables",
-    "open_image": "images",
     "report_of": "problems",
     "stream_rows": "tables",
 }
@@ -50,7 +48,6 @@ __all__ = [
     "load_muge_splits",
     "load_rows",
     "load_table",
-    "open_image",
     "report_of",
     "stream_rows",
 ]

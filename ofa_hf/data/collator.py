@@ -8,10 +8,9 @@ import torch
 from torch import LongTensor
 from transformers.image_processing_utils import BatchFeature
 
-from ofa_hf.data.images import open_image
 from ofa_hf.data.shards import RESERVED_COLUMNS
 from ofa_hf.errors import UserError
-from ofa_hf.image_processing_ofa import ImageError
+from ofa_hf.image_loading_ofa import ImageError, load_image
 from ofa_hf.processing_ofa import IGNORED_LABEL, OFAProcessor
 
 
@@ -85,8 +84,6 @@ class OFACollator:
     def prompt(self, row: dict[str, Any]) -> str:
         """The task's prompt filled with the row's fields."""
         fields = {name: value for name, value in row.items() if name not in RESERVED_COLUMNS}
-        if not hasattr(self.processor, "prompt_for"):
-            return self.processor.prompt
         return self.processor.prompt_for(self.task, **fields)
 
     def encode_targets(self, targets: list[str]) -> LongTensor:
@@ -110,7 +107,7 @@ def open_row_image(row: dict[str, Any]) -> PIL.Image.Image:
         UserError: the image cannot be decoded. Names the row's id.
     """
     try:
-        return open_image(row["image"])
+        return load_image(row["image"])
     except ImageError as error:
         name = row.get("id", "a row without id")
         raise UserError(

@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -190,8 +188,8 @@ def read_shards(
 ) -> Iterator[ShardResult]:
     """Read all shards, `num_proc` at a time, and yield their results in order.
 
-    Where starting a process is cheap, even a single shard is read in one: it loads torch to decode images, and its
-    memory is freed when it ends. `num_proc=0` reads in this process.
+    Where starting a process is cheap, even a single shard is read in one, whose memory is freed when it ends.
+    `num_proc=0` reads in this process.
     """
     jobs = [(shard, options, work, number, len(shards)) for number, shard in enumerate(shards)]
     can_fork = "fork" in multiprocessing.get_all_start_methods()
@@ -200,8 +198,6 @@ def read_shards(
             yield read_shard(*job, bar.update)
         return
     context = multiprocessing.get_context("fork" if can_fork else "spawn")
-    if "torch" in sys.modules:  # already in memory: share the decoder with the workers instead of loading it in each
-        import_module("ofa_hf.image_processing_ofa")
     done, stop = context.Value("q", 0), context.Value("b", 0)
     with ProcessPoolExecutor(num_proc, context, start_worker, (done, stop, os.getpid())) as pool:
         try:

@@ -27,11 +27,11 @@ from ofa_hf.data.problems import (
 from ofa_hf.data.shards import Options, RowRecord, row_features
 from ofa_hf.data.target_index import TargetIndex
 from ofa_hf.errors import UserError
+from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
 
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MAX_FIELD = 2**20  # characters of one CSV field
 DATASET = "the data set"  # named in problems, whose lines are row numbers from 1
 

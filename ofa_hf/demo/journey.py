@@ -79,9 +79,9 @@ class DemoResult:
         scores = self.after.scores
         return {
             "caption_accuracy": self.caption_accuracy,
-            "cider_d": scores.cider_d,
-            "bleu_4": scores.bleu_4,
-            "rouge_l": scores.rouge_l,
+            "cider_d": scores["cider_d"],
+            "bleu_4": scores["bleu_4"],
+            "rouge_l": scores["rouge_l"],
             "seconds": round(self.seconds, 1),
             "model": str(self.model),
             "report": str(self.report),

@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAProcessor
-from ofa_hf.data.images import open_image
 from ofa_hf.modeling_ofa_resnet import OUTPUT_CHANNELS
 from ofa_hf.samples.shop import COLOURS, KINDS, PATTERNS, Product
 from ofa_hf.training.losses import smoothed_cross_entropy, without_logits
@@ -86,8 +85,8 @@ def pretrain(
     torch.manual_seed(seed)
     shown = [products[image_id] for image_id in rows["id"]]
     labels = Labels(shown)
-    pixel_values = torch.cat([processor(images=[open_image(row["image"])])["pixel_values"] for row in rows])
-    prompt = processor(text=[processor.prompt])["input_ids"]
+    pixel_values = torch.cat([processor(images=[row["image"]])["pixel_values"] for row in rows])
+    prompt = processor(text=[processor.prompt_for()])["input_ids"]
     targets = processor.encode_labels([plain_caption(product) for product in shown])
     model, head = OFAForConditionalGeneration(small_config(len(processor.tokenizer))).train(), labels.head()
     start_blocks_as_identity(model.encoder.embed_images)

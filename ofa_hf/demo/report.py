@@ -68,8 +68,8 @@ def curve_tag(path: Path) -> str:
 
 def tiles(before: EvaluationResult, after: EvaluationResult, accuracy: float) -> str:
     rows = [("Kind and colour right", f"{accuracy:.1%}")]
-    for name, title in (("cider_d", "CIDEr-D"), ("bleu_4", "BLEU-4"), ("rouge_l", "ROUGE-L")):
-        rows.append((title, f"{getattr(before.scores, name):.1f} → {getattr(after.scores, name):.1f}"))
+    for name, title in after.metric.titles.items():
+        rows.append((title, f"{before.scores[name]:.1f} → {after.scores[name]:.1f}"))
     return "".join(f"<div><dt>{title}</dt><dd>{value}</dd></div>" for title, value in rows)
 
 

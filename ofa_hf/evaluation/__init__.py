@@ -1,14 +1,18 @@
-"""Caption scores (BLEU, ROUGE-L, CIDEr-D) and everything around them: reading, generating, reporting."""
+"""Scores of answers, by task: metrics, reading predictions and references, results that can be saved and cited."""
 
+from ofa_hf.evaluation.captions import score_captions
 from ofa_hf.evaluation.evaluate import EvaluationResult, evaluate_predictions
-from ofa_hf.evaluation.metrics import CaptionScores, score_captions
+from ofa_hf.evaluation.metrics import METRICS, Metric
 from ofa_hf.evaluation.predictions import read_predictions, read_references, write_submission
+from ofa_hf.evaluation.scores import Scores
 from ofa_hf.evaluation.tokenization import tokenize
 
 
 __all__ = [
-    "CaptionScores",
+    "METRICS",
     "EvaluationResult",
+    "Metric",
+    "Scores",
     "evaluate_predictions",
     "read_predictions",
     "read_references",

@@ -1,6 +1,5 @@
-"""From predictions and references to a result one can read, save and cite."""
+"""From predictions and references to a result that can be read, saved and cited."""
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,25 +7,27 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-from ofa_hf.evaluation.metrics import CaptionScores, score_captions
+from ofa_hf.evaluation.metrics import METRICS, Metric
 from ofa_hf.evaluation.predictions import read_predictions, read_references
+from ofa_hf.evaluation.scores import Scores
+from ofa_hf.files import write_json
 
 
 PACKAGES = ("ofa-hf", "transformers", "torch", "datasets", "pillow")  # whose versions a score may depend on
-ROW_TITLES = {"cider_d": "CIDEr-D", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L"}
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Scores, the texts they are of, and what was run (`run`: model, data, settings), so that a card can cite it."""
+    """Scores, the texts that were scored, and what was run (`run`: model, data, settings)."""
 
-    scores: CaptionScores
+    scores: Scores
     predictions: Mapping[str, str] = field(repr=False)
     references: Mapping[str, Sequence[str]] = field(repr=False)
+    metric: Metric = METRICS["caption"]
     run: Mapping[str, object] = field(default_factory=dict)
 
     def as_dict(self) -> dict:
-        """Scores, run, versions and date, ready for JSON; the texts stay out."""
+        """Scores, run, versions and date, ready for JSON; without the texts."""
         return {
             "scores": self.scores.as_dict(),
             "run": dict(self.run),
@@ -36,31 +37,34 @@ class EvaluationResult:
 
     def save(self, path: str | Path) -> None:
         """Write `as_dict()` as JSON."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.as_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.as_dict())
 
     def table(self) -> str:
-        """The three published scores and the number of images, aligned for a terminal."""
-        rows = [(title, f"{getattr(self.scores, name):.2f}") for name, title in ROW_TITLES.items()]
-        rows.append(("images", str(self.scores.num_images)))
-        return "\n".join(f"{title:<10}{value:>8}" for title, value in rows)
+        """The metric's published scores and the number of images, aligned for a terminal."""
+        rows = [(title, f"{self.scores[name]:.2f}") for name, title in self.metric.titles.items()]
+        rows.append(("images", str(len(self.references))))
+        width = 2 + max(len(title) for title, _ in rows)
+        return "\n".join(f"{title:<{width}}{value:>8}" for title, value in rows)
 
 
 def evaluate_predictions(
     predictions: Mapping[str, str] | str | Path,
     references: Mapping[str, Sequence[str]] | str | Path,
     run: Mapping[str, object] | None = None,
+    *,
+    metric: str = "caption",
 ) -> EvaluationResult:
-    """Score captions that exist already.
+    """Score answers that exist already.
 
     Args:
-        predictions: image id → caption, or a JSONL file of `{"image_id", "text"}`.
-        references: image id → captions, or a JSONL file of `{"image_id", "text": […]}`.
+        predictions: id → answer, or a JSONL file of `{"image_id", "text"}`.
+        references: id → right answers, or a JSONL file of `{"image_id", "text": […]}`.
         run: what made the predictions, for the record.
+        metric: a name in `METRICS`.
 
     Raises:
-        UserError: a file that cannot be read, or the two are not about the same images.
+        UserError: a file cannot be read, or the two do not have the same ids.
     """
     run = dict(run or {})
     if isinstance(predictions, (str, Path)):
@@ -69,7 +73,8 @@ def evaluate_predictions(
     if isinstance(references, (str, Path)):
         run.setdefault("captions", str(references))
         references = read_references(references)
-    return EvaluationResult(score_captions(predictions, references), predictions, references, run)
+    scores = METRICS[metric].score(predictions, references)
+    return EvaluationResult(scores, predictions, references, METRICS[metric], run)
 
 
 def package_versions() -> dict[str, str]:

@@ -1,250 +1,41 @@
-"""BLEU, ROUGE-L and CIDEr-D over the tokens of `tokenization`, as the COCO caption scorers define them.
+"""The metrics: how the answers of a task are scored. A task names its metric; to add one, add a row to `METRICS`."""
 
-Sources: Papineni et al. 2002 (BLEU), Lin 2004 (ROUGE-L), Vedantam et al. 2015 (CIDEr-D), with the constants of the
-COCO caption evaluation: closest reference length, β = 1.2, σ = 6 and 1- to 4-grams, document frequencies from the
-references of the very images that are scored. Two definitions of our own, where the originals fail: a caption
-without any token scores 0, and an empty reference matches nothing.
-"""
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
-
-from ofa_hf.errors import UserError
-from ofa_hf.evaluation.tokenization import tokenize
+from ofa_hf.evaluation.captions import score_captions
+from ofa_hf.evaluation.scores import Scores
 
 
-MAX_ORDER = 4  # 1- to 4-grams, BLEU and CIDEr-D
-ROUGE_BETA = 1.2  # recall counts this much more than precision
-CIDER_SIGMA = 6.0  # tokens of difference in length after which a match counts 60 %
-CIDER_FACTOR = 10.0  # the reference scorer's own scale; published percentages multiply by 100 on top
-BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9  # the reference scorer's guards against 0 / 0, kept because they are in its digits
+Predictions = Mapping[str, str]  # id → answer
+References = Mapping[str, Sequence[str]]  # id → right answers, at least one
 
 
 @dataclass(frozen=True)
-class CaptionScores:
-    """Scores of a set of captions, in the published percentages (0.2623 is 26.23; CIDEr-D its scorer's value × 100).
-
-    `cider_d_each` and `rouge_l_each` hold one image each, under its id.
-    """
-
-    bleu_1: float
-    bleu_2: float
-    bleu_3: float
-    bleu_4: float
-    rouge_l: float
-    cider_d: float
-    num_images: int
-    cider_d_each: Mapping[str, float] = field(repr=False)
-    rouge_l_each: Mapping[str, float] = field(repr=False)
-
-    def as_dict(self) -> dict[str, float]:
-        """The totals alone, ready for JSON; the three published ones first."""
-        names = ("bleu_4", "rouge_l", "cider_d", "bleu_1", "bleu_2", "bleu_3", "num_images")
-        return {name: getattr(self, name) for name in names}
-
-    def best_and_worst(self, count: int) -> tuple[list[str], list[str]]:
-        """Ids of the images with the highest and with the lowest CIDEr-D, the extreme ones first, none in both."""
-        ranked = sorted(self.cider_d_each, key=lambda image_id: (-self.cider_d_each[image_id], image_id))
-        num_best = min(count, (len(ranked) + 1) // 2)
-        num_worst = min(count, len(ranked) - num_best)
-        return ranked[:num_best], ranked[len(ranked) - num_worst :][::-1]
-
-
-def score_captions(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> CaptionScores:
-    """Score one caption per image against that image's references.
+class Metric:
+    """A way to score answers.
 
     Args:
-        predictions: image id → caption.
-        references: image id → its captions, at least one.
-
-    Returns:
-        Scores in percent. CIDEr-D weighs words by how few images use them, so of a single image it is always 0.
-
-    Raises:
-        UserError: nothing to score, ids without their counterpart, an image without references.
+        name: as tasks name it.
+        best: the score that picks the best checkpoint and ranks single rows; higher is better.
+        titles: published scores → how tables and pages call them, in that order.
+        score: predictions and references of the same ids → scores; raises `UserError` if the ids differ.
     """
-    check_ids(predictions, references)
-    ids = list(references)
-    hypotheses = [tokenize(predictions[image_id]) for image_id in ids]
-    reference_tokens = [[tokenize(caption) for caption in references[image_id]] for image_id in ids]
-    bleu, cider = ngram_scores(hypotheses, reference_tokens)
-    rouge = [rouge_l(hypothesis, captions) for hypothesis, captions in zip(hypotheses, reference_tokens, strict=True)]
-    return CaptionScores(
-        *(100 * value for value in bleu),
-        rouge_l=100 * float(np.mean(rouge)),
-        cider_d=100 * float(np.mean(cider)),
-        num_images=len(ids),
-        cider_d_each={image_id: 100 * value for image_id, value in zip(ids, cider, strict=True)},
-        rouge_l_each={image_id: 100 * value for image_id, value in zip(ids, rouge, strict=True)},
+
+    name: str
+    best: str
+    titles: Mapping[str, str]
+    score: Callable[[Predictions, References], Scores]
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            name="caption",
+            best="cider_d",
+            titles={"cider_d": "CIDEr-D", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L"},
+            score=score_captions,
+        ),
     )
-
-
-def check_ids(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
-    if not predictions or not references:
-        what = "predictions" if not predictions else "reference captions"
-        raise UserError(f"Nothing to score: there are no {what}. At least one image with both is needed.")
-    without_references = [image_id for image_id, captions in references.items() if not captions]
-    if without_references:
-        raise UserError(f"No reference captions for {some_of(without_references)}. Each image needs at least one.")
-    missing = [image_id for image_id in references if image_id not in predictions]
-    unknown = [image_id for image_id in predictions if image_id not in references]
-    if missing or unknown:
-        seen = [f"no prediction for {some_of(missing)}"] if missing else []
-        seen += [f"no reference captions for {some_of(unknown)}"] if unknown else []
-        raise UserError(
-            f"Predictions and references are not about the same images: {'; '.join(seen)}. Every image needs "
-            "both, because scores of a part are not comparable. Check that the two files are of the same split."
-        )
-
-
-def some_of(ids: Sequence[str], shown: int = 3) -> str:
-    """The first ids and how many more there are: `a, b, c (+12)`."""
-    return ", ".join(map(str, ids[:shown])) + (f" (+{len(ids) - shown})" if len(ids) > shown else "")
-
-
-@dataclass(frozen=True)
-class NGramTable:
-    """How often each caption has each n-gram of one order: three arrays as long, sorted by caption and n-gram.
-
-    The captions are the hypotheses (numbers from 0) followed by the references.
-    """
-
-    captions: np.ndarray
-    ngrams: np.ndarray
-    counts: np.ndarray
-
-
-def ngram_scores(
-    hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
-) -> tuple[list[float], list[float]]:
-    """Corpus BLEU-1 … BLEU-4 in 0 … 1, and CIDEr-D of every hypothesis on the reference scorer's scale (0 … 10)."""
-    captions = [*hypotheses, *(caption for group in references for caption in group)]
-    lengths = np.array([len(caption) for caption in captions])
-    groups = np.array([len(group) for group in references])
-    image_of_caption = np.concatenate([np.arange(len(groups)), np.repeat(np.arange(len(groups)), groups)])
-    matches, similarity = np.zeros(MAX_ORDER), np.zeros(len(captions) - len(hypotheses))
-    for order, table in enumerate(ngram_tables(captions)):
-        matches[order], order_similarity = compare_with_references(table, image_of_caption, len(hypotheses))
-        similarity += order_similarity
-    similarity *= length_penalty(lengths, image_of_caption, len(hypotheses))
-    totals = np.bincount(image_of_caption[len(hypotheses) :], weights=similarity, minlength=len(groups))
-    cider = CIDER_FACTOR * totals / (MAX_ORDER * groups)
-    return corpus_bleu(matches, lengths, groups), cider.tolist()
-
-
-def ngram_tables(captions: Sequence[Sequence[str]]) -> Iterator[NGramTable]:
-    """Tables of the 1- to 4-grams of all captions; an n-gram is numbered by its first n − 1 tokens and its last."""
-    vocabulary: dict[str, int] = {}
-    tokens = np.array(
-        [vocabulary.setdefault(t, len(vocabulary)) for caption in captions for t in caption], dtype=np.int64
-    )
-    owner = np.repeat(np.arange(len(captions)), [len(caption) for caption in captions])
-    prefixes = np.zeros_like(tokens)
-    for order in range(MAX_ORDER):
-        num_starts = max(0, len(tokens) - order)
-        inside = np.flatnonzero(owner[:num_starts] == owner[order:])  # the n-gram ends in the caption it starts in
-        _, numbers = np.unique(prefixes[inside] * len(vocabulary) + tokens[inside + order], return_inverse=True)
-        prefixes[inside] = numbers
-        yield count_ngrams(owner[inside], numbers)
-
-
-def count_ngrams(owner: np.ndarray, numbers: np.ndarray) -> NGramTable:
-    num_ngrams = int(numbers.max(initial=0)) + 1
-    keys, counts = np.unique(owner * num_ngrams + numbers, return_counts=True)
-    return NGramTable(*np.divmod(keys, num_ngrams), counts)
-
-
-def compare_with_references(
-    table: NGramTable, image_of_caption: np.ndarray, num_hypotheses: int
-) -> tuple[int, np.ndarray]:
-    """Clipped matches of all hypotheses (BLEU), and each reference's clipped tf-idf cosine with its hypothesis."""
-    num_ngrams = int(table.ngrams.max(initial=0)) + 1
-    keys = image_of_caption[table.captions] * num_ngrams + table.ngrams
-    first_reference = np.searchsorted(table.captions, num_hypotheses)
-    own, theirs = slice(0, first_reference), slice(first_reference, None)
-    weights = inverse_document_frequency(keys[theirs], num_ngrams, num_hypotheses)[table.ngrams]
-    vectors = table.counts * weights
-    norms = np.sqrt(np.bincount(table.captions, weights=vectors**2, minlength=len(image_of_caption)))
-
-    position = np.searchsorted(keys[own], keys[theirs])  # where the hypothesis has the reference's n-gram, if it has
-    shared = np.flatnonzero(np.append(keys[own], -1)[position] == keys[theirs])
-    position = position[shared]
-    best_counts = np.zeros(first_reference, dtype=np.int64)
-    np.maximum.at(best_counts, position, table.counts[theirs][shared])
-
-    products = np.minimum(vectors[own][position], vectors[theirs][shared]) * vectors[theirs][shared]
-    reference = table.captions[theirs][shared] - num_hypotheses
-    dots = np.bincount(reference, weights=products, minlength=len(image_of_caption) - num_hypotheses)
-    norm_products = norms[num_hypotheses:] * norms[image_of_caption[num_hypotheses:]]
-    cosines = np.divide(dots, norm_products, out=np.zeros(dots.shape), where=norm_products > 0)
-    return int(np.minimum(table.counts[own], best_counts).sum()), cosines
-
-
-def inverse_document_frequency(reference_keys: np.ndarray, num_ngrams: int, num_images: int) -> np.ndarray:
-    """log(images / images whose references have the n-gram) by n-gram; one never seen counts as seen once."""
-    ordered = np.sort(reference_keys)
-    once_an_image = ordered[np.diff(ordered, prepend=-1) > 0]
-    frequencies = np.bincount(once_an_image % num_ngrams, minlength=num_ngrams)
-    return math.log(num_images) - np.log(np.maximum(1, frequencies))
-
-
-def length_penalty(lengths: np.ndarray, image_of_caption: np.ndarray, num_hypotheses: int) -> np.ndarray:
-    """The discount of each reference for a hypothesis of another length; the reference scorer counts bigrams here."""
-    num_bigrams = np.maximum(0, lengths - 1)
-    difference = num_bigrams[image_of_caption[num_hypotheses:]] - num_bigrams[num_hypotheses:]
-    return np.exp(-(difference**2) / (2 * CIDER_SIGMA**2))
-
-
-def corpus_bleu(matches: np.ndarray, lengths: np.ndarray, groups: np.ndarray) -> list[float]:
-    """BLEU-1 … BLEU-4 of the whole set, in 0 … 1: n-gram precisions with clipped counts times the brevity penalty.
-
-    Args:
-        matches: `(4,)`, clipped matches of all hypotheses.
-        lengths: tokens of the hypotheses, then of the references; groups: references of each hypothesis.
-    """
-    own, theirs = lengths[: len(groups)], np.split(lengths[len(groups) :], np.cumsum(groups)[:-1])
-    reference_length = sum(closest_length(length, group) for length, group in zip(own, theirs, strict=True))
-    guesses = np.array([np.maximum(0, own - order).sum() for order in range(MAX_ORDER)])
-    products = np.cumprod((matches + BLEU_TINY) / (guesses + BLEU_SMALL))
-    scores = products ** (1 / np.arange(1, MAX_ORDER + 1)) * brevity_penalty(int(own.sum()), int(reference_length))
-    return scores.tolist()
-
-
-def closest_length(length: int, reference_lengths: Iterable[int]) -> int:
-    """The reference length nearest to `length`, the shorter one of two equally near."""
-    return min(reference_lengths, key=lambda reference: (abs(reference - length), reference))
-
-
-def brevity_penalty(length: int, reference_length: int) -> float:
-    ratio = (length + BLEU_TINY) / (reference_length + BLEU_SMALL)
-    return math.exp(1 - 1 / ratio) if 0 < ratio < 1 and 1 / ratio < 700 else float(ratio >= 1)
-
-
-def rouge_l(hypothesis: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """ROUGE-L of one caption, in 0 … 1: F-measure of the best precision and the best recall among the references."""
-    common = [longest_common_subsequence(hypothesis, reference) for reference in references]
-    if not any(common):
-        return 0.0
-    precision = max(common) / len(hypothesis)
-    recall = max(match / len(reference) for match, reference in zip(common, references, strict=True) if reference)
-    return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
-
-
-def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence.
-
-    One bit of an integer per token of `first`, so that a token of `second` costs a few machine operations.
-    Source: Hyyrö 2004, "Bit-parallel LCS-length computation revisited".
-    """
-    positions: dict[str, int] = {}
-    for index, token in enumerate(first):
-        positions[token] = positions.get(token, 0) | 1 << index
-    everything = (1 << len(first)) - 1
-    open_bits = everything
-    for token in second:
-        matched = open_bits & positions.get(token, 0)
-        open_bits = ((open_bits + matched) | (open_bits - matched)) & everything
-    return len(first) - open_bits.bit_count()
+}

@@ -278,7 +278,7 @@ class Captioner:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(processor["max_prompt_tokens"])
-        self.prompt = processor["prompt"]
+        self.prompt = processor["tasks"][processor["default_task"]]["prompt"]
 
     def __call__(self, source, prompt: str | None = None) -> dict:
         """`{"caption", "score", "tokens"}` of one image file."""

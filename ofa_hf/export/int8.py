@@ -27,7 +27,7 @@ from ofa_hf.export.folder import (
 )
 from ofa_hf.files import refuse_existing
 from ofa_hf.fresh_process import run_fresh
-from ofa_hf.image_processing_ofa import load_image
+from ofa_hf.image_loading_ofa import load_image
 from ofa_hf.model_card.card import write_card
 from ofa_hf.models import LoadedModel, load_model
 from ofa_hf.prediction.inputs import find_images

@@ -22,6 +22,7 @@ from ofa_hf.model_card.facts import (
     read_folder,
     without_paths,
 )
+from ofa_hf.tasks_ofa import default_prompt
 
 
 MARKER = "<!-- Written by ofa_hf from the files beside it. Delete this line, and the card stays as you change it. -->"
@@ -183,8 +184,8 @@ def title_of(facts: FolderFacts, repo_id: str | None) -> str:
 def introduction(facts: FolderFacts, repo_id: str | None) -> str:
     model = facts.conversion.get("model")
     size = f": {model['size']} size, {model['parameters'] / 1e6:.0f} million parameters" if model else ""
-    needs_text = "{}" in facts.processor.get("prompt", "")
-    example = facts.processor.get("prompt", "").replace("{}", "红色裙子")
+    needs_text = "{}" in default_prompt(facts.processor)
+    example = default_prompt(facts.processor).replace("{}", "红色裙子")
     prompt = f", prompt={json.dumps(example, ensure_ascii=False)}"
     return INTRODUCTION.format(
         title=title_of(facts, repo_id),
@@ -201,7 +202,7 @@ def settings_section(facts: FolderFacts) -> str:
         if value is not None and name not in SILENT_GENERATION and not name.startswith("output_")
     }
     lines = [
-        f"- Prompt: `{one_line(facts.processor.get('prompt', ''))}`",
+        f"- Prompt: `{one_line(default_prompt(facts.processor))}`",
         f"- Images: {facts.image_size} × {facts.image_size} pixels, RGB",
         f"- Weights: {facts.config.get('dtype') or facts.config.get('torch_dtype')}",
         f"- Generation: `{json.dumps(generation, ensure_ascii=False)}`",

@@ -1,4 +1,4 @@
-"""Captions of one or several models in a table, images down and models across: as HTML and as Markdown."""
+"""Answers of one or several models in a table, a row per image and a column per model: as HTML and as Markdown."""
 
 import os
 import re
@@ -10,16 +10,17 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ofa_hf.errors import UserError
-from ofa_hf.image_processing_ofa import ImageError, load_image
+from ofa_hf.files import write_text
+from ofa_hf.image_loading_ofa import ImageError, load_image
 from ofa_hf.pages.frame import fact_rows, html_page, show, thumbnail, thumbnail_tag
 from ofa_hf.prediction.reading import read_ahead
 
 
-IMAGES_A_PAGE = 200  # a few MB of HTML
+IMAGES_PER_PAGE = 200  # a few MB of HTML
 READ_AHEAD = 16
-TITLE = "Captions compared"
+TITLE = "Answers compared"
 MARK = "<!-- a page of ofa-hf caption -->"  # files that carry it may be replaced
-MARK_WITHIN = 65_536  # bytes from the beginning
+MARK_WITHIN = 65_536  # bytes from the start of the file
 MARKDOWN_MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&^=])")
 
 STYLE = """
@@ -53,19 +54,19 @@ BODY = """{mark}
 
 @dataclass(frozen=True)
 class Row:
-    """One image of the table."""
+    """One image and its answers."""
 
     number: int
     file: str
-    small: bytes | ImageError  # a JPEG, or why there is none
-    captions: list[list[str] | None]  # by model, best first; None where a model has none
+    thumbnail: bytes | ImageError  # a JPEG, or why there is none
+    answers: list[list[str] | None]  # by model, best first; None where a model has none
 
 
 @dataclass(frozen=True)
 class Page:
-    """One of the pages, with what all of them say."""
+    """One of the pages, with what all of them repeat."""
 
-    heads: list[str]  # of the columns
+    heads: list[str]  # column titles
     facts: str
     run: Mapping[str, object]
     number: int
@@ -74,24 +75,24 @@ class Page:
 
 
 class ComparisonReport:
-    """Writes the table: `page.html`, which needs nothing beside it, and `page.md` with its images in `page_files/`.
+    """Writes the table: `page.html`, which is self-contained, and `page.md` with its images in `page_files/`.
 
-    Past `IMAGES_A_PAGE` images further pages, with links between them, go into that folder too. Given `page.md`,
-    Markdown alone is written.
+    Beyond `IMAGES_PER_PAGE` images, further pages go into that folder, with links between them. Given `page.md`, only
+    Markdown is written.
 
     Args:
         path: ends in `.html`, `.htm` or `.md`.
 
     Raises:
-        UserError: another ending, or a file of this name that is no such page.
+        UserError: another suffix, or an existing file of this name that is no such page.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if self.path.suffix.lower() not in (".html", ".htm", ".md"):
             raise UserError(
-                f"--report {self.path} has no known ending. Accepted: .html (a page, and the same as Markdown beside "
-                f"it) and .md (Markdown alone). Rename the report."
+                f"--report {self.path} has no known suffix. Accepted: .html (a page, and the same as Markdown next to "
+                f"it) and .md (only Markdown). Rename the report."
             )
         self.folder = self.path.with_name(f"{self.path.stem}_files")
         self.suffixes = [self.path.suffix] if is_markdown(self.path) else [self.path.suffix, ".md"]
@@ -100,44 +101,44 @@ class ComparisonReport:
         self.path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after hours
 
     def _refuse_foreign(self) -> None:
-        """Nothing that this command did not write is replaced; the folder belongs to the Markdown page."""
+        """Replace only what this command wrote; the folder belongs to the Markdown page."""
         foreign = [path for path in map(self.path.with_suffix, self.suffixes) if path.exists() and not is_ours(path)]
         if self.folder.exists() and not is_ours(self.markdown):
             foreign.append(self.folder)
         if foreign:
             raise UserError(
-                f"--report {self.path} would replace {foreign[0]}, which is there already and is no page of this "
-                f"command. Accepted: a new name, or that of an earlier report. Name another one, or move it away."
+                f"--report {self.path} would replace {foreign[0]}, which exists and was not written by this command. "
+                f"Accepted: a new name, or that of an earlier report. Choose another name, or move the file away."
             )
 
     def owns(self, file: str | os.PathLike) -> bool:
-        """Whether an image is one of an earlier report's small ones, which lie among a folder's images."""
+        """Whether an image is a thumbnail of an earlier report in a folder of images."""
         return os.path.abspath(os.path.dirname(file)) == os.path.abspath(self.folder)
 
     def write(
         self,
         files: Sequence[str],
-        captions: Mapping[str, Mapping[str, list[str]]],
+        answers: Mapping[str, Mapping[str, list[str]]],
         run: Mapping[str, object],
         on_image: Callable[[], object] = lambda: None,
     ) -> None:
-        """Write all pages; the images are read once more, page by page, so that memory stays flat.
+        """Write all pages; the images are read page by page, so that memory stays flat.
 
         Args:
             files: images, one a row.
-            captions: model → absolute path → captions, best first.
+            answers: model → absolute path → answers, best first.
             run: what was run, shown at the end.
             on_image: called after each image.
         """
         self._make_room()
-        heads, facts, count = short_names(list(captions)), facts_of(files, captions), -(-len(files) // IMAGES_A_PAGE)
-        rows = self._rows(files, list(captions.values()), on_image)
+        heads, facts, count = short_names(list(answers)), facts_of(files, answers), -(-len(files) // IMAGES_PER_PAGE)
+        rows = self._rows(files, list(answers.values()), on_image)
         for number in range(1, count + 1):
-            self._write_page(Page(heads, facts, run, number, count, list(islice(rows, IMAGES_A_PAGE))))
+            self._write_page(Page(heads, facts, run, number, count, list(islice(rows, IMAGES_PER_PAGE))))
 
     def _make_room(self) -> None:
-        """An earlier report's files go, whatever else lies in its folder stays."""
-        self.markdown.write_text(MARK, encoding="utf-8")  # whose folder it is, should this run be interrupted
+        """Remove the files of an earlier report, and nothing else in its folder."""
+        write_text(self.markdown, MARK)  # marks the folder as ours, in case this run is interrupted
         self.folder.mkdir(exist_ok=True)
         for file in self.folder.iterdir():
             if re.fullmatch(r"\d{6,}\.jpg|page-\d+\.(html?|md)", file.name):
@@ -148,13 +149,13 @@ class ComparisonReport:
         files: Sequence[str], columns: Sequence[Mapping[str, list[str]]], on_image: Callable[[], object]
     ) -> Iterator[Row]:
         for number, (file, small) in enumerate(read_ahead(files, read_thumbnail, READ_AHEAD), 1):
-            yield Row(number, file, small, [said.get(os.path.abspath(file)) for said in columns])
+            yield Row(number, file, small, [answers.get(os.path.abspath(file)) for answers in columns])
             on_image()
 
     def _write_page(self, page: Page) -> None:
         for row in page.rows:
-            if isinstance(row.small, bytes):
-                self._image(row).write_bytes(row.small)
+            if isinstance(row.thumbnail, bytes):
+                self._image(row).write_bytes(row.thumbnail)
         for suffix in self.suffixes:
             here = self._file(page.number, suffix)
             others = {f"← page {page.number - 1}": page.number - 1, f"page {page.number + 1} →": page.number + 1}
@@ -167,7 +168,7 @@ class ComparisonReport:
                 text = markdown_text(page, links, lambda row, here=here: address(here, self._image(row)))
             else:
                 text = html_text(page, links)
-            here.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
+            write_text(here, text, errors="backslashreplace")  # file names may not be UTF-8
 
     def _file(self, number: int, suffix: str) -> Path:
         return self.path.with_suffix(suffix) if number == 1 else self.folder / f"page-{number}{suffix}"
@@ -193,25 +194,25 @@ def is_ours(path: Path) -> bool:
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """Heads of columns: the last part of folders, if that tells all of them apart; Hub ids as they are."""
+    """Column titles: the last part of folders, if those differ; Hub ids as they are."""
     names = [os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model for model in models]
     return names if len(set(names)) == len(names) else list(models)
 
 
-def facts_of(files: Sequence[str], captions: Mapping[str, Mapping[str, list[str]]]) -> str:
-    """How much there is, in a line."""
-    num_missing = sum(not any(os.path.abspath(file) in said for said in captions.values()) for file in files)
-    facts = [f"Images: {len(files):,}", f"models: {len(captions)}"]
-    return " · ".join(facts + [f"without a caption: {num_missing:,}"] * bool(num_missing))
+def facts_of(files: Sequence[str], answers: Mapping[str, Mapping[str, list[str]]]) -> str:
+    """Numbers of images and models, in a line."""
+    num_missing = sum(not any(os.path.abspath(file) in column for column in answers.values()) for file in files)
+    facts = [f"Images: {len(files):,}", f"models: {len(answers)}"]
+    return " · ".join(facts + [f"without an answer: {num_missing:,}"] * bool(num_missing))
 
 
 def address(start: Path, target: Path) -> str:
-    """The address of a file as another one beside, above or below it says it."""
+    """Relative URL of a file, seen from another file."""
     return quote(Path(os.path.relpath(target, start.parent)).as_posix(), errors="surrogateescape")
 
 
 def html_text(page: Page, links: Mapping[str, str]) -> str:
-    """A page as HTML; `links` to its neighbours are words → address."""
+    """A page as HTML; `links` to its neighbours are text → address."""
     anchors = "".join(f'<a href="{escape(link)}">{words}</a>' for words, link in links.items())
     body = BODY.format(
         mark=MARK,
@@ -225,19 +226,19 @@ def html_text(page: Page, links: Mapping[str, str]) -> str:
 
 
 def html_row(row: Row, heads: Sequence[str]) -> str:
-    broken = isinstance(row.small, ImageError)
-    image = f'<div class="none">{escape(str(row.small))}</div>' if broken else thumbnail_tag(row.small)
+    broken = isinstance(row.thumbnail, ImageError)
+    image = f'<div class="none">{escape(str(row.thumbnail))}</div>' if broken else thumbnail_tag(row.thumbnail)
     cells = "".join(
-        f'<td data-model="{escape(head)}">{html_captions(said)}</td>' for head, said in zip(heads, row.captions)
+        f'<td data-model="{escape(head)}">{html_answers(answers)}</td>' for head, answers in zip(heads, row.answers)
     )
     return f'<tr><td>{image}<span class="id">{escape(row.file)}</span></td>{cells}</tr>'
 
 
-def html_captions(captions: list[str] | None) -> str:
-    """The best one large, the others as a list."""
-    if not captions:
+def html_answers(answers: list[str] | None) -> str:
+    """The best answer large, the others as a list."""
+    if not answers:
         return "–"
-    best, *others = (escape(text) or "(empty)" for text in captions)
+    best, *others = (escape(text) or "(empty)" for text in answers)
     more = "".join(f"<li>{text}</li>" for text in others)
     return f'<p class="caption" lang="zh">{best}</p>' + (f'<ul lang="zh">{more}</ul>' if more else "")
 
@@ -250,8 +251,9 @@ def markdown_text(page: Page, links: Mapping[str, str], image_of: Callable[[Row]
         lines += [" · ".join([f"page {page.number} of {page.count}", *pointers]), ""]
     lines += [markdown_row(["Image", *map(plain, page.heads)]), markdown_row(["---"] * (1 + len(page.heads)))]
     for row in page.rows:
-        image = plain(str(row.small)) if isinstance(row.small, ImageError) else f"![]({image_of(row)})"
-        cells = ("<br>".join(map(plain, said)) if said else "–" for said in row.captions)
+        broken = isinstance(row.thumbnail, ImageError)
+        image = plain(str(row.thumbnail)) if broken else f"![]({image_of(row)})"
+        cells = ("<br>".join(map(plain, answers)) if answers else "–" for answers in row.answers)
         lines.append(markdown_row([f"{image}<br>{plain(row.file)}", *cells]))
     lines += ["", "## What was run", "", *(f"- {plain(name)}: {plain(show(fact))}" for name, fact in page.run.items())]
     return "\n".join(lines) + "\n"
@@ -262,5 +264,5 @@ def markdown_row(cells: Sequence[str]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Text that Markdown shows unchanged, on one line."""
     return MARKDOWN_MARKS.sub(r"\\\1", " ".join(text.split())) or "(empty)"

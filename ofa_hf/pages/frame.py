@@ -1,4 +1,4 @@
-"""What every page that this package writes shares: its looks, its frame, small images inside it."""
+"""What all pages of this package share: style, frame, and small images inside the page."""
 
 import base64
 import io
@@ -8,8 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ofa_hf.data.images import open_image
-from ofa_hf.image_processing_ofa import ImageError
+from ofa_hf.image_loading_ofa import ImageError, load_image
 
 
 THUMBNAIL_PIXELS = 360  # longest side; sharp on a phone, some 20 KB each
@@ -50,12 +49,12 @@ PAGE = """<!DOCTYPE html>
 
 
 def html_page(title: str, body: str, more_style: str = "") -> str:
-    """A whole page that needs nothing beside it.
+    """A self-contained page.
 
     Args:
         title: plain text; escaped here.
-        body: HTML below the title, whose texts are escaped already.
-        more_style: CSS for what this page alone has.
+        body: HTML below the title; its texts must be escaped already.
+        more_style: CSS that only this page needs.
     """
     return PAGE.format(title=escape(title), style=STYLE + more_style, body=body)
 
@@ -70,23 +69,23 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def thumbnail_tag(jpeg: bytes) -> str:
-    """A small image that the page itself holds."""
+    """An `<img>` that holds the image itself."""
     data = base64.b64encode(jpeg).decode("ascii")
     return f'<img alt="" loading="lazy" src="data:image/jpeg;base64,{data}">'
 
 
 def image_tag(images: Mapping[str, Any] | None, image_id: str) -> str:
-    """The image itself, small, inside the page; a word where there is none."""
+    """An `<img>` that holds the image, small; a word where there is none."""
     if not images or image_id not in images:
         return "" if not images else '<div class="none">no image</div>'
     try:
-        return thumbnail_tag(thumbnail(open_image(images[image_id])))
+        return thumbnail_tag(thumbnail(load_image(images[image_id])))
     except ImageError:
         return '<div class="none">broken image</div>'
 
 
 def fact_rows(facts: Mapping[str, object]) -> str:
-    """Rows of a table of what was run: name and value, lists with commas."""
+    """Rows of a table of what was run: name and value, lists joined by commas."""
     return "".join(
         f"<tr><td>{escape(str(name))}</td><td>{escape(show(value))}</td></tr>" for name, value in facts.items()
     )

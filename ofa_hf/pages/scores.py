@@ -1,23 +1,24 @@
-"""The best and the worst captions of an evaluation with their images, as one HTML page that needs nothing else."""
+"""The best and the worst answers of an evaluation with their images, as one self-contained HTML page."""
 
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.evaluation.evaluate import ROW_TITLES, EvaluationResult
+from ofa_hf.evaluation.evaluate import EvaluationResult
+from ofa_hf.files import write_text
 from ofa_hf.pages.frame import fact_rows, html_page, image_tag
 
 
 SHOWN_REFERENCES = 5
 
 BODY = """<dl class="scores">{scores}</dl>
-<section class="best"><h2>Best captions</h2><div class="cards">{best}</div></section>
-<section class="worst"><h2>Worst captions</h2><div class="cards">{worst}</div></section>
+<section class="best"><h2>Best answers</h2><div class="cards">{best}</div></section>
+<section class="worst"><h2>Worst answers</h2><div class="cards">{worst}</div></section>
 <h2>What was run</h2><table>{run}</table>"""
 
-CARD = """<article>{image}<div class="text"><p class="caption" lang="zh">{caption}</p>
-<span class="score">CIDEr-D {score:.1f}</span> <span class="id">{image_id}</span>
+CARD = """<article>{image}<div class="text"><p class="caption" lang="zh">{answer}</p>
+<span class="score">{title} {score:.1f}</span> <span class="id">{image_id}</span>
 <ul lang="zh">{references}</ul></div></article>
 """
 
@@ -28,10 +29,10 @@ def write_report(
     """Write the page.
 
     Args:
-        images: image id → anything `load_image` takes or `{"bytes", "path"}`; looked up for the examples alone.
-        examples: at most so many of the best and of the worst captions, by CIDEr-D.
+        images: id → anything `load_image` takes or `{"bytes", "path"}`; only those of the examples are read.
+        examples: how many of the best and of the worst answers to show, by the metric's `best` score.
     """
-    best, worst = result.scores.best_and_worst(examples)
+    best, worst = result.scores.best_and_worst(result.metric.best, examples)
     body = BODY.format(
         scores=score_tiles(result),
         best="".join(card(result, image_id, images) for image_id in best),
@@ -40,12 +41,12 @@ def write_report(
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html_page("Caption scores", body), encoding="utf-8")
+    write_text(path, html_page("Scores", body))
 
 
 def score_tiles(result: EvaluationResult) -> str:
-    tiles = [(title, f"{getattr(result.scores, name):.2f}") for name, title in ROW_TITLES.items()]
-    tiles.append(("Images", f"{result.scores.num_images:,}"))
+    tiles = [(title, f"{result.scores[name]:.2f}") for name, title in result.metric.titles.items()]
+    tiles.append(("Images", f"{len(result.references):,}"))
     return "".join(f"<div><dt>{title}</dt><dd>{value}</dd></div>" for title, value in tiles)
 
 
@@ -55,8 +56,9 @@ def card(result: EvaluationResult, image_id: str, images: Mapping[str, Any] | No
     shown = [escape(text) for text in references[:SHOWN_REFERENCES]] + ([f"… {more} more"] if more > 0 else [])
     return CARD.format(
         image=image_tag(images, image_id),
-        caption=escape(result.predictions[image_id]) or "(empty)",
-        score=result.scores.cider_d_each[image_id],
+        answer=escape(result.predictions[image_id]) or "(empty)",
+        title=result.metric.titles[result.metric.best],
+        score=result.scores.each[result.metric.best][image_id],
         image_id=escape(image_id),
         references="".join(f"<li>{text}</li>" for text in shown),
     )

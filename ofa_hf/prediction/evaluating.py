@@ -6,7 +6,7 @@ from transformers.utils import logging
 
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.evaluate import EvaluationResult, evaluate_predictions
-from ofa_hf.evaluation.metrics import some_of
+from ofa_hf.evaluation.scores import some_of
 from ofa_hf.prediction.loop import Row, predict, show_progress
 
 

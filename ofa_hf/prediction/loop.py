@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ofa_hf.errors import UserError
-from ofa_hf.image_processing_ofa import ImageError
-from ofa_hf.pipeline_ofa import fetch_image, leave_lost_threads
+from ofa_hf.image_loading_ofa import ImageError, load_image
+from ofa_hf.pipeline_ofa import leave_lost_threads
 from ofa_hf.prediction.reading import read_ahead
 
 
@@ -73,7 +73,7 @@ def predict(
     leave_lost_threads()
 
     def encode(row: Row) -> dict[str, Tensor]:
-        return processor(images=fetch_image(row["image"]), text=prompt, return_tensors="pt")
+        return processor(images=load_image(row["image"]), text=prompt, return_tensors="pt")
 
     was_training = model.training
     model.eval()

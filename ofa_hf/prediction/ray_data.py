@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ofa_hf.errors import UserError
-from ofa_hf.image_processing_ofa import ImageError
+from ofa_hf.image_loading_ofa import ImageError
 from ofa_hf.models import check_model, load_model
 from ofa_hf.prediction.inputs import find_images
 from ofa_hf.prediction.loop import check_beams, predict

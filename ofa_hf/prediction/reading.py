@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-from ofa_hf.image_processing_ofa import ImageError
+from ofa_hf.image_loading_ofa import ImageError
 
 
 MAX_READERS = 16  # threads; decoding a large photo takes a core 15 ms, a fast GPU needs an image every 0.5 ms

@@ -1,4 +1,4 @@
-"""`ofa-hf demo --web`: the page on this machine, with models of this machine or of the Hub."""
+"""`ofa-hf demo --web`: serve the page on this machine, with local models or models of the Hub."""
 
 import os
 import signal
@@ -13,16 +13,16 @@ from ofa_hf.samples.examples import draw_examples
 
 
 def models_to_serve(out: str | Path, models: Sequence[str]) -> list[str]:
-    """The models that were named, or else the one that a demo in `out` finetuned.
+    """The given models, or else the one that a demo in `out` finetuned.
 
     Raises:
-        UserError: there is none.
+        UserError: there is neither.
     """
     own = Path(out) / "model"
     if not models and not (own / "config.json").is_file():
         raise UserError(
-            f"No model for the page: none was named, and {out} holds no finished demo. Give --model DIR_OR_ID, or run "
-            f"`ofa-hf demo {out}` first, which makes one in about five minutes."
+            f"No model to serve: --model was not given, and {out} has no finished demo. Pass --model DIR_OR_ID, or "
+            f"run `ofa-hf demo {out}` first, which trains one in about five minutes."
         )
     return list(dict.fromkeys(models)) or [str(own)]
 
@@ -32,16 +32,16 @@ def serve(
     *,
     host: str,
     port: int | None = None,
-    tell: Callable[[str], None] = lambda address: None,
+    on_ready: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serve the page until Ctrl-C; what visitors upload is deleted then.
+    """Serve the page until Ctrl-C, then delete what visitors uploaded.
 
     Args:
         port: None takes the first free one from 7860 on.
-        tell: called with the address as soon as the page can be used.
+        on_ready: called with the address as soon as the page can be used.
 
     Raises:
-        UserError: Gradio is missing, the first model cannot be loaded, or the port cannot be had.
+        UserError: Gradio is missing, the first model cannot be loaded, or the port is not available.
     """
     with tempfile.TemporaryDirectory(prefix="ofa_hf_web_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = os.path.join(folder, "uploads")
@@ -54,10 +54,10 @@ def serve(
             address = web.launch(page, server_name=host, server_port=port, quiet=True, prevent_thread_lock=True)[1]
         except OSError as error:
             at = host if port is None else f"{host}:{port}"
-            raise UserError(f"The page cannot be served at {at}: {error} Give another --port or --host.") from error
-        for stop in (signal.SIGINT, signal.SIGTERM):  # the first is ignored in a job that a script put aside
+            raise UserError(f"The page cannot be served at {at}: {error} Choose another --port or --host.") from error
+        for stop in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored in a script's background job
             signal.signal(stop, signal.default_int_handler)
-        tell(address)
+        on_ready(address)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -210,7 +210,7 @@ def limits(captioner: Pipeline) -> dict[str, Any]:
         "num_beams": within(settings.num_beams or 1, 1, MAX_BEAMS),
         "max_length": within(settings.max_length or DEFAULT_TOKENS, MIN_TOKENS, most_tokens),
         "most_tokens": most_tokens,
-        "prompt": captioner.processor.prompt,
+        "prompt": captioner.processor.prompt_for(),
     }
 
 

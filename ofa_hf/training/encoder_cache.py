@@ -97,7 +97,7 @@ def plan_caches(
         "weights": weights_digest(model, kind),
         "config": {name: getattr(model.config, name) for name in CONFIG_NAMES},
         "processor": processor.image_processor.to_dict(),
-        "prompt": processor(text=[processor.prompt])["input_ids"].tolist() if kind == OUTPUTS else None,
+        "prompt": processor(text=[processor.prompt_for()])["input_ids"].tolist() if kind == OUTPUTS else None,
     }
     shape, positions = row_shape(model, processor, kind)
     plans = []

@@ -16,7 +16,6 @@ import datasets
 import torch
 from transformers import (
     EarlyStoppingCallback,
-    PretrainedConfig,
     PrinterCallback,
     ProgressCallback,
     Seq2SeqTrainingArguments,
@@ -24,7 +23,6 @@ from transformers import (
 )
 from transformers.utils import logging
 
-import ofa_hf
 from ofa_hf.data import (
     GroupedTargets,
     OFACollator,
@@ -36,11 +34,13 @@ from ofa_hf.data import (
 )
 from ofa_hf.data.grouping import StreamedTargets
 from ofa_hf.errors import UserError
+from ofa_hf.models import load_model
 from ofa_hf.publishing.push import Destination, connect, prepare_repository, publish_folder
-from ofa_hf.training.arguments import CHECKPOINTING, DROP_PATH_RATES, FinetuneArguments
+from ofa_hf.training.arguments import CHECKPOINTING, FinetuneArguments
 from ofa_hf.training.callbacks import KeepCurve, PrintLines, ShowProgress, StopOnSignal
 from ofa_hf.training.encoder_cache import FlushCache, make_locked_encoder
 from ofa_hf.training.locking import lock
+from ofa_hf.training.regularization import regularize
 from ofa_hf.training.result import repository_name, save_result
 from ofa_hf.training.resume import checkpoint_to_resume, refuse_old_run, saving_to
 from ofa_hf.training.summary import describe_run
@@ -85,7 +85,8 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
     set_seed(trainer_args.seed)
     with quiet(trainer_args), saving_to(trainer_args.output_dir), dead_workers_told():
         train_rows, eval_rows = load_data(args)
-        model, processor = load_model(args)
+        model, processor = load_model(args.model_name_or_path, device="cpu", dtype=torch.float32)
+        regularize(model, args)
         lock(model, args)
         if args.lora_rank:
             model = add_lora(model, args)
@@ -276,65 +277,6 @@ def stream_named_rows(args: FinetuneArguments) -> datasets.IterableDataset:
 
 
 # -------------------------------------------------------------------------------------------------- model
-
-
-def load_model(args: FinetuneArguments):
-    """The model with the run's rates, and its processor.
-
-    Raises:
-        UserError: no such model, or one of another architecture.
-    """
-    try:
-        config, _ = PretrainedConfig.get_config_dict(args.model_name_or_path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot load {args.model_name_or_path}: {str(error).splitlines()[0]} Give the folder or Hub id of a "
-            "converted model; `ofa-hf convert` makes one."
-        ) from error
-    if config.get("model_type") != "ofa":
-        raise UserError(
-            f"{args.model_name_or_path} is a {config.get('model_type')} model; this command finetunes OFA models. "
-            "Convert an OFA checkpoint with `ofa-hf convert` first."
-        )
-    overrides = {name: getattr(args, name) for name in DROP_PATH_RATES}
-    if args.dropout is not None:
-        overrides["dropout"] = args.dropout
-    with _loading(args.model_name_or_path):
-        model, info = ofa_hf.OFAForConditionalGeneration.from_pretrained(
-            args.model_name_or_path,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told below
-            **overrides,
-        )
-        processor = ofa_hf.OFAProcessor.from_pretrained(args.model_name_or_path)
-    # transformers 4 tells only the names of weights of another shape, transformers 5 the shapes too
-    mismatched = (item if isinstance(item, str) else item[0] for item in info["mismatched_keys"])
-    wrong = sorted({*info["missing_keys"], *mismatched})
-    if wrong:
-        raise UserError(
-            f"{args.model_name_or_path} has not the weights that its config.json asks for: {wrong[0]} (+"
-            f"{len(wrong) - 1} more) is missing or of another shape, so it would start from random numbers. Convert "
-            "the checkpoint again."
-        )
-    return model, processor
-
-
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """One line for whatever is wrong with a model's files; transformers' own report about it is silenced."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    except Exception as error:  # of whichever library reads the file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"Cannot load {name}: {reason}. Its files are incomplete or do not belong together; convert the "
-            "checkpoint again, or give another folder."
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def add_lora(model, args: FinetuneArguments):

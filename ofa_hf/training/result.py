@@ -22,6 +22,7 @@ def save_result(trainer: "OFATrainer", metrics: dict[str, float]) -> None:
     trainer.save_state()
     if not trainer.is_world_process_zero():
         return
+    trainer.restore_settings()
     model = trainer.accelerator.unwrap_model(trainer.model)
     if args.lora_rank and args.merge_lora:
         model = model.merge_and_unload()

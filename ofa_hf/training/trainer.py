@@ -1,5 +1,6 @@
 """The Trainer of transformers with OFA's loss, batches that share images, and caption scores at evaluation."""
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from transformers.utils import logging
 
 from ofa_hf.data.grouping import GroupedTargets, GroupedTargetSampler, count_targets
 from ofa_hf.errors import UserError
-from ofa_hf.evaluation import score_captions
+from ofa_hf.evaluation import METRICS
 from ofa_hf.modeling_ofa import IGNORED_LABEL
 from ofa_hf.prediction.loop import predict, show_progress
 from ofa_hf.publishing.push import publish_folder
@@ -73,6 +74,8 @@ class OFATrainer(Seq2SeqTrainer):
     def __init__(
         self, *args, finetune_args: FinetuneArguments, processor, encoder: LockedEncoder | None = None, **kwargs
     ):
+        settings = kwargs["model"].config, kwargs["model"].generation_config
+        self._settings_before = copy.deepcopy([vars(config) for config in settings])
         super().__init__(*args, processing_class=processor, **kwargs)
         self.encoder = encoder
         unwrapped = self.accelerator.unwrap_model(self.model)
@@ -201,6 +204,16 @@ class OFATrainer(Seq2SeqTrainer):
         with saving_to(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(model, trial)
 
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        self.restore_settings()
+        super()._save(output_dir, state_dict)
+
+    def restore_settings(self) -> None:
+        """Undo what the Trainer changes in the model's configs (`use_cache`, the form of `eos_token_id`)."""
+        model = self.accelerator.unwrap_model(self.model)
+        for config, before in zip((model.config, model.generation_config), self._settings_before, strict=True):
+            vars(config).update(copy.deepcopy(before))
+
     def _save_rng_state(self, output_dir: str) -> None:
         """Written by every process. The first then writes the file that makes a checkpoint complete, so it waits."""
         super()._save_rng_state(output_dir)
@@ -284,9 +297,10 @@ class OFATrainer(Seq2SeqTrainer):
         predictions = dict(gather_object(captions))
         texts = dataset.dataset.select_columns(["id", "targets"]).select(range(number))
         references = {row["id"]: row["targets"] for row in texts}
-        scores = score_captions(predictions, references)
+        metric = METRICS["caption"]
+        scores = metric.score(predictions, references)
         self.last_predictions = predictions
-        return {"cider_d": scores.cider_d, "bleu_4": scores.bleu_4, "rouge_l": scores.rouge_l}
+        return {name: scores[name] for name in metric.titles}
 
     # -- publishing
 

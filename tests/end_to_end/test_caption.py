@@ -221,7 +221,7 @@ def test_a_comparison_that_cannot_work_ends_before_it_begins(model, shop, tmp_pa
             ("--model", tmp_path / "mistyped", "--report", tmp_path / "page.html"),
             "is neither a folder on this machine",
         ),
-        (("--report", tmp_path / "page.pdf"), "no known ending"),
+        (("--report", tmp_path / "page.pdf"), "no known suffix"),
         (("--report", tmp_path / "mine.html"), "would replace"),
     ):
         status, out, err = caption(shop, "--model", model, *arguments)

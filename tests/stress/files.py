@@ -12,10 +12,11 @@ from stress import fuzz, mutation
 from stress.images import originals
 from stress.pieces import Figures
 
-from ofa_hf.data import load_muge, load_table, open_image, report_of
+from ofa_hf.data import load_muge, load_table, report_of
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import evaluate_predictions
 from ofa_hf.evaluation.predictions import write_submission
+from ofa_hf.image_loading_ofa import load_image
 from ofa_hf.training.arguments import parse_arguments
 
 
@@ -182,7 +183,7 @@ def check_rows(rows, check_images: bool) -> None:
         assert all(caption.strip() for caption in row["targets"]), row["targets"]
         captions += len(row["targets"])
         if check_images:
-            open_image(row["image"])
+            load_image(row["image"])
     assert len(rows) == len(set(rows["id"])) == report.rows > 0
     assert captions == report.captions
 

@@ -18,7 +18,7 @@ from stress import fuzz, mutation, processes
 from stress.pieces import Figures
 
 from ofa_hf import OFAImageProcessor, OFAImageToTextPipeline
-from ofa_hf.image_processing_ofa import MAX_PIXELS, ImageError, load_image
+from ofa_hf.image_loading_ofa import MAX_PIXELS, ImageError, load_image
 
 
 MAX_TRIED_PIXELS = 2**22  # a larger image takes long to decode, so it is refused here; `bombs` tries the real limit

@@ -32,7 +32,7 @@ def test_a_model_is_loaded_in_inference_mode_with_its_processor_and_the_given_se
     assert not model.training
     assert (model.device, model.dtype) == (torch.device("cpu"), torch.bfloat16)
     assert model.config.dropout == 0.3
-    assert processor.prompt == load_processor(whole).prompt
+    assert processor.tasks == load_processor(whole).tasks
 
 
 FC1 = "decoder.layers.0.fc1.weight"

@@ -1,10 +1,7 @@
 import base64
-import functools
-import http.server
 import io
 import multiprocessing
 import os
-import threading
 
 import numpy as np
 import pytest
@@ -12,6 +9,7 @@ import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
+from transformers import ImageTextToTextPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from ofa_hf import (
@@ -22,7 +20,7 @@ from ofa_hf import (
     OFAProcessor,
 )
 from ofa_hf.conversion.vocabulary import build_tokenizer
-from ofa_hf.image_processing_ofa import ImageError
+from ofa_hf.image_loading_ofa import ImageError
 
 
 PIECES = ["[PAD]", "[UNK]", "<", ">", "?", "，", *"图片描述了什么内容一只猫红色的裙子蓝"]
@@ -82,23 +80,6 @@ def test_every_kind_of_input_gives_the_same_captions(captioner, files):
     assert captioner([]) == []
 
 
-def test_addresses_are_fetched_and_failures_name_them(captioner, files):
-    folder = files[0].rpartition("/")[0]
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    try:
-        assert captioner(f"{address}/1.png", timeout=5) == captioner(files[1])
-        with pytest.raises(ImageError, match=r"nothing\.png gives no image"):
-            captioner(f"{address}/nothing.png")
-        with pytest.raises(ImageError, match=f"{address}/ gives no image"):
-            captioner(f"{address}/")
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def test_several_captions_of_several_images_stay_with_their_image(captioner, files):
     alone = [captioner(file, num_return_sequences=3) for file in files]
     assert len({str(rows) for rows in alone}) > 1  # the images do differ
@@ -113,20 +94,32 @@ def test_prompts_of_different_length_share_a_batch(captioner, files):
     rows = [{"image": files[0], "text": "猫"}, {"image": files[1], "text": "图片描述了什么颜色的裙子?"}, files[2]]
     assert captioner(rows, batch_size=3) == [captioner(row) for row in rows]
     assert captioner(files[0], prompt="猫") == captioner(rows[0])
-    with pytest.raises(ValueError, match="must be one text"):
+    with pytest.raises(ValueError, match="must be one string"):
         captioner({"image": files[0], "text": ["猫", "裙子"]})
 
 
-def test_scores_are_the_mean_log_probability_of_the_tokens(captioner, files):
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 1}, {"length_penalty": 2.0}, {"repetition_penalty": 1.5}])
+def test_scores_are_the_mean_log_probability_of_the_tokens(captioner, files, settings):
     inputs = captioner.processor(load(files[0]))
     with torch.no_grad():
-        sequence = captioner.model.generate(**inputs)
+        sequence = captioner.model.generate(**inputs, **settings)
         logits = captioner.model(**inputs, decoder_input_ids=sequence[:, :-1]).logits.log_softmax(-1)
     tokens = sequence[0, 1:]
     length = (tokens == 2).nonzero()[0, 0] + 1 if (tokens == 2).any() else len(tokens)
     expected = logits[0].gather(1, tokens[:, None])[:length].mean()
-    assert captioner(files[0], return_scores=True)[0]["score"] == pytest.approx(expected.item(), abs=1e-5)
-    assert "score" not in captioner(files[0], num_return_sequences=2, return_scores=False)[0]
+    score = captioner(files[0], return_scores=True, **settings)[0]["score"]
+    assert score == pytest.approx(expected.item(), abs=1e-5)
+    assert "score" not in captioner(files[0], num_return_sequences=2, num_beams=2, return_scores=False)[0]
+
+
+def test_scores_that_the_search_returns_need_no_second_pass(captioner, files, monkeypatch):
+    expected = captioner(files[0], num_return_sequences=3)
+    monkeypatch.setattr(captioner.model, "caption_scores", lambda *_, **__: pytest.fail("a second pass"))
+    found = captioner(files[0], num_return_sequences=3, output_scores=True)
+    assert [row["generated_text"] for row in found] == [row["generated_text"] for row in expected]
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+    with pytest.raises(BaseException, match="a second pass"):
+        captioner(files[0], num_return_sequences=3, output_scores=True, length_penalty=0.5)
 
 
 def load(file):
@@ -150,8 +143,30 @@ def test_a_broken_image_in_a_list_is_named(captioner, files, tmp_path):
         captioner([files[0], str(tmp_path / "broken.jpg")], batch_size=2)
 
 
-def test_text_alone_is_answered_too(captioner):
-    assert captioner({"text": "一只猫"})[0].keys() == {"generated_text"}
+def test_a_text_without_an_image_is_refused(captioner):
+    with pytest.raises(ValueError, match="'caption' needs an image but got only the text '一只猫'"):
+        captioner({"text": "一只猫"})
+
+
+def test_another_task_of_the_checkpoint_is_asked_by_name(captioner, files):
+    tasks = {
+        "caption": {},
+        "color": {"prompt": "{product}什么颜色?", "generation": {"max_new_tokens": 2}},
+        "shorten": {"prompt": "{text}?", "needs_image": False},
+    }
+    processor = OFAProcessor(captioner.image_processor, captioner.tokenizer, tasks)
+    pipe = OFAImageToTextPipeline(model=captioner.model, processor=processor)
+    questions = [{"image": file, "text": "裙子什么颜色?"} for file in files]
+    expected = captioner(questions, max_new_tokens=2, return_scores=True)
+    assert expected != captioner(files, max_new_tokens=2, return_scores=True)
+    asked = {"task": "color", "return_scores": True}
+    assert pipe([{"image": file, "text": "裙子"} for file in files], **asked) == expected
+    assert pipe(files, prompt="裙子", **asked) == pipe(files, prompt={"product": "裙子"}, **asked) == expected
+    assert pipe(files, prompt="裙子", max_new_tokens=5, **asked) != expected  # a call's own setting wins
+    assert pipe({"text": "裙子"}, task="shorten")[0].keys() == {"generated_text"}
+    assert pipe(files) == captioner(files)
+    with pytest.raises(ValueError, match="no task 'ocr'. Accepted: caption, color, shorten"):
+        pipe(files[0], task="ocr")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start by fork")
@@ -178,3 +193,42 @@ def test_an_opened_image_that_breaks_off_is_captioned_from_what_is_there(caption
     whole = captioner(files[1])
     broken = Image.open(io.BytesIO(data[: len(data) * 3 // 4]))  # decoded when somebody looks at its pixels
     assert captioner(broken)[0].keys() == whole[0].keys()
+
+
+# ------------------------------------------------------------------------- transformers' own pipelines
+
+
+@pytest.fixture(scope="module")
+def stock(captioner):
+    """What `pipeline("image-text-to-text")` is on both versions, and "image-to-text" of a model object on 5."""
+    return ImageTextToTextPipeline(model=captioner.model, processor=captioner.processor)
+
+
+def test_the_stock_pipeline_answers_without_repeating_the_prompt(captioner, stock, files):
+    for file in files[:2]:
+        expected = captioner(file, prompt="裙子什么颜色?", max_new_tokens=5)[0]["generated_text"]
+        asked = {"images": file, "text": "裙子什么颜色?", "generate_kwargs": {"max_new_tokens": 5}}
+        for answer in (stock(**asked), stock(**asked, return_full_text=False)):
+            assert answer[0]["generated_text"] == expected
+            assert answer[0]["input_text"] == "裙子什么颜色?"
+
+
+def test_the_stock_pipeline_takes_chat_messages(captioner, stock, files):
+    expected = captioner(files[0], max_new_tokens=5)[0]["generated_text"]
+    for content in (
+        [{"type": "image", "path": files[0]}],
+        [{"type": "image", "path": files[0]}, {"type": "text", "text": captioner.processor.prompt_for()}],
+    ):
+        messages = [{"role": "user", "content": content}]
+        answer = stock(text=messages, generate_kwargs={"max_new_tokens": 5})[0]["generated_text"]
+        assert answer[-1] == {"role": "assistant", "content": expected}
+
+
+def test_the_stock_pipeline_refuses_a_text_without_an_image(stock, files):
+    for call in (
+        lambda: stock(text="一只猫"),
+        lambda: stock(files[0]),  # an image's path, which that pipeline takes for a text
+        lambda: stock(text=[{"role": "user", "content": "一只猫"}]),
+    ):
+        with pytest.raises(ValueError, match=r"needs an image but got only the text .*OFAImageToTextPipeline"):
+            call()

@@ -1,5 +1,8 @@
+import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -7,12 +10,17 @@ from transformers import AutoProcessor
 
 from ofa_hf import OFAImageProcessor, OFAProcessor
 from ofa_hf.conversion.vocabulary import build_tokenizer
-from ofa_hf.processing_ofa import join_pieces
+from ofa_hf.processing_ofa import clean_text, join_pieces
+from ofa_hf.tasks_ofa import default_prompt
 
 
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+needs_recorded_text = pytest.mark.skipif(
+    not (SHARED / "golden" / "tokenizer_golden.json").is_file(), reason="shared/golden is not next to this repository"
+)
 PIECES = [
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<", ">", "?", "，", "iphone", "13", "pro", "##s", "t", "恤"),
-    *"图片描述了什么内容一只猫红色",
+    *("[", "]", "{", "}", "cls", "sep", "first", *"图片描述了什么内容一只猫红色是颜和样"),
 ]
 
 
@@ -33,7 +41,7 @@ def test_images_alone_get_the_checkpoints_prompt(processor, images):
     assert sorted(batch) == ["attention_mask", "input_ids", "pixel_values"]
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
     assert batch["pixel_values"].dtype == torch.float32
-    assert processor.batch_decode(batch["input_ids"]) == [processor.prompt] * 2
+    assert processor.batch_decode(batch["input_ids"]) == ["图片描述了什么内容?"] * 2
     assert (batch["input_ids"][0, 0], batch["input_ids"][0, -1]) == (0, 2)
 
 
@@ -43,7 +51,7 @@ def test_prompts_of_different_length_are_padded_on_the_right(processor, images):
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
 
 
-def test_text_alone_needs_no_image(processor):
+def test_text_can_be_encoded_without_images(processor):
     assert sorted(processor(text="一只猫")) == ["attention_mask", "input_ids"]
     assert processor(text="一只猫")["input_ids"].shape == (1, 5)
 
@@ -72,7 +80,7 @@ def test_labels_that_are_too_long_are_cut_and_keep_their_end(processor):
 def test_numbers_that_do_not_match_are_refused(processor, images):
     with pytest.raises(ValueError, match="2 images and 3 texts"):
         processor(images, text=["猫"] * 3)
-    with pytest.raises(ValueError, match="2 inputs and 1 captions"):
+    with pytest.raises(ValueError, match="2 inputs and 1 targets"):
         processor(images, text_target="猫")
     with pytest.raises(ValueError, match="neither images nor text"):
         processor()
@@ -117,18 +125,198 @@ def test_pieces_are_joined_as_a_reader_expects(pieces, text):
     assert join_pieces(pieces.split()) == text
 
 
-def test_a_saved_processor_comes_back_with_its_prompt_and_sizes(processor, tmp_path):
-    saved = OFAProcessor(
-        OFAImageProcessor(size={"height": 32, "width": 48}), processor.tokenizer, "图片描述了什么?", 100, 20
-    )
+def test_a_saved_processor_comes_back_with_its_tasks_and_sizes(processor, tmp_path):
+    tasks = {"caption": {"prompt": "图片描述了什么?"}, "material": {"prompt": "{product}是什么材质?"}}
+    size = {"height": 32, "width": 48}
+    saved = OFAProcessor(OFAImageProcessor(size=size), processor.tokenizer, tasks, "material", "zh", 100, 20)
     saved.save_pretrained(tmp_path)
     assert (tmp_path / "preprocessor_config.json").is_file()  # transformers 4 reads the image processor from it
+    assert (tmp_path / "chat_template.jinja").is_file()
     for auto in (OFAProcessor, AutoProcessor):
         loaded = auto.from_pretrained(tmp_path, trust_remote_code=True)
-        assert (loaded.prompt, loaded.max_prompt_tokens, loaded.max_caption_tokens) == ("图片描述了什么?", 100, 20)
-        assert loaded.image_processor.size == {"height": 32, "width": 48}
+        assert (loaded.tasks, loaded.default_task, loaded.language) == (tasks, "material", "zh")
+        assert (loaded.max_prompt_tokens, loaded.max_target_tokens) == (100, 20)
+        assert loaded.prompt_for("caption") == "图片描述了什么?"
+        assert loaded.image_processor.size == size
+        assert loaded.chat_template == saved.chat_template
         assert loaded(text="一只猫")["input_ids"].tolist() == saved(text="一只猫")["input_ids"].tolist()
-    assert OFAProcessor.from_pretrained(tmp_path, prompt="红").prompt == "红"
+    assert OFAProcessor.from_pretrained(tmp_path, default_task="caption").prompt_for() == "图片描述了什么?"
+    assert default_prompt(json.loads((tmp_path / "processor_config.json").read_text())) == "{product}是什么材质?"
+
+
+def test_a_folder_written_before_processors_had_tasks_loads_as_a_captioning_one(processor, images, tmp_path):
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    path = tmp_path / "processor_config.json"
+    config = json.loads(path.read_text())
+    for name in ("tasks", "default_task", "language", "max_target_tokens"):
+        del config[name]
+    prompt = '这段文字" {} "描述的是哪个区域？'  # not a slot: such a prompt was encoded as it stands
+    path.write_text(json.dumps(config | {"prompt": prompt, "max_prompt_tokens": 90, "max_caption_tokens": 70}))
+    for auto in (OFAProcessor, AutoProcessor):
+        old = auto.from_pretrained(tmp_path, trust_remote_code=True)
+        assert (list(old.tasks), old.default_task, old.language) == (["caption"], "caption", "zh")
+        assert (old.prompt_for(), old.max_prompt_tokens, old.max_target_tokens) == (prompt, 90, 70)
+        assert old(images)["input_ids"].equal(processor(images, text=prompt)["input_ids"])
+    assert default_prompt(json.loads(path.read_text())) == prompt
+
+
+# ------------------------------------------------------------------------- tasks
+
+
+@pytest.fixture(scope="module")
+def shop(processor):
+    """A checkpoint with tasks of its own: a question with one slot, one with two, and one about text only."""
+    tasks = {
+        "caption": {},
+        "color": {"prompt": "{product}是什么颜色?", "image": {"size": 16}, "generation": {"num_beams": 2}},
+        "match": {"prompt": "{first}和{second}一样?"},
+        "shorten": {"prompt": "{text}是什么?", "needs_image": False},
+    }
+    return OFAProcessor(processor.image_processor, processor.tokenizer, tasks)
+
+
+def test_text_fills_the_slot_of_the_tasks_prompt(shop, images):
+    batch = shop(images, text=["一只猫", "红"], task="color")
+    assert batch["input_ids"].equal(shop(text=["一只猫是什么颜色?", "红是什么颜色?"])["input_ids"])
+    assert batch["pixel_values"].shape == (2, 3, 16, 16)
+    assert shop(images, text="猫", task="color", size=8)["pixel_values"].shape == (
+        2,
+        3,
+        8,
+        8,
+    )  # a call's own size wins
+    pair = shop(images[0], text={"first": "猫", "second": "{first}"}, task="match")
+    assert pair["input_ids"].equal(shop(text="猫和{first}一样?")["input_ids"])  # what users type is never a slot
+    assert shop(images, task="caption")["input_ids"].equal(shop(images)["input_ids"])
+    assert shop(text="一只猫", task="shorten").keys() == {"input_ids", "attention_mask"}
+
+
+def test_a_task_knows_its_generation_settings_and_its_answers(shop):
+    assert shop.generation_kwargs("color") == {"num_beams": 2}
+    assert shop.generation_kwargs() == {}
+    ids = shop(text=["一只猫", "红"])["input_ids"]
+    assert shop.post_process(ids, task="color") == ["一只猫", "红"]
+
+
+def test_what_does_not_fit_a_task_is_refused_with_what_does(shop, images):
+    with pytest.raises(ValueError, match="no task 'ocr'. Accepted: caption, color, match, shorten"):
+        shop(images, task="ocr")
+    with pytest.raises(ValueError, match="no value for product"):
+        shop(images, task="color")
+    with pytest.raises(ValueError, match="takes a dict with first, second"):
+        shop(images, text="猫", task="match")
+    with pytest.raises(ValueError, match="takes no text but got the text '猫'"):
+        shop(images, text="猫", task="caption")
+    with pytest.raises(ValueError, match="'color' needs an image but got only the text '猫'"):
+        shop(text="猫", task="color")
+    with pytest.raises(ValueError, match="'caption' needs an image but got only the text 'photo.jpg'"):
+        shop(images=None, text="photo.jpg")
+    with pytest.raises(ValueError, match="one image per row"):
+        shop([images])
+
+
+def test_a_processor_with_impossible_tasks_is_refused(processor):
+    parts = (processor.image_processor, processor.tokenizer)
+    with pytest.raises(ValueError, match="no task 'color'. Accepted: caption"):
+        OFAProcessor(*parts, default_task="color")
+    with pytest.raises(ValueError, match="Unknown task 'color'. Accepted: caption"):
+        OFAProcessor(*parts, tasks=["caption", "color"])
+    with pytest.raises(ValueError, match="no prompt in the language 'fr'"):
+        OFAProcessor(*parts, language="fr")
+    english = OFAProcessor(*parts, language="en")
+    assert english.prompt_for() == " what does the image describe?"
+
+
+# ------------------------------------------------------------------------- transformers' ways of calling
+
+
+def test_options_may_be_nested_as_in_transformers(processor, images):
+    assert processor(images, images_kwargs={"size": 8})["pixel_values"].shape == (2, 3, 8, 8)
+    short = processor(images, text="一只猫红色", text_kwargs={"max_length": 4})
+    assert short["input_ids"].shape == (2, 4)
+    assert isinstance(processor(images, common_kwargs={"return_tensors": "np"})["pixel_values"], np.ndarray)
+    assert isinstance(processor(images, text_kwargs={"return_tensors": "np"})["input_ids"], np.ndarray)
+    both = processor(images, common_kwargs={"size": 8, "max_length": 4}, size=16)
+    assert (both["pixel_values"].shape[-1], both["input_ids"].shape[1]) == (16, 4)
+    with pytest.raises(ValueError, match=r"\['size'\]. Pass each once"):
+        processor(images, size=8, images_kwargs={"size": 16})
+    with pytest.raises(TypeError, match=r"\['sise'\]"):
+        processor(images, sise=8)
+    with pytest.raises(TypeError, match="sise"):
+        processor(images, images_kwargs={"sise": 8})
+
+
+def test_chat_messages_ask_the_users_last_question(processor, images):
+    def user(*content):
+        return {"role": "user", "content": list(content)}
+
+    image, words = {"type": "image", "image": images[0]}, {"type": "text", "text": "一只猫"}
+    assert processor.apply_chat_template([user(image, words)]) == "一只猫"
+    assert processor.apply_chat_template([{"role": "user", "content": "红色"}]) == "红色"
+    assert processor.apply_chat_template([user(image)]) == processor.prompt_for()
+    history = [user(image, words), {"role": "assistant", "content": "红"}, user({"type": "text", "text": "什么?"})]
+    assert processor.apply_chat_template(history) == "什么?"
+    assert processor.apply_chat_template([[user(image)], history]) == [processor.prompt_for(), "什么?"]
+    assert [part["type"] for part in history[0]["content"]] == ["image", "text"]  # left as it was
+    inputs = processor.apply_chat_template(history, tokenize=True, return_dict=True, return_tensors="pt")
+    expected = processor(images[0], text="什么?")
+    assert inputs.keys() == expected.keys()
+    assert all(inputs[name].equal(expected[name]) for name in inputs)
+    with pytest.raises(ValueError, match="one image per row"):
+        processor.apply_chat_template([user(image, image)], tokenize=True, return_dict=True)
+    with pytest.raises(ValueError, match="no message of the user"):
+        processor.apply_chat_template([{"role": "assistant", "content": "红"}])
+
+
+# ------------------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("[CLS]", "[CLS]"),
+        ("红 [CLS] 色", "红 [CLS] 色"),
+        ("红[MASK]色", "红 [MASK] 色"),  # an ideograph counts as a blank
+        ("[UNK]红[PAD]", "[UNK] 红 [PAD]"),
+        ("t\t[SEP]\n13", "t [SEP] 13"),
+        ("t\u3000[SEP]\u202813", "t [SEP] 13"),
+        ("\u200b[CLS]\x00", "[CLS]"),  # dropped characters are no neighbors
+        ("[SEP][SEP]", "[ sep ] [ sep ]"),
+        ("t[CLS]", "t [ cls ]"),
+        ("t\u200b[CLS]", "t [ cls ]"),
+        ("[CLS]13", "[ cls ] 13"),
+        ("[CLS]?", "[ cls ] ?"),
+        ("，[CLS]", "， [ cls ]"),
+        ("[CLS]<", "[ cls ] <"),
+        ("[cls]", "[ cls ]"),
+        ("[C\x00LS]", "[ cls ]"),
+        ("[[CLS]]", "[ [ cls ] ]"),
+        ("[SEP][SEP] [SEP] [SEP]t", "[ sep ] [ sep ] [SEP] [ sep ] t"),
+    ],
+)
+def test_a_typed_symbol_is_kept_whole_only_where_it_stands_free(processor, text, pieces):
+    ids = processor(text=text)["input_ids"][0, 1:-1]
+    assert processor.tokenizer.convert_ids_to_tokens(ids) == pieces.split()
+    assert processor.encode_labels([text])[0, :-1].equal(ids)
+
+
+@needs_recorded_text
+def test_every_recorded_text_gets_its_official_ids():
+    recorded = json.loads((SHARED / "golden" / "tokenizer_golden.json").read_text(encoding="utf-8"))["items"]
+    processor = OFAProcessor(OFAImageProcessor(), build_tokenizer(SHARED / "vocab" / "vocab.txt"))
+    texts = [item["text"] for item in recorded]
+    wrong = [
+        text
+        for text, item in zip(texts, recorded)
+        if processor(text=text)["input_ids"][0].tolist() != item["official_ids"]
+    ]
+    assert wrong == []
+
+
+def test_many_symbols_take_no_longer_than_their_text(processor):
+    assert clean_text("[SEP]" * 100_000) == "[sep]" * 100_000
+    assert clean_text("\x00" * 100_000 + "[SEP]" + "\x00" * 100_000).count("[SEP]") == 1
 
 
 def test_threads_that_share_a_processor_do_not_disturb_each_others_settings(processor):

@@ -1,24 +1,27 @@
 """What strangers run with `trust_remote_code=True` holds nothing but the model: a list of what it may use, no more."""
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
 
+from ofa_hf.configuration_ofa import AUTO_MAP, CUSTOM_PIPELINES
 from ofa_hf.files import hub_files
 
 
 HUB_FILES = hub_files()
 
 STANDARD_MODULES = frozenset(
-    "base64 binascii collections contextlib contextvars copy dataclasses functools inspect io itertools math os re "
-    "threading time types typing warnings weakref".split()
+    "base64 binascii collections contextlib contextvars copy dataclasses functools inspect io itertools logging math "
+    "os re threading time types typing unicodedata warnings weakref".split()
 )
 LIBRARIES = frozenset("torch torchvision numpy PIL transformers huggingface_hub".split())
 # Of modules that can do more than compute, what may be used. `os`: paths, and what a fork needs.
 MEMBERS = {
     "os": {"PathLike", "fspath", "fsdecode", "path", "getpid", "register_at_fork"},
     "io": {"BytesIO", "StringIO"},
+    "logging": {"getLogger"},
     "types": {"GeneratorType", "MappingProxyType", "SimpleNamespace"},
 }
 BARRED_MEMBERS = {  # of libraries: files, code, processes, the network
@@ -156,3 +159,17 @@ def test_remote_code_uses_nothing_but_what_a_model_needs(file):
 )
 def test_the_list_notices_what_hostile_code_would_use(text):
     assert list(offences(text))
+
+
+RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)  # as transformers finds them
+ENTRIES = {name.split(".")[0] for name in (*AUTO_MAP.values(), *(one["impl"] for one in CUSTOM_PIPELINES.values()))}
+
+
+@pytest.mark.parametrize("entry", sorted(ENTRIES))
+def test_an_entry_file_names_every_file_it_needs(entry):
+    """transformers 4 copies only the files that an entry of auto_map imports itself, not those that these import."""
+    imports = {file.stem: set(RELATIVE_IMPORT.findall(file.read_text(encoding="utf-8"))) for file in HUB_FILES}
+    needed = set(imports[entry])
+    while more := set().union(*(imports[name] for name in needed)) - needed:
+        needed |= more
+    assert needed - {entry} <= imports[entry]

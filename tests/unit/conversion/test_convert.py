@@ -47,7 +47,7 @@ def test_what_belongs_to_the_checkpoint_lands_in_processor_and_generation_config
     convert_quickly(official_file, out, vocab_file)
     processor = OFAProcessor.from_pretrained(out)
     generation = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))
-    assert processor.prompt == "图片描述了什么内容?"
+    assert processor.prompt_for() == "图片描述了什么内容?"
     assert processor.image_processor.size == {"height": 96, "width": 96}
     assert processor.tokenizer.unk_token == "[UNK]"
     assert generation["num_beams"] == 8
@@ -61,7 +61,7 @@ def test_options_replace_what_belongs_to_the_checkpoint(official_file, vocab_fil
     convert_quickly(official_file, out, vocab_file, dtype="bfloat16", **options)
     processor = OFAProcessor.from_pretrained(out)
     generation = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))
-    assert (processor.prompt, processor.image_processor.size["width"]) == ("红色?", 64)
+    assert (processor.prompt_for(), processor.image_processor.size["width"]) == ("红色?", 64)
     assert (generation.get("num_beams", 1), generation["max_length"]) == (1, 9)
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     assert load_file(out / "model.safetensors")["encoder.layer_norm.bias"].dtype == torch.bfloat16
@@ -102,7 +102,7 @@ def test_a_legacy_folder_says_what_it_said_before(legacy_folder, vocab_file, out
 def test_a_published_legacy_name_brings_its_prompt(legacy_folder, vocab_file, out, tmp_path):
     folder = legacy_folder.rename(tmp_path / "ofa-cn-base-muge-v2")
     convert_quickly(folder, out, vocab_file, image_size=96)
-    assert OFAProcessor.from_pretrained(out).prompt == "图片描述了什么?"
+    assert OFAProcessor.from_pretrained(out).prompt_for() == "图片描述了什么?"
 
 
 def test_legacy_weights_in_safetensors_convert_too(legacy_folder, model_weights, vocab_file, out):

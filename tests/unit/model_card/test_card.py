@@ -40,7 +40,8 @@ def test_a_converted_folder_has_metadata_settings_proof_and_no_score(model_folde
 
 def test_a_prompt_with_a_place_for_words_is_filled_in_the_snippet(model_folder):
     path = model_folder / "processor_config.json"
-    values = json.loads(path.read_text(encoding="utf-8")) | {"prompt": CATALOGUE["refcoco_cn_base"].defaults.prompt}
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["tasks"]["caption"]["prompt"] = CATALOGUE["refcoco_cn_base"].defaults.prompt
     path.write_text(json.dumps(values), encoding="utf-8")
     snippet = re.search(r"```python\n(.*?)```", current_card(model_folder, "shop/tiny"), re.DOTALL)[1]
     assert "红色裙子" in snippet

@@ -99,13 +99,13 @@ def test_a_broken_image_has_a_row_that_says_so(tmp_path):
     assert cells.images == [0, 1, 0]
     assert "is not an image" in cells.rows[2][0]
     assert cells.rows[2][1] == "–"
-    assert "without a caption: 1" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "without an answer: 1" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "is not an image" in (tmp_path / "page.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["我的 page.html", "page.htm", "page.md", "page.MD"])
 def test_many_images_make_pages_that_lead_to_each_other(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(compare, "IMAGES_A_PAGE", 2)
+    monkeypatch.setattr(compare, "IMAGES_PER_PAGE", 2)
     files, seen = write_images(tmp_path / "photos", 5), []
     ComparisonReport(tmp_path / name).write(files, {"m": said_of(files)}, {}, lambda: seen.append(1))
     assert len(seen) == 5
@@ -123,7 +123,7 @@ def test_many_images_make_pages_that_lead_to_each_other(tmp_path, monkeypatch, n
 
 
 def test_a_page_is_replaced_by_a_new_one_and_nothing_else_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "IMAGES_A_PAGE", 2)
+    monkeypatch.setattr(compare, "IMAGES_PER_PAGE", 2)
     files = write_images(tmp_path / "photos", 5)
     ComparisonReport(tmp_path / "page.html").write(files, {"m": said_of(files)}, {})
     (tmp_path / "page_files" / "notes.txt").write_text("mine")
@@ -142,7 +142,7 @@ def test_what_is_no_page_of_ours_is_refused_and_left_alone(tmp_path, there):
 
 def test_an_unknown_ending_is_refused(tmp_path):
     for name in ("page", "page.pdf"):
-        with pytest.raises(UserError, match="no known ending"):
+        with pytest.raises(UserError, match="no known suffix"):
             ComparisonReport(tmp_path / name)
 
 

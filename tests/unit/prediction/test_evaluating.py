@@ -33,7 +33,7 @@ def test_missing_and_broken_images_count_as_empty_and_rows_without_references_ar
     result = evaluate_model(*loaded, ROWS, references, batch_size=4, run={"model": "tiny"}, num_beams=2)
     assert result.predictions == {"a": own["a"], "c": "", "d": own["d"], "gone": ""}
     assert result.run == {"model": "tiny", "batch_size": 4, "num_beams": 2, "images_missing": 1}
-    assert result.scores.rouge_l == pytest.approx(50)
+    assert result.scores["rouge_l"] == pytest.approx(50)
 
 
 def test_images_and_references_that_share_no_id_are_refused(loaded):

@@ -47,7 +47,7 @@ def test_answers_and_scores_are_those_of_the_pipeline(loaded):
 
 def test_a_prompt_takes_the_place_of_the_checkpoints_own(loaded):
     asked = [list(predict(*loaded, ROWS[:1], prompt=prompt, return_scores=True)) for prompt in (None, "红")]
-    own = list(predict(*loaded, ROWS[:1], prompt=loaded.processor.prompt, return_scores=True))
+    own = list(predict(*loaded, ROWS[:1], prompt=loaded.processor.prompt_for(), return_scores=True))
     assert asked[0] == own != asked[1]
 
 
@@ -67,13 +67,13 @@ def test_broken_images_have_no_answer_cost_no_place_in_a_batch_and_keep_their_pl
 
 
 def test_each_image_is_decoded_once_in_a_thread(loaded, monkeypatch):
-    threads, fetch = [], loop.fetch_image
+    threads, load = [], loop.load_image
 
     def count(image):
         threads.append(threading.current_thread().name)
-        return fetch(image)
+        return load(image)
 
-    monkeypatch.setattr(loop, "fetch_image", count)
+    monkeypatch.setattr(loop, "load_image", count)
     list(predict(*loaded, ROWS, batch_size=2, return_scores=True))
     assert len(threads) == len(ROWS)
     assert threading.main_thread().name not in threads

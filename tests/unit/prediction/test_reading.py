@@ -2,7 +2,7 @@
 
 import pytest
 
-from ofa_hf.image_processing_ofa import ImageError
+from ofa_hf.image_loading_ofa import ImageError
 from ofa_hf.prediction.reading import num_readers, read_ahead
 
 

@@ -121,7 +121,7 @@ def test_a_models_own_settings_are_the_pages(captioner):
         "num_beams": 1,
         "max_length": 12,
         "most_tokens": 32,
-        "prompt": captioner.processor.prompt,
+        "prompt": captioner.processor.prompt_for(),
     }
     assert web.limits(Recorder())["max_length"] == web.DEFAULT_TOKENS
 

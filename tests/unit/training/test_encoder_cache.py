@@ -10,9 +10,10 @@ from tiny_shop import NOISE, largest_difference, weights
 from ofa_hf import fast_ofa
 from ofa_hf.data import collator, load_muge
 from ofa_hf.errors import UserError
+from ofa_hf.models import load_model
 from ofa_hf.training import encoder_cache
 from ofa_hf.training.encoder_cache import CELLS, OUTPUTS, plan_caches
-from ofa_hf.training.finetuning import load_model, refuse_impossible
+from ofa_hf.training.finetuning import refuse_impossible
 from ofa_hf.training.locking import lock
 
 
@@ -40,7 +41,7 @@ def plan(parse, shop, tmp_path):
 
     def plan(dtype=torch.float32, change=None, rows=rows, **changes):
         args, _ = parse(**changes)
-        model, processor = load_model(args)
+        model, processor = load_model(args.model_name_or_path, device="cpu")
         lock(model, args)
         if change:
             change(model, processor)
@@ -108,7 +109,7 @@ def scale(name):
 
 
 def set_prompt(model, processor):
-    processor.prompt = "描述?"
+    processor.tasks["caption"]["prompt"] = "描述?"
 
 
 def set_size(model, processor):

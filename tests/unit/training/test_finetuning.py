@@ -78,6 +78,45 @@ def test_training_stops_when_the_score_stays_behind(train, monkeypatch):
     assert largest_difference(ran.folder, ran.folder / "checkpoint-2") == 0
 
 
+EVERY_OPTION = {
+    "dropout": 0.3,
+    "encoder_drop_path_rate": 0.2,
+    "decoder_drop_path_rate": 0.2,
+    "resnet_drop_path_rate": 0.2,
+    "label_smoothing": 0.1,
+    "drop_worst_ratio": 0.1,
+    "gradient_checkpointing": True,
+    "freeze_encoder": False,
+    "max_seq_length": 4,
+    "generation_num_beams": 2,
+    "generation_max_length": 6,
+    "neftune_noise_alpha": 1.0,
+}
+
+
+def json_files(folder: Path) -> dict[str, dict]:
+    """What a folder says of its model: the JSON files of model, processor and tokenizer."""
+    run_files = {"finetune_results.json", "trainer_state.json"}
+    paths = [path for path in folder.glob("*.json") if path.name not in run_files]
+    found = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    for name, token in found.get("special_tokens_map.json", {}).items():  # transformers 4: in two forms, by history
+        found["special_tokens_map.json"][name] = token["content"] if isinstance(token, dict) else token
+    return found
+
+
+def test_nothing_of_a_run_is_left_in_what_it_saves_and_publishes(train, shop):
+    from ofa_hf.publishing import bundle_of
+
+    ran = train(**EVERY_OPTION, **EVERY_TWO_STEPS, max_steps=2)
+    base = json_files(Path(shop["model_name_or_path"]))
+    assert base.keys() >= {"config.json", "generation_config.json", "processor_config.json", "tokenizer.json"}
+    for folder in (ran.folder, ran.folder / "checkpoint-2"):
+        assert json_files(folder) == base, folder.name
+    card = (ran.folder / "README.md").read_text(encoding="utf-8")
+    assert "`use_cache" not in card
+    assert {str(name) for name in bundle_of(ran.folder, "me/model").files} >= set(base)
+
+
 def test_merged_data_trains_on_everything_and_scores_nothing(train):
     ran = train(merge_test=True)
     assert ran.num_steps == 12, "16 images × 4 captions, 12 a step, 2 epochs"
@@ -132,12 +171,6 @@ def test_captions_that_are_cut_are_counted(train, caplog):
     ran = train(max_seq_length=4, max_steps=4, test_caption_file=None, test_image_file=None)
     assert ran.cut_targets == 48
     assert train("2", max_steps=4).cut_targets == 0
-
-
-def test_dropout_and_stochastic_depth_of_the_arguments_reach_the_network(parse):
-    model = finetuning.load_model(parse(dropout=0.4, decoder_drop_path_rate=0.2, encoder_drop_path_rate=0.3)[0])[0]
-    assert {layer.dropout.p for layer in model.decoder.layers} == {0.4}
-    assert [layer.drop_path_rate for layer in model.decoder.layers] == pytest.approx([0.0, 0.2])
 
 
 def test_half_precision_trains_and_scores(train, monkeypatch):
@@ -232,40 +265,12 @@ def test_a_hub_that_cannot_be_reached_is_told_before_training(train, tmp_path):
         ({"eval_strategy": "steps", "merge_test": True}, "nothing to evaluate on"),
         ({"early_stopping_patience": 2}, "needs load_best_model_at_end"),
         ({"report_to": "no_such_tracker"}, "cannot be set up|no_such_tracker"),
-        ({"model_name_or_path": "/nowhere/at/all"}, "Cannot load /nowhere/at/all"),
+        ({"model_name_or_path": "/nowhere/at/all"}, "The model /nowhere/at/all is neither a folder"),
     ],
 )
 def test_wishes_that_cannot_come_true_are_refused(train, changes, words):
     with pytest.raises(UserError, match=words):
         train(**changes)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"model_type": "bert"}, "is a bert model"),
-        ({"encoder_layers": 3}, "has not the weights that its config.json asks for"),
-        ({"decoder_ffn_dim": 64}, "has not the weights that its config.json asks for"),
-        ({"d_model": 17}, "does not divide"),
-    ],
-)
-def test_a_model_of_another_architecture_is_refused(parse, shop, tmp_path, change, words):
-    folder = tmp_path / "model"
-    shutil.copytree(shop["model_name_or_path"], folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps({**config, **change}), encoding="utf-8")
-    with pytest.raises(UserError, match=words):
-        finetuning.load_model(parse(model_name_or_path=str(folder))[0])
-
-
-@pytest.mark.parametrize("length", [0, 1000])
-def test_a_cut_off_weight_file_is_refused(parse, shop, tmp_path, length):
-    folder = tmp_path / "model"
-    shutil.copytree(shop["model_name_or_path"], folder)
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[:length])
-    with pytest.raises(UserError, match="Its files are incomplete"):
-        finetuning.load_model(parse(model_name_or_path=str(folder))[0])
 
 
 @pytest.mark.parametrize("change", [{"freeze_encoder": False}, {"freeze_word_embed": True}])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_shop import weights
 
-from ofa_hf.training.finetuning import load_model
+from ofa_hf.models import load_model
 from ofa_hf.training.locking import batch_norms, count_parameters, lock
 
 
@@ -49,7 +49,7 @@ def test_freeze_resnet_fixes_batch_norm_alone(train, start):
 
 def test_batch_norm_stays_fixed_though_the_trainer_calls_train(parse):
     args = parse(freeze_encoder=False, freeze_resnet=True)[0]
-    model = load_model(args)[0]
+    model = load_model(args.model_name_or_path, device="cpu")[0]
     lock(model, args)
     model.train()
     model.encoder.embed_images(torch.rand(2, 3, 32, 32))
@@ -59,7 +59,7 @@ def test_batch_norm_stays_fixed_though_the_trainer_calls_train(parse):
 
 def test_shared_weights_count_once(parse):
     args = parse(freeze_word_embed=True)[0]
-    model = load_model(args)[0]
+    model = load_model(args.model_name_or_path, device="cpu")[0]
     lock(model, args)
     count = count_parameters(model)
     assert count.trained + count.locked == sum(parameter.numel() for parameter in model.parameters())

@@ -9,9 +9,11 @@ from loopback_hub import LoopbackHub, use_in_this_process
 from tiny_shop import NOISE, largest_difference, weights
 
 from ofa_hf.errors import UserError
+from ofa_hf.models import load_model
 from ofa_hf.training import FairseqAdamW
-from ofa_hf.training.finetuning import adapt, load_data, load_model, make_trainer
+from ofa_hf.training.finetuning import adapt, load_data, make_trainer
 from ofa_hf.training.locking import lock
+from ofa_hf.training.regularization import regularize
 
 
 ROUNDING = 2e-5  # of weights after 8 steps of 1e-3
@@ -23,7 +25,8 @@ def build(parse):
 
     def build(**changes):
         args, trainer_args = parse(dropout=0.0, **changes)
-        model, processor = load_model(args)
+        model, processor = load_model(args.model_name_or_path, device="cpu")
+        regularize(model, args)
         lock(model, args)
         return make_trainer(args, adapt(args, trainer_args), model, processor, *load_data(args))
 

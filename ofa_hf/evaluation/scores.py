@@ -1,0 +1,62 @@
+"""What every metric gives, and what every metric checks first."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ofa_hf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a set of predictions.
+
+    Args:
+        totals: score name → value over all rows; the published ones first, then others and the number of rows.
+        each: score name → id → value, for scores that a single row has.
+    """
+
+    totals: Mapping[str, float]
+    each: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, name: str) -> float:
+        return self.totals[name]
+
+    def as_dict(self) -> dict[str, float]:
+        """The totals, ready for JSON."""
+        return dict(self.totals)
+
+    def best_and_worst(self, name: str, count: int) -> tuple[list[str], list[str]]:
+        """Ids with the highest and with the lowest score of this name, extreme ones first, none in both."""
+        values = self.each[name]
+        ranked = sorted(values, key=lambda id_: (-values[id_], id_))
+        num_best = min(count, (len(ranked) + 1) // 2)
+        num_worst = min(count, len(ranked) - num_best)
+        return ranked[:num_best], ranked[len(ranked) - num_worst :][::-1]
+
+
+def check_ids(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
+    """Check that predictions and references have the same ids, and every id at least one reference.
+
+    Raises:
+        UserError: they do not, or there are none.
+    """
+    if not predictions or not references:
+        what = "predictions" if not predictions else "references"
+        raise UserError(f"Nothing to score: there are no {what}. At least one id with both is needed.")
+    without_references = [id_ for id_, texts in references.items() if not texts]
+    if without_references:
+        raise UserError(f"No references for {some_of(without_references)}. Each id needs at least one.")
+    missing = [id_ for id_ in references if id_ not in predictions]
+    unknown = [id_ for id_ in predictions if id_ not in references]
+    if missing or unknown:
+        seen = [f"no prediction for {some_of(missing)}"] if missing else []
+        seen += [f"no references for {some_of(unknown)}"] if unknown else []
+        raise UserError(
+            f"Predictions and references do not have the same ids: {'; '.join(seen)}. Every id needs both, because "
+            "scores of a part are not comparable. Check that the two files are of the same split."
+        )
+
+
+def some_of(ids: Sequence[str], shown: int = 3) -> str:
+    """The first ids and how many more there are: `a, b, c (+12)`."""
+    return ", ".join(map(str, ids[:shown])) + (f" (+{len(ids) - shown})" if len(ids) > shown else "")

@@ -1,0 +1,139 @@
+"""What OFA can be asked: one row per task. Processor, pipelines, data, training and scores read the row they need.
+
+To add a task, add a row to `TASKS`. A checkpoint may also define tasks of its own, in its `processor_config.json`.
+
+Source: prompts of OFA `data/mm_data/*_dataset.py`; generation settings of `run_scripts/`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+ANSWERS = ("text",)  # kinds of answer
+SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")  # `{text}` in a prompt
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question and the kind of its answer.
+
+    Args:
+        name: as users write it: `task="caption"`.
+        prompts: language → the question. A slot such as `{text}` is filled with the row's field of that name.
+        answer: kind of answer, one of `ANSWERS`.
+        needs_image: a question without an image is refused.
+        image: settings of the image processor, such as `{"size": 512}`, that differ from the checkpoint's.
+        generation: keywords of `generate` that belong to the task, whatever the checkpoint.
+        metric: name of the score that compares answers with references.
+        pipeline: transformers' name of the pipeline that answers it.
+    """
+
+    name: str
+    prompts: Mapping[str, str]
+    answer: str = "text"
+    needs_image: bool = True
+    image: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = "caption"
+    pipeline: str = "image-to-text"
+
+    def __post_init__(self) -> None:
+        if self.answer not in ANSWERS:
+            raise ValueError(f"The task {self.name!r} has the answer {self.answer!r}. Accepted: {', '.join(ANSWERS)}.")
+        if len({slots(prompt) for prompt in self.prompts.values()}) > 1:
+            raise ValueError(f"The prompts of the task {self.name!r} must have the same slots: {dict(self.prompts)}.")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the slots in the prompt, which are columns of the task's rows."""
+        return next((slots(prompt) for prompt in self.prompts.values()), ())
+
+    def prompt(self, language: str, **values: str) -> str:
+        """Fill the prompt's slots; values without a slot are ignored.
+
+        Raises:
+            ValueError: no prompt in that language, or a slot without a value.
+        """
+        if language not in self.prompts:
+            raise ValueError(
+                f"The task {self.name!r} has no prompt in the language {language!r}. "
+                f"Accepted: {', '.join(self.prompts)}. Define the task with a prompt in that language."
+            )
+        missing = [name for name in self.fields if name not in values]
+        if missing:
+            raise ValueError(
+                f"The task {self.name!r} got no value for {', '.join(missing)}. Its prompt is "
+                f"{self.prompts[language]!r}: pass a value for each slot."
+            )
+        return SLOT.sub(lambda slot: str(values[slot[1]]), self.prompts[language])
+
+
+def slots(prompt: str) -> tuple[str, ...]:
+    """Names of a prompt's slots, each once, in order."""
+    return tuple(dict.fromkeys(SLOT.findall(prompt)))
+
+
+TASKS = {
+    task.name: task
+    for task in (Task(name="caption", prompts={"zh": "图片描述了什么内容?", "en": " what does the image describe?"}),)
+}
+
+
+def find_task(name: str) -> Task:
+    """The row of a task.
+
+    Raises:
+        ValueError: there is no such task; the message lists those there are.
+    """
+    if name not in TASKS:
+        raise ValueError(f"Unknown task {name!r}. Accepted: {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+# What a checkpoint may set for a task; "prompt" is in the checkpoint's language.
+SETTINGS = ("prompt", "answer", "needs_image", "image", "generation", "metric", "pipeline")
+
+
+def checkpoint_task(name: str, settings: Mapping[str, Any], language: str) -> Task:
+    """A task as one checkpoint has it: the row of `TASKS`, if there is one, with the checkpoint's own settings.
+
+    Args:
+        settings: from the processor's config, keys of `SETTINGS`. A task that is not in `TASKS` needs a "prompt".
+
+    Raises:
+        ValueError: an unknown setting, or an unknown task without a prompt.
+    """
+    unknown = sorted(settings.keys() - set(SETTINGS))
+    if unknown:
+        raise ValueError(f"Unknown settings of the task {name!r}: {unknown}. Accepted: {', '.join(SETTINGS)}.")
+    changes = {key: value for key, value in settings.items() if key != "prompt"}
+    if "prompt" in settings:
+        changes["prompts"] = {language: settings["prompt"]}
+    if name in TASKS:
+        return replace(TASKS[name], **changes)
+    if "prompts" not in changes:
+        raise ValueError(
+            f"Unknown task {name!r}. Accepted: {', '.join(TASKS)}, or a task of your own with a prompt: "
+            f'{{"{name}": {{"prompt": "…"}}}}.'
+        )
+    return Task(name, **changes)
+
+
+def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A `processor_config.json` as this version writes it; older ones had one task, captioning, and its prompt."""
+    config = dict(config)
+    if "max_caption_tokens" in config:
+        config["max_target_tokens"] = config.pop("max_caption_tokens")
+    if "tasks" not in config:
+        prompt = config.pop("prompt", None)
+        config["tasks"] = {"caption": {} if prompt is None else {"prompt": prompt}}
+    return config
+
+
+def default_prompt(config: Mapping[str, Any]) -> str:
+    """The prompt of the default task, with its slots, read from the values of a `processor_config.json`."""
+    config = upgrade_config(config)
+    name, language = config.get("default_task", "caption"), config.get("language", "zh")
+    return checkpoint_task(name, config["tasks"][name], language).prompts[language]

@@ -1,0 +1,53 @@
+import pytest
+
+from ofa_hf.tasks_ofa import TASKS, Task, checkpoint_task, default_prompt, find_task
+
+
+def test_the_prompts_are_the_official_ones():
+    assert dict(find_task("caption").prompts) == {
+        "zh": "图片描述了什么内容?",
+        "en": " what does the image describe?",
+    }
+    assert all(name == task.name for name, task in TASKS.items())
+
+
+def test_an_unknown_task_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="Unknown task 'captoin'. Accepted: caption"):
+        find_task("captoin")
+
+
+def test_slots_are_filled_once_and_only_from_the_template():
+    task = Task("match", {"zh": "{first}和{second}和{first}{}?", "en": "{first} or {second}?"})
+    assert task.fields == ("first", "second")
+    assert task.prompt("zh", first="{second}", second=3, other="x") == "{second}和3和{second}{}?"
+    with pytest.raises(ValueError, match="no value for second"):
+        task.prompt("zh", first="x")
+    with pytest.raises(ValueError, match="no prompt in the language 'fr'. Accepted: zh, en"):
+        task.prompt("fr", first="x", second="y")
+
+
+def test_a_prompt_reaches_nothing_but_its_fields():
+    assert Task("x", {"zh": "{text.__class__}{0}{text!r}"}).prompt("zh") == "{text.__class__}{0}{text!r}"
+
+
+def test_a_task_is_checked_where_it_is_defined():
+    with pytest.raises(ValueError, match="answer 'sound'. Accepted: text"):
+        Task("x", {"zh": "?"}, answer="sound")
+    with pytest.raises(ValueError, match="same slots"):
+        Task("x", {"zh": "{text}?", "en": "?"})
+
+
+def test_a_checkpoint_changes_only_what_it_says():
+    own = checkpoint_task("caption", {"prompt": "图片描述了什么?", "generation": {"num_beams": 3}}, "zh")
+    assert (dict(own.prompts), dict(own.generation)) == ({"zh": "图片描述了什么?"}, {"num_beams": 3})
+    assert (own.metric, own.pipeline) == (TASKS["caption"].metric, TASKS["caption"].pipeline)
+    assert checkpoint_task("caption", {}, "en") == TASKS["caption"]
+    with pytest.raises(ValueError, match=r"\['promt'\]. Accepted: prompt, answer"):
+        checkpoint_task("caption", {"promt": "?"}, "zh")
+
+
+def test_the_default_prompt_is_read_from_configs_of_every_age():
+    assert default_prompt({}) == "图片描述了什么内容?"
+    assert default_prompt({"prompt": "图片描述了什么?"}) == "图片描述了什么?"
+    new = {"tasks": {"caption": {}, "color": {"prompt": "{product}?"}}, "default_task": "color", "language": "zh"}
+    assert default_prompt(new) == "{product}?"
