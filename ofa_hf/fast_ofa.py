@@ -426,7 +426,7 @@ class WeightMemo:
         """
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
-        fingerprint = self._fingerprint(list(modules)) if IS_OPEN else None
+        fingerprint = self._fingerprint(list(modules))
         with self.lock:
             if fingerprint is None or fingerprint != self.fingerprint:
                 self.entries.clear()
