@@ -109,8 +109,14 @@ def _is_dropped(char: str) -> bool:
 
 
 class Answer(str):
-    """A generated text. transformers' `image-text-to-text` pipeline adds it to the prompt, which would repeat the
-    question, because it takes every answer for a continuation; this one stays alone."""
+    """A generated text that is no continuation of its prompt.
+
+    transformers' `image-text-to-text` pipeline takes every text for a continuation: it cuts the decoded prompt off the
+    front and puts the prompt as written before it. With an `Answer` both leave the text alone.
+    """
+
+    def find(self, text: str, *span: int) -> int:
+        return -1 if isinstance(text, Answer) else super().find(text, *span)
 
     def __radd__(self, prompt: str) -> str:
         return str(self)

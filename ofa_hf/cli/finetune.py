@@ -1,23 +1,23 @@
-"""`ofa-hf finetune`: train a converted model on MUGE or on a shop's own images."""
+"""`ofa-hf finetune`: train a model for a task on MUGE or on your own data."""
 
 import argparse
 import json
 import sys
 
 
-HELP = "finetune a model on MUGE or on your own images and captions"
-SHOWN = ("train_loss", "eval_loss", "eval_cider_d", "eval_bleu_4", "eval_rouge_l")  # --json has all
+HELP = "finetune a model for a task on MUGE or on your own data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # Over a hundred flags, ours and the Trainer's, are read in `run`, so that the other commands start at once: with
-    # no prefix character left, argparse takes all words as they are.
+    # The flags, ours and over a hundred of the Trainer's, are parsed in `run`, so that other commands start fast.
+    # Without a prefix character, argparse passes all words on.
     parser.add_argument("words", nargs="*", metavar="[ARGS.json | article | official] [--name value …] [--json]")
     parser.prefix_chars = "\0"
 
 
 def run(args: argparse.Namespace) -> int:
     from ofa_hf.training import TrainingStopped, finetune, parse_arguments
+    from ofa_hf.training.curve import score_titles
 
     words = [word for word in args.words if word != "--json"]
     file = words.pop(0) if words and not words[0].startswith("-") else None
@@ -35,15 +35,16 @@ def run(args: argparse.Namespace) -> int:
     if "--json" in args.words:
         print(json.dumps({**summary, **result.metrics}, ensure_ascii=False))
     else:
-        summary.update({name: round(result.metrics[name], 4) for name in SHOWN if name in result.metrics})
+        shown = ("train_loss", "eval_loss", *score_titles())  # --json has all
+        summary.update({name: round(result.metrics[name], 4) for name in shown if name in result.metrics})
         print("\n".join(f"{name:16} {value}" for name, value in summary.items()))
     return 0
 
 
 def leave_process_group() -> None:
-    """End the connections between processes before the interpreter ends, which torch's threads may abort otherwise.
+    """Close the connections between processes before the interpreter exits, which torch's threads may abort otherwise.
 
-    Not after an error: others may wait for this process then, and leaving can take as long as they wait.
+    Not after an error: other processes may be waiting for this one, and closing would wait for them.
     """
     import torch.distributed
 

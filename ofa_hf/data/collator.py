@@ -8,7 +8,6 @@ import torch
 from torch import LongTensor
 from transformers.image_processing_utils import BatchFeature
 
-from ofa_hf.data.shards import RESERVED_COLUMNS
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import ImageError, load_image
 from ofa_hf.processing_ofa import IGNORED_LABEL, OFAProcessor
@@ -71,7 +70,8 @@ class OFACollator:
         batch = self.processor(text=[self.prompt(row) for row in rows], return_tensors="pt")
         images = [open_row_image(row) for row in rows if "image" in row]
         if images:
-            batch["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            options = self.processor.find_task(self.task).image
+            batch.update(self.processor.image_processor(images, return_tensors="pt", **options))
         if "row_number" not in rows[0]:
             return batch
         encoded = [row["encoded"] for row in rows if "encoded" in row]
@@ -83,8 +83,8 @@ class OFACollator:
 
     def prompt(self, row: dict[str, Any]) -> str:
         """The task's prompt filled with the row's fields."""
-        fields = {name: value for name, value in row.items() if name not in RESERVED_COLUMNS}
-        return self.processor.prompt_for(self.task, **fields)
+        fields = self.processor.find_task(self.task).fields
+        return self.processor.prompt_for(self.task, **{name: row[name] for name in fields})
 
     def encode_targets(self, targets: list[str]) -> LongTensor:
         """Labels `(targets, tokens)`, each ending with `</s>`, padded with −100."""

@@ -1,9 +1,11 @@
-"""Find the image files that a command's arguments name: files, and folders with all their subfolders."""
+"""Images that a command's arguments name: files, folders with all their subfolders, and files of MUGE."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from ofa_hf.data import FolderImages, ImagesById, load_muge
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
 
@@ -46,3 +48,14 @@ def _walk(folder: str) -> Iterator[str]:
         for name in sorted(files):
             if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 yield os.path.join(parent, name)
+
+
+def open_images(path: str | os.PathLike) -> Mapping[str, Any]:
+    """Images by id: those of a folder by their names, or those of an image file of MUGE.
+
+    Raises:
+        UserError: there is no such folder or file.
+    """
+    if os.path.isdir(path):
+        return FolderImages(path)
+    return ImagesById(load_muge(None, path, check_images=False))  # a broken one is noticed when it is answered

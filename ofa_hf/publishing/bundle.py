@@ -11,9 +11,10 @@ from typing import Any
 
 from transformers import BertTokenizerFast
 from transformers.tokenization_utils_base import ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers.utils import CHAT_TEMPLATE_FILE, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from ofa_hf.errors import UserError
+from ofa_hf.files import json_text, read_json
 from ofa_hf.model_card.card import current_card
 from ofa_hf.model_card.facts import (
     ACCOUNT_FILE,
@@ -23,7 +24,6 @@ from ofa_hf.model_card.facts import (
     RESULTS_FILE,
     SETTINGS_FILES,
     read_folder,
-    read_json,
     without_paths,
 )
 
@@ -105,11 +105,11 @@ def bundle_of(folder: str | Path, repo_id: str | None = None, license: str | Non
     tokenizer = tokenizer_files(folder)
     described = [facts.config, facts.processor, facts.image_processor, read_json(folder / TOKENIZER_CONFIG_FILE)]
     names = [*SETTINGS_FILES, *weight_files(folder), *tokenizer, *code_files(folder, described)]
-    names += [name for name in (ACCOUNT_FILE, CURVE_FILE) if (folder / name).is_file()]
+    names += [name for name in (CHAT_TEMPLATE_FILE, ACCOUNT_FILE, CURVE_FILE) if (folder / name).is_file()]
     files: dict[str, Path | bytes] = {name: folder / name for name in names}
     for name, values in ((RESULTS_FILE, facts.finetuning), (EVALUATION_FILE, facts.evaluation)):
         if values:
-            files[name] = (json.dumps(without_paths(values), ensure_ascii=False, indent=2) + "\n").encode()
+            files[name] = json_text(without_paths(values)).encode()
     files[CARD_FILE] = current_card(folder, repo_id, license).encode()
     return Bundle(files)
 

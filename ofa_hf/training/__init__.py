@@ -1,6 +1,6 @@
-"""Finetuning with the Trainer of transformers: arguments, what is locked, the loop, the recipe.
+"""Finetuning with transformers' Trainer: arguments, data, locked parts, trainer, result.
 
-The names below are loaded when first used: a command that does not train starts without them.
+Names are imported on first use, so that commands that do not train start fast.
 """
 
 from importlib import import_module
@@ -26,7 +26,7 @@ __all__ = [
     "parse_arguments",
 ]
 
-_HOMES = {
+_MODULES = {
     "RECIPES": "arguments",
     "FairseqAdamW": "trainer",
     "FinetuneArguments": "arguments",
@@ -40,9 +40,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What happens beside the training steps: a bar and a line of numbers, a curve kept up to date, a clean stop."""
+"""Callbacks of a run: progress bar and log lines, the training curve, a clean stop on a signal."""
 
 import os
 import signal
@@ -10,37 +10,35 @@ from pathlib import Path
 import torch
 from transformers import ProgressCallback, TrainerCallback
 
-from ofa_hf.training.curve import curves_of, draw_curves
+from ofa_hf.training.curve import curves_of, draw_curves, score_titles
 
 
 CURVE_FILE = "training_curve.png"
-SHOWN = {  # what a logged line shows, in this order
+SHOWN = {  # parts of a log line, in this order; the scores follow
     "epoch": "epoch {:.2f}",
     "loss": "loss {:.4f}",
     "grad_norm": "gradient {:.3g}",
     "learning_rate": "learning rate {:.3g}",
     "eval_loss": "evaluation loss {:.4f}",
-    "eval_cider_d": "CIDEr-D {:.4f}",
-    "eval_bleu_4": "BLEU-4 {:.4f}",
-    "eval_rouge_l": "ROUGE-L {:.4f}",
 }
 
 
 def log_line(step: int, logs: dict) -> str:
-    """One readable line of what the Trainer logged; empty if it says nothing of loss or scores."""
+    """A readable line of what the Trainer logged; empty if that has neither a loss nor scores."""
     if "loss" not in logs and "eval_loss" not in logs:
         return ""
+    formats = {**SHOWN, **{name: f"{title} {{:.4f}}" for name, title in score_titles().items()}}
     return " · ".join(
-        [f"step {step:,}", *(form.format(float(logs[key])) for key, form in SHOWN.items() if key in logs)]
+        [f"step {step:,}", *(form.format(float(logs[key])) for key, form in formats.items() if key in logs)]
     )
 
 
 class ShowProgress(ProgressCallback):
-    """The Trainer's bars with readable lines, all of it on stderr: stdout is for results."""
+    """The Trainer's progress bars with readable lines, all on stderr: stdout is for results."""
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:  # steps of before a resumption say nothing about the speed
+        if self.training_bar is not None:  # steps before resuming say nothing about the speed
             self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
@@ -50,7 +48,7 @@ class ShowProgress(ProgressCallback):
 
 
 class PrintLines(TrainerCallback):
-    """The same lines without bars, for `disable_tqdm`."""
+    """The same lines without progress bars, for `disable_tqdm`."""
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         line = log_line(state.global_step, logs or {})
@@ -59,7 +57,7 @@ class PrintLines(TrainerCallback):
 
 
 class KeepCurve(TrainerCallback):
-    """Draws the losses so far into the output folder whenever a checkpoint is saved and at the end."""
+    """Draws the curve into the output folder whenever a checkpoint is saved, and at the end."""
 
     def on_save(self, args, state, control, **kwargs) -> None:
         self._draw(args, state)
@@ -75,11 +73,11 @@ class KeepCurve(TrainerCallback):
             draw_curves(curves, Path(args.output_dir) / CURVE_FILE)
 
 
-class TellEpoch(TrainerCallback):
+class SetSamplerEpoch(TrainerCallback):
     """Tells a sampler which epoch begins.
 
-    A data loader that skips batches in several processes, as after resuming in the middle of an epoch, has more layers
-    than accelerate passes the epoch through, and every epoch would have the order of the first.
+    After resuming in the middle of an epoch with several processes, the data loader is wrapped more deeply than
+    accelerate's `set_epoch` reaches, so without this every epoch would repeat the order of the first.
     """
 
     def __init__(self, sampler):
@@ -90,33 +88,33 @@ class TellEpoch(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """On Ctrl-C or SIGTERM finishes the step, writes a checkpoint and ends training. A later Ctrl-C ends at once."""
+    """On Ctrl-C or SIGTERM, finishes the step, saves a checkpoint and stops. A later Ctrl-C stops at once."""
 
     signals = (signal.SIGINT, signal.SIGTERM)
-    repeated_within = 2.0  # seconds; a launcher of several processes passes on the signal that they already got
+    repeated_within = 2.0  # seconds; a launcher of several processes forwards the signal that they already got
 
     def __init__(self):
         self.received: int | None = None
         self._since = 0.0
-        self._speaks = False
+        self._prints = False
         self._previous: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._speaks = state.is_world_process_zero
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        self._prints = state.is_world_process_zero
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             self._previous = {number: signal.signal(number, self._receive) for number in self.signals}
 
     def _receive(self, number, frame) -> None:
         now = time.monotonic()
         if self.received is None:
             self.received, self._since = number, now
-            if self._speaks:  # past Python's buffers, which the signal may have caught in the middle of a write
-                os.write(2, b"\nStopping after this step and writing a checkpoint; Ctrl-C again stops at once.\n")
+            if self._prints:  # not through Python's buffers: the signal may have interrupted a write
+                os.write(2, b"\nStopping after this step with a checkpoint. Press Ctrl-C again to stop at once.\n")
         elif number == signal.SIGINT and now - self._since > self.repeated_within:
             raise KeyboardInterrupt
 
     def restore(self) -> None:
-        """Give the signals back to whoever handled them before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -125,10 +123,10 @@ class StopOnSignal(TrainerCallback):
         self.received = self._of_any_process(args)
         if self.received:
             control.should_save, control.should_training_stop = True, True
-            args.load_best_model_at_end = False  # it would remove the checkpoint that is about to be written
+            args.load_best_model_at_end = False  # it would remove the checkpoint that is about to be saved
 
     def _of_any_process(self, args) -> int | None:
-        """All processes stop after the same step, whichever got the signal."""
+        """The signal that any process received, so that all stop after the same step."""
         if args.world_size == 1:
             return self.received
         received = torch.tensor(int(self.received or 0), device=args.device)

@@ -1,4 +1,4 @@
-"""A run's losses and scores as one image, drawn with Pillow so that it needs no plotting library."""
+"""Draw a run's losses and scores into one image. Uses Pillow instead of a plotting library."""
 
 import itertools
 import math
@@ -7,31 +7,31 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ofa_hf.evaluation import METRICS
+
 
 Points = Sequence[tuple[float, float]]  # (step, value)
 Curves = Mapping[str, Points]  # by label
 
 WIDTH, HEIGHT = 960, 440  # of one panel
 LEFT, TOP, RIGHT, BOTTOM = 84, 64, 40, 48  # margins of a panel
-SCALE = 2  # drawn so much larger and then reduced, for smooth lines
+SCALE = 2  # drawn larger by this factor and then reduced, for smooth lines
 COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777")
 TEXT, FAINT, GRID = "#111827", "#6b7280", "#e5e7eb"
-MAX_DOTS = 40  # longer lines are drawn without
+MAX_DOTS = 40  # longer lines have no dots
 
-PANELS = {  # title → what the Trainer logs → label
-    "Loss a token by step": {"loss": "training", "eval_loss": "evaluation"},
-    "Scores of generated captions by step": {
-        "eval_cider_d": "CIDEr-D",
-        "eval_bleu_4": "BLEU-4",
-        "eval_rouge_l": "ROUGE-L",
-    },
-}
+LOSSES = {"loss": "training", "eval_loss": "evaluation"}  # what the Trainer logs → label
+
+
+def score_titles() -> dict[str, str]:
+    """What the Trainer logs of scores → their titles, such as `eval_cider_d` → `CIDEr-D`, for all metrics."""
+    return {f"eval_{name}": title for metric in METRICS.values() for name, title in metric.titles.items()}
 
 
 def curves_of(log_history: Sequence[dict]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """The panels that a Trainer's log fills: title → label → points."""
+    """The panels that a Trainer's log fills: title → label → points `(step, value)`."""
     panels = {}
-    for title, names in PANELS.items():
+    for title, names in {"Loss per token by step": LOSSES, "Scores by step": score_titles()}.items():
         curves = {
             label: [(entry["step"], float(entry[name])) for entry in log_history if name in entry]
             for name, label in names.items()
@@ -42,10 +42,10 @@ def curves_of(log_history: Sequence[dict]) -> dict[str, dict[str, list[tuple[flo
 
 
 def draw_curves(panels: Mapping[str, Curves], path: str | Path) -> None:
-    """Draw panels of lines over steps, one below the other, into a PNG. Values that are no numbers are left out.
+    """Draw panels of lines over steps, one below the other, into a PNG. NaN and infinite values are skipped.
 
     Args:
-        panels: title → label → points `(step, value)`. All panels have the same step axis, from 0.
+        panels: title → label → points `(step, value)`. All panels share one step axis, which starts at 0.
     """
     steps = [step for curves in panels.values() for points in curves.values() for step, _ in points]
     image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE * max(1, len(panels))), "white")
@@ -55,7 +55,7 @@ def draw_curves(panels: Mapping[str, Curves], path: str | Path) -> None:
 
 
 def round_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round values, evenly spaced, that span `low` … `high`."""
+    """Evenly spaced round values that span `low` … `high`."""
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / about))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if span / (factor * power) <= about)
@@ -110,7 +110,7 @@ class _Panel:
             self.canvas.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
 
     def _draw_label(self, label: str, colour: str, right: float) -> float:
-        """Write a label that ends at `right`; returns where the next one to the left may end."""
+        """Draw a label that ends at `right`. Returns where the next one to the left may end."""
         left, y = right - self.canvas.textlength(label, self.font) / SCALE, self.top + 28
         self.canvas.text((left * SCALE, y * SCALE), label, TEXT, self.font, anchor="lm")
         self.canvas.line([((left - 30) * SCALE, y * SCALE), ((left - 8) * SCALE, y * SCALE)], colour, width=4 * SCALE)

@@ -1,11 +1,11 @@
-"""The locked encoder of a run: in a precision of its own, and its work kept on disk for the epochs to come.
+"""The locked encoder of a run: its own precision, and its results kept on disk for later epochs.
 
-What an image and the prompt become in a locked encoder never changes, so it is computed once. How much of it can be
-kept depends on the word embedding, which the encoder shares with the decoder and reads the prompt with:
+A locked encoder turns the same image and prompt into the same numbers in every epoch, so they are computed once. How
+much can be kept depends on the word embedding, which the encoder shares with the decoder, and on the prompt:
 
-- embedding locked: the encoder's outputs;
-- embedding trained: the image's cells before the first layer, that is all of the ResNet. The layers mix cells with
-  the prompt's words, so from there on everything moves with the embedding.
+- embedding locked, one prompt for all rows: the encoder's outputs;
+- embedding trained, or a prompt with fields: the image's cells before the first layer, which is all of the ResNet. The
+  layers mix cells with the words of the prompt, so everything after them changes with the words.
 """
 
 import hashlib
@@ -28,13 +28,14 @@ from transformers import TrainerCallback
 import ofa_hf
 from ofa_hf.data.collator import ENCODED, IS_ENCODED, ROW_NUMBERS
 from ofa_hf.errors import UserError, is_full_disk
+from ofa_hf.fast_ofa import is_slow
 from ofa_hf.training.row_store import RowStore, bytes_on_disk
 
 
-FORMAT_VERSION = 1  # part of every identity: count up when the same things give other rows
+FORMAT_VERSION = 1  # part of every identity: increase it when the same inputs give other rows
 ABOUT_FILE = "about.json"
 OUTPUTS, CELLS = "encoder outputs", "image cells"
-# What else of the config the encoder's numbers depend on; the rest shows in the weights.
+# Config fields that the encoder's numbers depend on and that do not show in the weights.
 CONFIG_NAMES = ("encoder_attention_heads", "attn_scale_factor", "token_bucket_size", "image_bucket_size")
 WORD_EMBEDDING = "embed_tokens.weight"
 CELL_PARTS = ("embed_images.", "image_proj.", "patch_layernorm_embedding.", "type_embedding.")
@@ -43,7 +44,7 @@ IMAGE_INPUTS = ("pixel_values", "input_ids", "attention_mask")
 
 @dataclass(frozen=True)
 class CachePlan:
-    """A cache that could be made: where, of what, how large."""
+    """A cache that can be opened: where it is, what it keeps, how large it is."""
 
     kind: str
     folder: Path
@@ -51,7 +52,7 @@ class CachePlan:
     shape: tuple[int, ...]
     dtype: torch.dtype
     identity: Mapping[str, Any]
-    positions: Tensor | None  # `(1, S, d_model)` position embeddings that belong to encoder outputs
+    positions: Tensor | None  # `(1, S, d_model)` position embeddings of encoder outputs
 
     @property
     def num_bytes(self) -> int:
@@ -80,13 +81,13 @@ class CachePlan:
 def plan_caches(
     model, processor, data_sets: Iterable[Dataset], parent: str | Path, dtype: torch.dtype
 ) -> list[CachePlan]:
-    """What of a locked encoder's work on the images of data sets can be kept, and how much room it takes.
+    """Plan a cache of a locked encoder's results for each data set.
 
     Args:
-        parent: holds a folder for each cache, named after all that the cache depends on.
+        parent: parent folder of the caches. The name of each holds a digest of all that its numbers depend on.
 
     Raises:
-        UserError: the encoder is not locked, or images have no common size.
+        UserError: the encoder is not locked, the task has no images, or images have no common size.
     """
     kind = what_can_be_kept(model, processor)
     identity = {
@@ -96,7 +97,7 @@ def plan_caches(
         "dtype": str(dtype),
         "weights": weights_digest(model, kind),
         "config": {name: getattr(model.config, name) for name in CONFIG_NAMES},
-        "processor": processor.image_processor.to_dict(),
+        "processor": {**processor.image_processor.to_dict(), **processor.find_task().image},
         "prompt": processor(text=[processor.prompt_for()])["input_ids"].tolist() if kind == OUTPUTS else None,
     }
     shape, positions = row_shape(model, processor, kind)
@@ -113,31 +114,36 @@ def what_can_be_kept(model, processor) -> str:
     trained = [name for name, parameter in model.get_encoder().named_parameters() if parameter.requires_grad]
     if trained and trained != [WORD_EMBEDDING]:
         raise UserError(
-            f"cache_encoder_outputs keeps what a locked encoder computes, but {trained[0]} (+{len(trained) - 1} more) "
-            "is trained. Lock it with freeze_encoder true, or leave the cache out."
+            f"cache_encoder_outputs keeps the results of a locked encoder, but {trained[0]} (+{len(trained) - 1} "
+            "more) is trained. Lock it with freeze_encoder true, or drop cache_encoder_outputs."
+        )
+    task = processor.find_task()
+    if not task.needs_image:
+        raise UserError(
+            f"cache_encoder_outputs keeps the results of images, but the task {task.name} has none. Drop it."
         )
     if not processor.image_processor.do_resize:
         raise UserError(
             "cache_encoder_outputs needs images of one size, but the processor has do_resize off. Set do_resize to "
-            "true in preprocessor_config.json, or leave the cache out."
+            "true in preprocessor_config.json, or drop cache_encoder_outputs."
         )
-    return CELLS if trained else OUTPUTS
+    return CELLS if trained or task.fields else OUTPUTS
 
 
 @torch.no_grad()
 def row_shape(model, processor, kind: str) -> tuple[tuple[int, ...], Tensor | None]:
-    """Shape of what is kept of one image, and its position embeddings, from the encoder itself."""
-    size = processor.image_processor.size
-    inputs = processor(images=[PIL.Image.new("RGB", (size["width"], size["height"]))], return_tensors="pt")
-    inputs = inputs.to(model.device)
+    """Shape of what is kept per image, and its position embeddings. Measured with the encoder itself."""
+    options = {"return_tensors": "pt", **processor.find_task().image}
+    images = processor.image_processor([PIL.Image.new("RGB", (32, 32))], **options).to(model.device)
     if kind == CELLS:
-        return tuple(model.get_encoder().embed_image_cells(inputs["pixel_values"]).shape[1:]), None
-    output = model.encode(**inputs)
+        return tuple(model.get_encoder().embed_image_cells(images["pixel_values"]).shape[1:]), None
+    prompt = processor(text=[processor.prompt_for()]).to(model.device)
+    output = model.encode(**images, **prompt)
     return tuple(output.last_hidden_state.shape[1:]), output.position_embeddings
 
 
 def weights_digest(model, kind: str) -> str:
-    """Digest of all weights that what is kept depends on."""
+    """Digest of all weights that the kept numbers depend on."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.get_encoder().state_dict().items()):
         if kind == OUTPUTS or name.startswith(CELL_PARTS):
@@ -147,7 +153,7 @@ def weights_digest(model, kind: str) -> str:
 
 
 def images_fingerprint(rows: Dataset) -> str:
-    """Fingerprint of the images and their order; of those that lie in files, their sizes and times of change."""
+    """Fingerprint of the images and their order; for images in files, with their sizes and modification times."""
     images = rows.select_columns("image")
     digest = hashlib.sha256(images._fingerprint.encode())
     for batch in images.with_format("arrow").iter(batch_size=10_000):
@@ -159,10 +165,10 @@ def images_fingerprint(rows: Dataset) -> str:
 
 
 def require_room(plans: Sequence[CachePlan], parent: str | Path) -> None:
-    """Refuse caches that the disk cannot hold.
+    """Refuse caches that do not fit on the disk.
 
     Raises:
-        UserError: says how much is needed and how much is free.
+        UserError: there is not enough space; says how much is needed and how much is free.
     """
     needed = sum(plan.missing_bytes for plan in plans)
     parent = Path(parent).resolve()
@@ -172,19 +178,18 @@ def require_room(plans: Sequence[CachePlan], parent: str | Path) -> None:
         halve = ", halve it with encoder_dtype bfloat16" if plans[0].dtype == torch.float32 else ""
         raise UserError(
             f"The encoder cache needs {needed / 1e9:.1f} GB more, but the disk of {parent} has {free / 1e9:.1f} GB "
-            f"free. Free some room (older caches there may go), name another disk with encoder_cache_dir{halve}, or "
-            "leave cache_encoder_outputs out."
+            f"free. Free some space (older caches can be deleted), pass another disk as encoder_cache_dir{halve}, or "
+            "drop cache_encoder_outputs."
         )
 
 
 class LockedEncoder:
-    """Stands between a Trainer and its model: runs the locked encoder, or reads what it gave before.
+    """Sits between a Trainer and its model: runs the locked encoder, or reads its earlier results.
 
     Args:
-        dtype: float32, or the reduced precision that the encoder computes in and the cache keeps. The decoder goes on
-            in the precision of the run.
-        plans: caches to open, see `plan_caches`; without any, every image is encoded whenever it comes.
-        passes_gradients: the word embedding is trained through the encoder too, so only cells can come from here.
+        dtype: precision of the encoder and of its cache. The decoder keeps the precision of the run.
+        plans: caches to open, see `plan_caches`. Without any, every image is encoded each time it comes.
+        passes_gradients: the word embedding is trained through the encoder too, so only cells can be replaced.
     """
 
     def __init__(self, dtype: torch.dtype, plans: Sequence[CachePlan] = (), passes_gradients: bool = False):
@@ -192,10 +197,10 @@ class LockedEncoder:
         self.stores = [plan.open() for plan in self.plans]
 
     def __call__(self, model, batch: Mapping[str, Any], store: RowStore | None = None) -> dict[str, Any]:
-        """A batch of the collator → arguments of `forward`, with `encoder_outputs` in the place of images.
+        """A batch of the collator → arguments of `forward`, with `encoder_outputs` instead of images.
 
         Args:
-            store: of the data set that the batch comes from; what is not in it yet is computed and written.
+            store: cache of the data set that the batch comes from. Missing rows are computed and written.
         """
         batch = dict(batch)
         inputs = {name: batch.pop(name) for name in IMAGE_INPUTS if name in batch}
@@ -219,7 +224,8 @@ class LockedEncoder:
         return {**batch, "encoder_outputs": self._encode(model, **inputs, image_embeds=states)}
 
     def _precision(self, device: torch.device) -> AbstractContextManager:
-        return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        is_reduced = self.dtype != torch.float32 and not (device.type == "cpu" and is_slow(self.dtype))
+        return torch.autocast(device.type, dtype=self.dtype, enabled=is_reduced)
 
     def _encode(self, model, **inputs: Tensor) -> tuple[Tensor, Tensor]:
         with self._precision(inputs["input_ids"].device):
@@ -238,23 +244,23 @@ class LockedEncoder:
 
     @staticmethod
     def _write(store: RowStore, rows: list[int], states: Tensor) -> None:
-        new = [place for place, row in enumerate(rows) if row not in store]  # another process may have been faster
+        new = [place for place, row in enumerate(rows) if row not in store]  # another process may have written some
         try:
             store.write([rows[place] for place in new], states[new])
         except OSError as error:
             why = "its disk is full" if is_full_disk(error) else error.strerror
             raise UserError(
                 f"The encoder cache in {store.folder} cannot be written: {why}. What it holds stays valid. "
-                "Free some room, or leave cache_encoder_outputs out, and go on with --resume_from_checkpoint true."
+                "Free some space, or drop cache_encoder_outputs, and resume with --resume_from_checkpoint true."
             ) from error
 
     def flush(self) -> None:
-        """Bring to the disk what was computed so far."""
+        """Sync to disk what was computed so far."""
         for store in self.stores:
             store.flush()
 
     def refuse_other_weights(self, model) -> None:
-        """Refuse a model whose locked encoder is not the one the caches belong to.
+        """Refuse a model whose locked encoder is not the one of the caches.
 
         Raises:
             UserError: a checkpoint of another base model was loaded.
@@ -262,13 +268,13 @@ class LockedEncoder:
         for plan in self.plans[:1]:
             if weights_digest(model, plan.kind) != plan.identity["weights"]:
                 raise UserError(
-                    "The checkpoint has another encoder than model_name_or_path, so the encoder cache is not its own. "
-                    "Name the model that the checkpoint's run started from, or leave cache_encoder_outputs out."
+                    "The checkpoint has another encoder than model_name_or_path, so the encoder cache does not fit. "
+                    "Pass the model that the checkpoint's run started from, or drop cache_encoder_outputs."
                 )
 
 
 class FlushCache(TrainerCallback):
-    """Brings the cache to the disk whenever a checkpoint is, after an evaluation and at the end."""
+    """Syncs the cache to disk whenever a checkpoint is saved, after an evaluation and at the end."""
 
     def __init__(self, encoder: LockedEncoder):
         self.encoder = encoder
@@ -284,9 +290,9 @@ class FlushCache(TrainerCallback):
 
 
 def make_locked_encoder(args, trainer_args, model, processor, train_rows, eval_rows) -> LockedEncoder | None:
-    """What the arguments ask for; None where they leave the encoder as it is.
+    """The locked encoder that the arguments ask for; None if it runs as a part of the model.
 
-    Images to evaluate on are kept too if they are evaluated more than once.
+    Images to evaluate on are cached too if they are evaluated more than once.
 
     Raises:
         UserError: see `plan_caches` and `require_room`.

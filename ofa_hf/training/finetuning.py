@@ -1,9 +1,10 @@
-"""Finetuning as a recipe: data, model, what is locked, trainer, result."""
+"""Finetuning as a recipe: task, data, model, locked parts, trainer, result."""
 
 import copy
 import dataclasses
 import logging as standard_logging
 import math
+import os
 import sys
 import time
 import warnings
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import torch
 from transformers import (
     EarlyStoppingCallback,
@@ -23,17 +23,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ofa_hf.data import (
-    GroupedTargets,
-    OFACollator,
-    count_targets,
-    load_muge,
-    load_rows,
-    load_table,
-    stream_rows,
-)
+from ofa_hf.data import GroupedTargets, OFACollator, count_targets
 from ofa_hf.data.grouping import StreamedTargets
 from ofa_hf.errors import UserError
+from ofa_hf.modeling_ofa_kernels import is_slow
 from ofa_hf.models import load_model
 from ofa_hf.publishing.push import Destination, connect, prepare_repository, publish_folder
 from ofa_hf.training.arguments import CHECKPOINTING, FinetuneArguments
@@ -43,18 +36,19 @@ from ofa_hf.training.locking import lock
 from ofa_hf.training.regularization import regularize
 from ofa_hf.training.result import repository_name, save_result
 from ofa_hf.training.resume import checkpoint_to_resume, refuse_old_run, saving_to
+from ofa_hf.training.sources import load_data
 from ofa_hf.training.summary import describe_run
+from ofa_hf.training.task import load_task_processor, with_task_metric
 from ofa_hf.training.trainer import OFATrainer
 
 
 logger = logging.get_logger(__name__)
 
 LORA_TARGETS = r".*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
-MUGE_SUFFIX = ".tsv"
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """The user stopped the run; a checkpoint was written and the text says how to go on."""
+    """The user stopped the run. A checkpoint was saved; the message says how to resume."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -63,29 +57,30 @@ class TrainingStopped(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """Where the finetuned model lies and how it did; the same as in `finetune_results.json`."""
+    """The finetuned model and its results, which are also in `finetune_results.json`."""
 
     folder: Path
     metrics: dict[str, float]  # of the last evaluation, `eval_*`, and of training, `train_*`
     num_steps: int
-    cut_targets: int  # how often a caption was longer than `max_seq_length`, by this process
+    cut_targets: int  # how often this process cut a target to `max_seq_length` tokens
 
 
 def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> FinetuneResult:
-    """Finetune a converted model on captions and leave a Hub-ready folder in `trainer_args.output_dir`.
+    """Finetune a model on the rows of a task and save a Hub-ready folder in `trainer_args.output_dir`.
 
     Raises:
-        UserError: data, model or arguments that do not fit; a full disk; a loss that is no number.
-        TrainingStopped: Ctrl-C; a checkpoint was written first.
+        UserError: data, model or arguments do not fit together; the disk is full; the loss is NaN or inf.
+        TrainingStopped: Ctrl-C or SIGTERM; a checkpoint was saved first.
     """
-    wishes, trainer_args = trainer_args, adapt(args, trainer_args)
+    given_args, trainer_args = trainer_args, adapt(args, trainer_args)
     refuse_old_run(trainer_args)
-    publishes = wishes.push_to_hub and trainer_args.process_index == 0
-    repository = open_repository(wishes) if publishes else None
+    publishes = given_args.push_to_hub and trainer_args.process_index == 0
+    repository = open_repository(given_args) if publishes else None
     set_seed(trainer_args.seed)
-    with quiet(trainer_args), saving_to(trainer_args.output_dir), dead_workers_told():
-        train_rows, eval_rows = load_data(args)
-        model, processor = load_model(args.model_name_or_path, device="cpu", dtype=torch.float32)
+    with quiet(trainer_args), saving_to(trainer_args.output_dir), explain_dead_workers():
+        processor = load_task_processor(args)
+        train_rows, eval_rows = load_data(args, processor.find_task())
+        model, _ = load_model(args.model_name_or_path, device="cpu", dtype=torch.float32)
         regularize(model, args)
         lock(model, args)
         if args.lora_rank:
@@ -99,104 +94,116 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
             metrics.update(trainer.evaluate())
         save_result(trainer, metrics)
         if repository:
-            push(wishes, repository)
+            push(given_args, repository)
     num_cut = trainer.data_collator.num_cut
     if num_cut:
-        logger.warning(f"{num_cut:,} times a caption was longer than {args.max_seq_length} tokens and was cut.")
+        logger.warning(f"{num_cut:,} targets were cut to {args.max_seq_length} tokens (max_seq_length).")
     return FinetuneResult(Path(trainer_args.output_dir), metrics, trainer.state.global_step, num_cut)
 
 
 def adapt(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> Seq2SeqTrainingArguments:
-    """A copy of the Trainer's arguments that says what this Trainer needs.
+    """A copy of the Trainer's arguments with the settings that `OFATrainer` needs.
 
     Raises:
-        UserError: a wish that the others make impossible.
+        UserError: arguments that do not fit together.
     """
     refuse_impossible(args, trainer_args)
     Path(trainer_args.output_dir).mkdir(parents=True, exist_ok=True)  # fails now rather than after hours
     adapted = copy.copy(trainer_args)
     adapted.label_names = ["labels"]
-    adapted.predict_with_generate = False  # evaluation has its own captioning
-    adapted.push_to_hub, adapted.hub_token = False, None  # we push once, at the end; checkpoints hold no token
+    adapted.predict_with_generate = False  # evaluation has its own prediction loop
+    adapted.push_to_hub, adapted.hub_token = False, None  # pushed once, at the end; checkpoints hold no token
     adapted.remove_unused_columns = adapted.logging_nan_inf_filter = False
     if adapted.ddp_find_unused_parameters is None:
         adapted.ddp_find_unused_parameters = False  # parts without a gradient are locked; looking for them costs time
     if getattr(adapted, f"{CHECKPOINTING}_kwargs") is None:
         setattr(adapted, f"{CHECKPOINTING}_kwargs", {"use_reentrant": False})  # the other kind misses locked inputs
-    if adapted.fp16 and adapted.device.type == "cpu":
-        logger.warning("fp16 needs a GPU and this run has none: training in float32.")
-        adapted.fp16 = False
+    if adapted.device.type == "cpu":
+        switch_slow_precision_off(adapted)
     return adapted
+
+
+def switch_slow_precision_off(trainer_args: Seq2SeqTrainingArguments) -> None:
+    """Train in float32 on a CPU that has no instructions for the half precision that was asked for."""
+    if trainer_args.fp16:
+        logger.warning("fp16 needs a GPU, and this run uses the CPU: training in float32.")
+    elif trainer_args.bf16 and is_slow(torch.bfloat16):
+        logger.warning("This CPU has no bf16 instructions, so bf16 would be slower than float32: training in float32.")
+    else:
+        return
+    trainer_args.fp16 = trainer_args.bf16 = False
+    trainer_args.mixed_precision = "no"  # where transformers 5 keeps the request for accelerate
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # … and transformers 4
 
 
 def refuse_impossible(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> None:
     if args.targets_per_row > trainer_args.per_device_train_batch_size:
         raise UserError(
             f"targets_per_row is {args.targets_per_row} but a batch holds "
-            f"{trainer_args.per_device_train_batch_size} captions. Raise per_device_train_batch_size or lower it."
+            f"{trainer_args.per_device_train_batch_size} targets. Raise per_device_train_batch_size, or lower it."
         )
     if args.streaming and (not args.dataset_name or trainer_args.max_steps <= 0 or args.cache_encoder_outputs):
         raise UserError(
             "streaming reads dataset_name without counting it, so it needs dataset_name and max_steps, and keeps no "
-            "encoder cache. Give both and leave cache_encoder_outputs out, or leave streaming out."
+            "encoder cache. Set both and drop cache_encoder_outputs, or drop streaming."
         )
-    wish = "encoder_dtype" if args.encoder_dtype else "cache_encoder_outputs" if args.cache_encoder_outputs else None
-    if wish and not args.freeze_encoder:
+    option = "encoder_dtype" if args.encoder_dtype else "cache_encoder_outputs" if args.cache_encoder_outputs else None
+    if option and not args.freeze_encoder:
         raise UserError(
-            f"{wish} is about a locked encoder, but freeze_encoder is false. Lock it, or leave {wish} out."
+            f"{option} needs a locked encoder, but freeze_encoder is false. Set it to true, or drop {option}."
         )
     sharding = next((name for name in ("fsdp", "deepspeed") if getattr(trainer_args, name, None)), None)
-    if wish and sharding:
+    if option and sharding:
         raise UserError(
-            f"{wish} runs the encoder by itself, but {sharding} spreads the encoder's weights over processes. Train "
-            f"with DDP (torchrun alone), or leave {wish} out."
+            f"{option} runs the encoder on its own, but {sharding} spreads its weights over processes. Train with DDP "
+            f"(only torchrun), or drop {option}."
         )
     if args.encoder_dtype and args.embed_gradient_through_encoder:
         raise UserError(
             "encoder_dtype is for an encoder without gradients, but embed_gradient_through_encoder sends them through "
-            "it. Leave one of them out."
+            "it. Drop one of them."
         )
     scored = (args.eval_split if args.dataset_name else args.test_caption_file) and not args.merge_test
     if not scored and (trainer_args.eval_strategy != "no" or args.early_stopping_patience):
         raise UserError(
-            "Evaluation during training was asked for, but there is nothing to evaluate on. Give test_caption_file "
-            "and test_image_file (or eval_split) without merge_test, or eval_strategy no and no early stopping."
+            "The run should evaluate during training, but there is nothing to evaluate on. Pass test_caption_file and "
+            "test_image_file (or eval_split) without merge_test, or set eval_strategy to no without early stopping."
         )
     if args.early_stopping_patience and not trainer_args.load_best_model_at_end:
         raise UserError(
-            "early_stopping_patience stops when the best score stays behind, so it needs load_best_model_at_end true "
-            "and the same eval_strategy and save_strategy (steps or epoch)."
+            "early_stopping_patience compares scores with the best checkpoint, so it needs load_best_model_at_end "
+            "true and the same eval_strategy and save_strategy (steps or epoch)."
         )
 
 
 @contextmanager
 def quiet(trainer_args: Seq2SeqTrainingArguments) -> Iterator[None]:
-    """Without bars for every weight file, repeated words about file times, and what other processes say already."""
+    """Silence progress bars of weight files, warnings about file times, and repeated messages of other processes."""
     had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     rotation = standard_logging.getLogger("transformers.trainer_utils")
 
-    def about_content(record: standard_logging.LogRecord) -> bool:
-        return "mtime" not in record.getMessage()  # checkpoints are sorted by number then, as they should
+    def is_useful(record: standard_logging.LogRecord) -> bool:
+        return "mtime" not in record.getMessage()  # checkpoints are then sorted by number, which is right
 
     logging.disable_progress_bar()
-    rotation.addFilter(about_content)
+    rotation.addFilter(is_useful)
     if trainer_args.process_index:
         logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)  # between the libraries
+            warnings.filterwarnings("ignore", category=FutureWarning)  # among the libraries
             warnings.filterwarnings("ignore", message="mtime may not be reliable")
             yield
     finally:
-        rotation.removeFilter(about_content)
+        rotation.removeFilter(is_useful)
         logging.set_verbosity(verbosity)
         if had_bars:
             logging.enable_progress_bar()
 
 
 @contextmanager
-def dead_workers_told() -> Iterator[None]:
-    """One line where torch raises a bare error: a process that loads data was killed."""
+def explain_dead_workers() -> Iterator[None]:
+    """Turn torch's bare error about a killed data loader process into a `UserError`."""
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
@@ -205,16 +212,16 @@ def dead_workers_told() -> Iterator[None]:
             raise
         raise UserError(
             f"A data loader process ended ({reason.splitlines()[0].rstrip('. ')}), most likely because memory ran "
-            "out. Use fewer dataloader_num_workers or a smaller per_device_train_batch_size, and go on with "
+            "out. Use fewer dataloader_num_workers or a smaller per_device_train_batch_size, and resume with "
             "--resume_from_checkpoint true if there is a checkpoint."
         ) from error
 
 
 def why_a_worker_ended(patience: float = 1.0) -> str:
-    """What torch finds about data loader processes that ended, or nothing.
+    """What torch knows about data loader processes that ended; empty if nothing.
 
-    A process that is killed while it hands over a batch shows as a broken connection first; torch notices its end a
-    moment later, at any line of the program unless it is asked here.
+    A process killed while it hands over a batch first shows as a broken connection. torch notices its end a moment
+    later, at any line of the program, unless it is asked here.
     """
     end = time.monotonic() + patience
     while time.monotonic() < end:
@@ -226,61 +233,11 @@ def why_a_worker_ended(patience: float = 1.0) -> str:
     return ""
 
 
-# --------------------------------------------------------------------------------------------------- data
-
-
-def load_data(args: FinetuneArguments) -> tuple[datasets.Dataset | datasets.IterableDataset, datasets.Dataset | None]:
-    """Rows to train on, streamed if asked for, and rows to evaluate on, one per image."""
-    if args.dataset_name:
-        train_rows = stream_named_rows(args) if args.streaming else load_named_rows(args, args.dataset_split)
-        return train_rows, load_named_rows(args, args.eval_split) if args.eval_split else None
-    train_rows = load_files(args, args.train_caption_file, args.train_image_file)
-    if args.test_caption_file is None:
-        return train_rows, None
-    test_rows = load_files(args, args.test_caption_file, args.test_image_file)
-    if args.merge_test:
-        return datasets.concatenate_datasets([train_rows, test_rows]), None
-    return train_rows, test_rows
-
-
-def load_files(args: FinetuneArguments, captions: str, images: str) -> datasets.Dataset:
-    """MUGE files if the images are a `.tsv`, else a folder of images with a table of captions."""
-    options = {"num_proc": args.num_proc, "strict": args.strict}
-    if Path(images).suffix == MUGE_SUFFIX:
-        return load_muge(captions, images, **options)
-    columns = {"image_column": args.image_column, "target_column": args.target_column}
-    return load_table(captions, images, **columns, **options)
-
-
-def load_named_rows(args: FinetuneArguments, split: str) -> datasets.Dataset:
-    saved = Path(args.dataset_name)
-    if (saved / "state.json").exists() or (saved / "dataset_dict.json").exists():  # by `save_to_disk`
-        rows = datasets.load_from_disk(args.dataset_name)
-    else:
-        rows = datasets.load_dataset(args.dataset_name)
-    if isinstance(rows, datasets.DatasetDict):
-        if split not in rows:
-            raise UserError(f"{args.dataset_name} has no split {split}; it has {', '.join(rows)}. Name one of them.")
-        rows = rows[split]
-    columns = {"image_column": args.image_column, "target_column": args.target_column}
-    return load_rows(rows, **columns, num_proc=args.num_proc, strict=args.strict)
-
-
-def stream_named_rows(args: FinetuneArguments) -> datasets.IterableDataset:
-    saved = Path(args.dataset_name) / "dataset_dict.json"
-    if saved.exists() or (Path(args.dataset_name) / "state.json").exists():  # by `save_to_disk`
-        rows = datasets.load_from_disk(args.dataset_name)
-        rows = (rows[args.dataset_split] if saved.exists() else rows).to_iterable_dataset()
-    else:
-        rows = datasets.load_dataset(args.dataset_name, split=args.dataset_split, streaming=True)
-    return stream_rows(rows, image_column=args.image_column, target_column=args.target_column, strict=args.strict)
-
-
 # -------------------------------------------------------------------------------------------------- model
 
 
 def add_lora(model, args: FinetuneArguments):
-    """Train low-rank adapters of the decoder (and of the encoder, unless it is locked) instead of the weights."""
+    """Train low-rank adapters of the decoder, and of the encoder unless it is locked, instead of the weights."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -297,8 +254,8 @@ def add_lora(model, args: FinetuneArguments):
 def make_trainer(
     args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments, model, processor, train_rows, eval_rows
 ) -> OFATrainer:
-    """A Trainer whose batch sizes count captions, as the argument files do, while its data loader counts images."""
-    trainer_args = copy.copy(trainer_args)
+    """A Trainer for batch sizes that count targets, as the argument files do; its data loader counts rows."""
+    trainer_args = with_task_metric(trainer_args, processor.find_task())
     trainer_args.per_device_train_batch_size //= args.targets_per_row
     trainer_args.warmup_steps = warmup_steps(args, trainer_args, train_rows)
     trainer_args.warmup_ratio = 0.0  # transformers 4 rounds it up
@@ -306,7 +263,8 @@ def make_trainer(
     stores = [*(encoder.stores if encoder else ()), None, None]
     if args.streaming:
         train_dataset = StreamedTargets(train_rows, args.targets_per_row, trainer_args.seed)
-        # Each process takes its batches off the stream: cut up by accelerate, labels would part from their images.
+        # Each process reads its own batches: accelerate would split a batch without regard to which labels belong to
+        # which row.
         trainer_args.accelerator_config = dataclasses.replace(trainer_args.accelerator_config, dispatch_batches=False)
     else:
         train_dataset = GroupedTargets(train_rows, stores[0])
@@ -326,16 +284,16 @@ def make_trainer(
             encoder=encoder,
             callbacks=callbacks,
         )
-    except (RuntimeError, ImportError, ValueError) as error:  # such as a tracker of report_to that is not installed
+    except (RuntimeError, ImportError, ValueError) as error:  # such as a tracker in report_to that is not installed
         raise UserError(f"Training cannot be set up: {' '.join(str(error).split())}") from error
     for callback in list(trainer.callback_handler.callbacks):
-        if type(callback) in (ProgressCallback, PrinterCallback):  # ours takes their place
+        if type(callback) in (ProgressCallback, PrinterCallback):  # replaced by ours
             trainer.remove_callback(callback)
     return trainer
 
 
 def warmup_steps(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments, train_rows) -> int:
-    """Steps of warm-up as a whole number, which both transformers 4 and 5 take; a ratio rounds down, as in fairseq."""
+    """Warm-up steps as an integer, for transformers 4 and 5. A ratio is rounded down, as in fairseq."""
     given = trainer_args.warmup_steps or getattr(trainer_args, "warmup_ratio", 0)
     if given >= 1 or not given:
         return int(given)
@@ -352,8 +310,8 @@ def train(trainer: OFATrainer) -> dict[str, float]:
     """Train to the end and return the Trainer's metrics.
 
     Raises:
-        TrainingStopped: a signal came; a checkpoint was written first.
-        UserError: the loss or a weight is no number any more.
+        TrainingStopped: a signal arrived; a checkpoint was saved first.
+        UserError: the loss or a weight is NaN or inf.
     """
     stop = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, StopOnSignal))
     try:
@@ -363,7 +321,7 @@ def train(trainer: OFATrainer) -> dict[str, float]:
     if stop.received:
         raise TrainingStopped(
             f"stopped after step {trainer.state.global_step:,} of {trainer.state.max_steps:,}; a checkpoint is in "
-            f"{trainer.args.output_dir}. Run the same command with --resume_from_checkpoint true to go on.",
+            f"{trainer.args.output_dir}. To resume, run the same command with --resume_from_checkpoint true.",
             stop.received,
         )
     trainer.refuse_broken_model()
@@ -374,7 +332,7 @@ def train(trainer: OFATrainer) -> dict[str, float]:
 
 
 def open_repository(trainer_args: Seq2SeqTrainingArguments) -> str:
-    """Create `hub_model_id` (default: the folder's name) unless it exists: now, not after hours of training.
+    """Create `hub_model_id` (default: the folder's name) unless it exists, so that failures show before training.
 
     Raises:
         UserError: the Hub cannot be reached or refuses.
@@ -388,7 +346,7 @@ def push(trainer_args: Seq2SeqTrainingArguments, repository: str) -> None:
     """Publish the finished folder, once, with its card and without checkpoints.
 
     Raises:
-        UserError: the upload failed; the folder is complete all the same.
+        UserError: the upload failed. The folder is complete.
     """
     address = publish_folder(
         trainer_args.output_dir,

@@ -1,4 +1,4 @@
-"""What a run trains and what it locks. Locked means no gradient *and* inference mode."""
+"""Choose what a run trains and what it locks. Locked means no gradient *and* inference mode."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from ofa_hf.modeling_ofa import OFAForConditionalGeneration
 from ofa_hf.training.arguments import FinetuneArguments
 
 
-# Parts of the decoder that place image codes. Captions never touch them, so they never get a gradient.
+# Parts of the decoder that only image codes use. Texts never touch them, so they never get a gradient.
 CODE_PARTS = ("embed_image_positions", "image_pos_ln", "code_layernorm_embedding", "image_rel_pos_table_list")
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Number of weights that a run trains, and that it locks."""
+    """Number of trained and of locked weights."""
 
     trained: int
     locked: int
@@ -27,10 +27,10 @@ class ParameterCount:
 def lock(model: OFAForConditionalGeneration, args: FinetuneArguments) -> None:
     """Lock the parts of a model that a run does not train.
 
-    `freeze_encoder` locks the whole encoder (LiT); the word embedding, which the decoder shares, has its own switch.
-    `freeze_resnet` fixes BatchNorm alone, statistics and affine weights, while the trunk's convolutions train on. LoRA
-    fixes it too: adapters are saved without statistics.
-    Parts that no caption task uses are always locked, so that distributed training never waits for their gradients.
+    `freeze_encoder` locks the whole encoder (LiT) except the word embedding, which the decoder shares and which
+    `freeze_word_embed` locks. `freeze_resnet` fixes only BatchNorm, its statistics and weights; the convolutions are
+    trained. LoRA fixes BatchNorm too, because adapters are saved without statistics. Parts that no text target uses
+    are always locked, so that distributed training never waits for their gradients.
     """
     for part in CODE_PARTS:
         getattr(model.decoder, part).requires_grad_(False)
@@ -53,7 +53,7 @@ def _stay_in_inference_mode(module: nn.Module, _) -> None:
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
-    """Trained and locked weights; shared ones count once."""
+    """Count trained and locked weights. Shared ones count once."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     locked = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     return ParameterCount(trained, locked)

@@ -1,4 +1,4 @@
-"""What a finished run leaves: a Hub-ready folder, with an account of how it was trained and how it scored."""
+"""Save a finished run as a Hub-ready folder that says how the model was trained and how it scored."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def save_result(trainer: "OFATrainer", metrics: dict[str, float]) -> None:
-    """Write model (adapters merged, unless asked otherwise), processor, code, account and card to `output_dir`."""
+    """Save model (adapters merged if asked), processor, code, `finetune_results.json` and card to `output_dir`."""
     folder, args = Path(trainer.args.output_dir), trainer.finetune_args
     trainer.save_state()
     if not trainer.is_world_process_zero():
@@ -39,17 +39,17 @@ def save_result(trainer: "OFATrainer", metrics: dict[str, float]) -> None:
     }
     path = folder / RESULTS_FILE
     path.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    if not args.lora_rank or args.merge_lora:  # an adapter alone is no model
+    if not args.lora_rank or args.merge_lora:  # an adapter is not a complete model
         write_card(folder)
 
 
 def repository_name(trainer_args) -> str:
-    """`hub_model_id`, or else the name of the output folder."""
+    """`hub_model_id`, or the name of the output folder."""
     return trainer_args.hub_model_id or Path(trainer_args.output_dir).resolve().name
 
 
 def latest_metrics(trainer: "OFATrainer") -> dict[str, float]:
-    """What the Trainer last logged of training as a whole and of an evaluation."""
+    """The latest `train_*` and `eval_*` values that the Trainer logged."""
     found: dict[str, float] = {}
     for entry in trainer.state.log_history:
         numbers = {name: value for name, value in entry.items() if isinstance(value, (int, float))}

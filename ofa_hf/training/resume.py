@@ -1,4 +1,4 @@
-"""The checkpoints in a run's output folder: which one to go on from, and what to say when the disk is full."""
+"""Checkpoints in a run's output folder: which one to resume from, and what happens when the disk is full."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether saving came to its end: the Trainer's state is written last."""
+    """Whether saving finished: the Trainer's state is written last."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -31,12 +31,12 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def checkpoint_to_resume(trainer_args: Seq2SeqTrainingArguments) -> str | None:
-    """The checkpoint to go on from: the one named, or the newest complete one for `resume_from_checkpoint=true`.
+    """The checkpoint to resume from: the one named, or the newest complete one for `resume_from_checkpoint=true`.
 
-    A run that was killed while saving leaves a checkpoint without its last file; that one is passed over.
+    A run that was killed while saving leaves an incomplete checkpoint, which is skipped.
 
     Raises:
-        UserError: there is none, or the one named is incomplete.
+        UserError: there is no checkpoint, or the one named is incomplete.
     """
     wanted, folder = str(trainer_args.resume_from_checkpoint or ""), trainer_args.output_dir
     if wanted.lower() in ("", "false", "none"):
@@ -44,17 +44,17 @@ def checkpoint_to_resume(trainer_args: Seq2SeqTrainingArguments) -> str | None:
     if wanted.lower() not in ("true", "last"):
         if not is_complete(Path(wanted)):
             raise UserError(
-                f"{wanted} is no complete checkpoint: its trainer_state.json is missing or broken. Name another one, "
-                "or give --resume_from_checkpoint true for the newest complete one in output_dir."
+                f"{wanted} is not a complete checkpoint: its trainer_state.json is missing or broken. Name another "
+                "one, or pass --resume_from_checkpoint true for the newest complete one in output_dir."
             )
         return wanted
     for checkpoint in reversed(checkpoints_in(folder)):
         if is_complete(checkpoint):
             return str(checkpoint)
-        logger.warning(f"{checkpoint} is incomplete, as if its run was killed while saving, and is passed over.")
+        logger.warning(f"Skipped {checkpoint}: it is incomplete, as if its run was killed while saving.")
     raise UserError(
-        f"{folder} holds no complete checkpoint to resume from. Leave resume_from_checkpoint out and name a new "
-        "output_dir to start anew."
+        f"{folder} has no complete checkpoint to resume from. To start over, drop resume_from_checkpoint and pass a "
+        "new output_dir."
     )
 
 
@@ -62,20 +62,20 @@ def refuse_old_run(trainer_args: Seq2SeqTrainingArguments) -> None:
     """Refuse to mix a new run with the checkpoints of an old one.
 
     Raises:
-        UserError: there are some in the output folder, and the run does not go on from one.
+        UserError: the output folder has checkpoints, and the run does not resume from one.
     """
     if checkpoint_to_resume(trainer_args) is None and any(map(is_complete, checkpoints_in(trainer_args.output_dir))):
         raise UserError(
-            f"{trainer_args.output_dir} holds checkpoints of an earlier run. Go on with it by "
-            "--resume_from_checkpoint true, delete them, or name another output_dir."
+            f"{trainer_args.output_dir} has checkpoints of an earlier run. Resume it with --resume_from_checkpoint "
+            "true, delete them, or pass another output_dir."
         )
 
 
 @contextmanager
 def saving_to(folder: str | Path) -> Iterator[None]:
-    """Say plainly when the disk is full, and leave no half-written folder behind.
+    """Turn the errors of a full disk into a `UserError`, and remove a half-written folder.
 
-    The libraries that write weights raise errors of their own kinds, so any error is looked at.
+    Any error is inspected, because the libraries that write weights raise errors of their own kinds.
     """
     folder, is_new = Path(folder), not Path(folder).exists()
     try:
@@ -86,6 +86,6 @@ def saving_to(folder: str | Path) -> Iterator[None]:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
         raise UserError(
-            f"The disk that holds {folder} is full, so it could not be written. Checkpoints before it are kept. Free "
-            "some room, or keep fewer with save_total_limit, and go on with --resume_from_checkpoint true."
+            f"Cannot save {folder}: its disk is full. Earlier checkpoints are kept. Free some space, or keep fewer "
+            "checkpoints with save_total_limit, and resume with --resume_from_checkpoint true."
         ) from error

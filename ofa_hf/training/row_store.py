@@ -1,7 +1,7 @@
-"""Rows of numbers in a file, written in any order and by any number of processes, read a row at a time.
+"""Rows of numbers in a file, written in any order by any number of processes, read one row at a time.
 
-Beside the values lies one byte a row that says whether it is written. It is set after the values are safely on the
-disk, so whoever sees it may read the row, and a run that was killed loses the last rows it wrote and nothing else.
+A second file holds one byte per row that says whether the row is written. It is set after the values are safely on
+disk, so any process that sees it may read the row, and a killed run loses only the rows it wrote last.
 """
 
 import math
@@ -16,19 +16,19 @@ from torch import Tensor
 
 
 VALUES, WRITTEN = "values.bin", "written.bin"
-FLUSH_BYTES = 256 * 2**20  # rows wait until there are so many, or
-FLUSH_SECONDS = 10.0  # for so long, before they are brought to the disk and marked as written
+FLUSH_BYTES = 256 * 2**20  # rows wait until they fill this many bytes, or
+FLUSH_SECONDS = 10.0  # this long, before they are synced to disk and marked as written
 
 
 class RowStore:
-    """`num_rows` tensors of one shape and dtype in `folder`, each of them there or not.
+    """`num_rows` tensors of one shape and dtype in `folder`, each of them present or not.
+
+    `row in store` says whether a row is present, `store[row]` reads it. A store sees its own rows at once, and those
+    of stores in other processes once they are marked as written. The files have their full length from the start but
+    use disk space only as they fill.
 
     Args:
-        folder: made if it does not exist; what it holds must be of the same shape and dtype.
-
-    `row in store` tells whether a row is there, `store[row]` reads it. A copy sees what it wrote itself, and at once
-    what copies in other processes marked as written. The files are as long as all rows from the start but take up room
-    only as they fill.
+        folder: created if it does not exist. An existing one must have the same shape and dtype.
     """
 
     def __init__(self, folder: str | Path, num_rows: int, shape: Sequence[int], dtype: torch.dtype):
@@ -37,11 +37,11 @@ class RowStore:
         self._open()
 
     def _open(self) -> None:
-        # Not by `open`: a second process must neither empty the files nor fail where they exist.
+        # Not with `open`: a second process must neither truncate existing files nor fail on them.
         self._values, self._marks = (
             os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666) for name in (VALUES, WRITTEN)
         )
-        if os.fstat(self._values).st_size != self.num_rows * self.row_bytes:  # new, or cut off by somebody
+        if os.fstat(self._values).st_size != self.num_rows * self.row_bytes:  # new, or truncated
             os.ftruncate(self._marks, 0)
             os.ftruncate(self._values, self.num_rows * self.row_bytes)
         os.ftruncate(self._marks, self.num_rows)
@@ -64,7 +64,7 @@ class RowStore:
         return bool(self._written[row]) or row in self._waiting
 
     def __getitem__(self, row: int) -> Tensor:
-        # Not through a map, whose pages would count as memory of this process.
+        # Not through a memory map, whose pages would count as memory of this process.
         size = self.row_bytes
         values = np.fromfile(self.folder / VALUES, dtype=np.uint8, count=size, offset=row * size)
         return torch.from_numpy(values).view(self.dtype).view(self.shape)
@@ -90,7 +90,7 @@ class RowStore:
             self.flush()
 
     def flush(self) -> None:
-        """Bring what was written to the disk, then mark it."""
+        """Sync written rows to disk, then mark them."""
         if self._waiting:
             os.fsync(self._values)
             for row in self._waiting:
@@ -111,5 +111,5 @@ class RowStore:
 
 
 def bytes_on_disk(folder: str | Path) -> int:
-    """What a store in `folder` takes up already."""
+    """Disk space that a store in `folder` already uses."""
     return sum(path.stat().st_blocks * 512 for path in Path(folder).glob("*.bin"))

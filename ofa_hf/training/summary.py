@@ -1,4 +1,4 @@
-"""What a run is about to do, as one short block for the user."""
+"""Describe a run in a short block of text before it starts."""
 
 import shutil
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ from ofa_hf.training.locking import count_parameters
 
 
 def describe_run(args: FinetuneArguments, trainer, train_rows, eval_rows: Dataset | None) -> str:
-    """Model, data, batch, steps and device of a run, a line each."""
+    """Model, data, batch, steps and device of a run, one line each."""
     lines = {
         "model": f"{args.model_name_or_path}: {count_parameters(trainer.model)}",
+        "task": describe_task(trainer.processor),
         "trained": describe_locks(args),
         "data": describe_data(train_rows),
         "scored on": "nothing" if eval_rows is None else describe_data(eval_rows),
@@ -27,6 +28,11 @@ def describe_run(args: FinetuneArguments, trainer, train_rows, eval_rows: Datase
         **describe_cache(trainer.encoder),
     }
     return "\n".join(f"{name:10} {text}" for name, text in lines.items())
+
+
+def describe_task(processor) -> str:
+    task = processor.find_task()
+    return f"{task.name}: {task.prompts[processor.language]}"
 
 
 def describe_locks(args: FinetuneArguments) -> str:
@@ -45,7 +51,7 @@ def describe_data(rows: Dataset | IterableDataset) -> str:
         return "streamed, not counted"
     try:
         return report_of(rows).summary()
-    except UserError:  # a caller's own rows have no report
+    except UserError:  # rows that ofa_hf.data did not build have no report
         return f"{len(rows):,} rows with {int(count_targets(rows).sum()):,} targets"
 
 
@@ -57,16 +63,16 @@ def describe_batch(args: FinetuneArguments, trainer_args) -> str:
 
 
 def describe_cache(encoder) -> dict[str, str]:
-    """What the encoder cache keeps, its size, and what is there already; nothing without a cache."""
+    """What the encoder cache keeps, its size, and how much of it exists already. Empty without a cache."""
     if encoder is None or not encoder.plans:
         return {}
     plans, parent = encoder.plans, encoder.plans[0].folder.parent
     total, free = sum(plan.num_bytes for plan in plans), shutil.disk_usage(parent).free
     kept = " + ".join(f"{plan.num_rows:,}" for plan in plans)
-    there = sum(store.num_written for store in encoder.stores)
+    present = sum(store.num_written for store in encoder.stores)
     return {
-        "cache": f"{plans[0].describe()} × {kept} images = {total / 1e9:.2f} GB, of which {there:,} are there "
-        f"already; {free / 1e9:.1f} GB free in {parent}"
+        "cache": f"{plans[0].describe()} × {kept} images = {total / 1e9:.2f} GB, {present:,} images present; "
+        f"{free / 1e9:.1f} GB free in {parent}"
     }
 
 

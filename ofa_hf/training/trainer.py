@@ -1,4 +1,4 @@
-"""The Trainer of transformers with OFA's loss, batches that share images, and caption scores at evaluation."""
+"""transformers' Trainer with OFA's loss, batches whose targets share a row, and scores at evaluation."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ from ofa_hf.modeling_ofa import IGNORED_LABEL
 from ofa_hf.prediction.loop import predict, show_progress
 from ofa_hf.publishing.push import publish_folder
 from ofa_hf.training.arguments import FinetuneArguments
-from ofa_hf.training.callbacks import TellEpoch
+from ofa_hf.training.callbacks import SetSamplerEpoch
 from ofa_hf.training.encoder_cache import LockedEncoder
 from ofa_hf.training.losses import smoothed_cross_entropy, without_logits
 from ofa_hf.training.result import latest_metrics, repository_name, save_result
@@ -52,23 +52,23 @@ class FairseqAdamW(torch.optim.AdamW):
 
 @cache
 def let_torch_load_to_numbered_cpus() -> None:
-    """Several processes on a CPU are on `cpu:0`, to which transformers 4 loads the optimizer and torch cannot."""
+    """Let torch load to `cpu:0`, the device to which transformers 4 loads the optimizer of several processes."""
     torch.serialization.register_package(
         30, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
     )
 
 
 class OFATrainer(Seq2SeqTrainer):
-    """Trains on `GroupedTargets` and evaluates by captioning.
+    """Trains on `GroupedTargets` and evaluates by predicting.
 
     The loss is the sum over real tokens divided by their number over all micro-batches and processes, so it does not
-    depend on how a batch is split. Evaluation adds `cider_d`, `bleu_4` and `rouge_l` to the loss.
+    depend on how a batch is split. Evaluation adds the scores of the task's metric to the loss.
 
     Args:
-        finetune_args: what the loss leaves out and how evaluation captions.
-        processor: of the model; saved with every checkpoint.
-        encoder: how the locked encoder runs, if not as a part of the model's `forward`.
-        others: as for `Seq2SeqTrainer`; data sets are `GroupedTargets`, so one item is an image with its captions.
+        finetune_args: options of the loss and of the evaluation.
+        processor: the model's; its default task is the one that is trained. Saved with every checkpoint.
+        encoder: runs the locked encoder outside the model's `forward`.
+        others: as for `Seq2SeqTrainer`. Data sets are `GroupedTargets`, so an item is a row with some of its targets.
     """
 
     def __init__(
@@ -84,27 +84,25 @@ class OFATrainer(Seq2SeqTrainer):
         self.finetune_args = finetune_args
         self.processor = processor
         self.last_predictions: dict[str, str] = {}
-        self._last_loss: tuple[int, Tensor] | None = None  # step and its loss, not looked at yet
+        self._last_loss: tuple[int, Tensor] | None = None  # step and its loss, not checked yet
         if finetune_args.adam_epsilon_as_fairseq:
             self.optimizer_cls_and_kwargs = FairseqAdamW, self._adamw_arguments()
 
     def _adamw_arguments(self) -> dict[str, Any]:
         optimizer, arguments = self.get_optimizer_cls_and_kwargs(self.args)
         if optimizer is not torch.optim.AdamW:
-            raise UserError(
-                f"adam_epsilon_as_fairseq is a kind of AdamW, but optim is {self.args.optim}. Leave one of them out."
-            )
+            raise UserError(f"adam_epsilon_as_fairseq needs AdamW, but optim is {self.args.optim}. Drop one of them.")
         return arguments
 
     # -- batches
 
     def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not isinstance(dataset, GroupedTargets):  # a caller's own batches
+        if not isinstance(dataset, GroupedTargets):  # batches of the caller's own
             return super()._get_train_sampler(dataset)
         sampler = self._sampler(dataset, self.finetune_args.targets_per_row, shuffle=True)
-        self.remove_callback(TellEpoch)  # of an earlier call of train()
-        self.add_callback(TellEpoch(sampler))
+        self.remove_callback(SetSamplerEpoch)  # of an earlier call of train()
+        self.add_callback(SetSamplerEpoch(sampler))
         return sampler
 
     def _get_eval_sampler(self, eval_dataset: GroupedTargets) -> torch.utils.data.Sampler:
@@ -127,7 +125,7 @@ class OFATrainer(Seq2SeqTrainer):
         return ours.drop_worst_ratio > 0 and self.state.global_step > ours.drop_worst_after
 
     def _kept_labels(self, labels: Tensor) -> Tensor:
-        """Labels without the prefix and `</s>` that the loss is asked to leave out."""
+        """Labels without the prefix and the `</s>` that the loss should ignore."""
         ours, labels = self.finetune_args, labels.clone()
         labels[:, : ours.ignore_prefix_size] = IGNORED_LABEL
         if ours.ignore_eos:
@@ -135,7 +133,7 @@ class OFATrainer(Seq2SeqTrainer):
         return labels
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
-        """Number of tokens the losses of all micro-batches and processes are divided by."""
+        """Number of tokens by which the losses of all micro-batches and processes are divided."""
         counted = []
         for batch in batch_samples:
             labels = self._kept_labels(batch["labels"])
@@ -156,25 +154,25 @@ class OFATrainer(Seq2SeqTrainer):
         return super().compute_loss(model, inputs | without_logits(inputs["labels"]), *args, **kwargs)
 
     def _encoded(self, inputs: dict[str, Any], dataset) -> dict[str, Any]:
-        """Inputs of `forward`, with images replaced by what the locked encoder makes of them."""
+        """Inputs of `forward`, with images replaced by the locked encoder's results."""
         if self.encoder is None:
             return inputs
         return self.encoder(self.accelerator.unwrap_model(self.model), inputs, getattr(dataset, "encoded", None))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
-        self._refuse_bad_loss()  # of the step before: reading this one's would wait for the device
+        self._refuse_bad_loss()  # of the previous step: reading this step's would wait for the device
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._last_loss = self.state.global_step + 1, loss
         return loss
 
     def _refuse_bad_loss(self) -> None:
-        """Raises `UserError` if the last loss was no number."""
+        """Raises `UserError` if the last loss was NaN or inf."""
         (step, loss), self._last_loss = self._last_loss or (0, None), None
         if loss is not None and not torch.isfinite(loss):
             self._stop(f"The loss of step {step} is {loss.item()}, so training stopped")
 
     def refuse_broken_model(self) -> None:
-        """Raises `UserError` if the last step gave a loss that is no number, or left a weight that is none."""
+        """Raises `UserError` if the last step gave a loss of NaN or inf, or left such a weight."""
         self._refuse_bad_loss()
         weights = self.model.named_parameters()
         bad = next((name for name, value in weights if not torch.isfinite(value).all()), None)
@@ -185,11 +183,11 @@ class OFATrainer(Seq2SeqTrainer):
 
     def _stop(self, reason: str) -> None:
         good = [str(path) for path in checkpoints_in(self.args.output_dir)][-1:]
-        kept = f"the last good checkpoint, {good[0]}, is kept" if good else "no checkpoint was written before"
+        kept = f"the last good checkpoint, {good[0]}, is kept" if good else "no checkpoint was saved before"
         again = f" and --model_name_or_path {good[0]}" if good else ""
         raise UserError(
-            f"{reason}; {kept}. Start again with a learning_rate below {self.args.learning_rate:g} (or bf16 instead "
-            f"of fp16), another output_dir{again}."
+            f"{reason}; {kept}. Start again with a learning_rate below {self.args.learning_rate:g} (or with bf16 "
+            f"instead of fp16), another output_dir{again}."
         )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -215,7 +213,7 @@ class OFATrainer(Seq2SeqTrainer):
             vars(config).update(copy.deepcopy(before))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Written by every process. The first then writes the file that makes a checkpoint complete, so it waits."""
+        """Called in every process. The first one waits, because it then writes the file that ends a checkpoint."""
         super()._save_rng_state(output_dir)
         if self.args.world_size > 1:
             torch.distributed.barrier()
@@ -235,16 +233,16 @@ class OFATrainer(Seq2SeqTrainer):
     def _resuming(self, checkpoint: str | None) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of whichever library reads the file
+        except Exception as error:  # from any of the libraries that read it
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise UserError(
-                f"Cannot go on from {checkpoint}: {reason}. It must be whole and come from a run of the same model "
-                "that locked the same parts. Resume with that run's arguments, name an earlier checkpoint, or start "
-                "anew in another output_dir."
+                f"Cannot resume from {checkpoint}: {reason}. It must be complete and come from a run of the same "
+                "model that locked the same parts. Resume with that run's arguments, pass an earlier checkpoint, or "
+                "start over in another output_dir."
             ) from error
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        """As the parent's, but silent about the names that share the word embedding, which is saved once."""
+        """Do not warn about the names that share the word embedding, which is saved once."""
         tied = {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}
         names = self.model.named_parameters(remove_duplicate=False)
         shared = {name for name, parameter in names if id(parameter) in tied}
@@ -256,14 +254,14 @@ class OFATrainer(Seq2SeqTrainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        """Mean loss a real token over all captions, and the scores of generated captions."""
+        """Mean loss per real token over all targets, and the scores of the predictions."""
         self._refuse_bad_loss()
         model = self._wrap_model(self.model, training=False, dataloader=dataloader).eval()
         dataset = dataloader.dataset
         if not isinstance(dataset, GroupedTargets):
             raise UserError(
-                f"OFATrainer got a {type(dataset).__name__} to evaluate on; it captions GroupedTargets data sets. "
-                "Wrap the rows: GroupedTargets(rows)."
+                f"OFATrainer got a {type(dataset).__name__} to evaluate on; it needs GroupedTargets. Wrap the rows: "
+                "GroupedTargets(rows)."
             )
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for batch in dataloader:
@@ -277,12 +275,12 @@ class OFATrainer(Seq2SeqTrainer):
         loss_sum, num_tokens = self.accelerator.reduce(totals, "sum").tolist()
         if not math.isfinite(loss_sum):
             self._stop(f"The evaluation loss after step {self.state.global_step} is {loss_sum}, so training stopped")
-        metrics = {"loss": loss_sum / max(1.0, num_tokens), **self._caption_scores(dataset)}
+        metrics = {"loss": loss_sum / max(1.0, num_tokens), **self._scores(dataset)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
 
-    def _caption_scores(self, dataset: GroupedTargets) -> dict[str, float]:
-        """Caption the first `eval_rows` images, shared out among the processes, and score all together."""
+    def _scores(self, dataset: GroupedTargets) -> dict[str, float]:
+        """Predict the first `eval_rows` rows, split among the processes, and score them together."""
         number = min(self.finetune_args.eval_rows or len(dataset), len(dataset))
         rows = (dataset.dataset[index] for index in range(self.args.process_index, number, self.args.world_size))
         generate = {"num_beams": self.args.generation_num_beams, "max_length": self.args.generation_max_length}
@@ -290,14 +288,14 @@ class OFATrainer(Seq2SeqTrainer):
         model = self.accelerator.unwrap_model(self.model)
         batch_size = max(1, self.args.per_device_eval_batch_size)
         with self.accelerator.autocast():
-            captions = predict(model, self.processor, rows, batch_size=batch_size, **generate)
+            predictions = predict(model, self.processor, rows, batch_size=batch_size, **generate)
             if self.is_world_process_zero() and not self.args.disable_tqdm:
-                captions = show_progress(captions, -(-number // self.args.world_size))
-            captions = [(caption.id, caption.text) for caption in captions]
-        predictions = dict(gather_object(captions))
+                predictions = show_progress(predictions, -(-number // self.args.world_size))
+            answers = [(prediction.id, prediction.text) for prediction in predictions]
+        predictions = dict(gather_object(answers))
         texts = dataset.dataset.select_columns(["id", "targets"]).select(range(number))
         references = {row["id"]: row["targets"] for row in texts}
-        metric = METRICS["caption"]
+        metric = METRICS[self.processor.find_task().metric]
         scores = metric.score(predictions, references)
         self.last_predictions = predictions
         return {name: scores[name] for name in metric.titles}
@@ -307,17 +305,17 @@ class OFATrainer(Seq2SeqTrainer):
     def push_to_hub(
         self, commit_message: str = "Finetuned model", blocking: bool = True, token: str | None = None, **kwargs
     ) -> str | None:
-        """Save the model and publish it as `ofa-hf finetune --push_to_hub true` does: card, scores, no checkpoints.
+        """Save the model and publish it like `ofa-hf finetune --push_to_hub true`: with its card, no checkpoints.
 
         Args:
-            blocking: has no effect: the call returns when the commit is there.
-            kwargs: of `publish_folder`, such as `revision` or `create_pr`.
+            blocking: has no effect; the call returns when the commit exists.
+            kwargs: for `publish_folder`, such as `revision` or `create_pr`.
 
         Returns:
-            address of the repository; None in all processes but the first.
+            The URL of the repository; None in all processes but the first.
 
         Raises:
-            UserError: the Hub refuses, or cannot be reached.
+            UserError: the Hub refuses or cannot be reached.
         """
         save_result(self, latest_metrics(self))
         if not self.is_world_process_zero():

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import ImageTextToTextPipeline
+from transformers import GenerationConfig, ImageTextToTextPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from ofa_hf import (
@@ -163,6 +163,15 @@ def test_another_task_of_the_checkpoint_is_asked_by_name(captioner, files):
     assert pipe([{"image": file, "text": "裙子"} for file in files], **asked) == expected
     assert pipe(files, prompt="裙子", **asked) == pipe(files, prompt={"product": "裙子"}, **asked) == expected
     assert pipe(files, prompt="裙子", max_new_tokens=5, **asked) != expected  # a call's own setting wins
+    whole = GenerationConfig.from_model_config(captioner.model.config)
+    whole.max_length, whole.num_beams = 7, 3
+    own = pipe(files[0], prompt="裙子", generation_config=whole, **asked)  # nothing of the task's is added to it
+    assert own == captioner(questions[0], generation_config=whole, return_scores=True) != expected[0]
+    always = OFAImageToTextPipeline(model=captioner.model, processor=processor, task="color")
+    assert always(files, prompt="裙子", return_scores=True) == expected
+    assert always(files, task="caption") == captioner(files)
+    with pytest.raises(ValueError, match="no task 'ocr'. Accepted: caption, color, shorten"):
+        OFAImageToTextPipeline(model=captioner.model, processor=processor, task="ocr")
     assert pipe({"text": "裙子"}, task="shorten")[0].keys() == {"generated_text"}
     assert pipe(files) == captioner(files)
     with pytest.raises(ValueError, match="no task 'ocr'. Accepted: caption, color, shorten"):
@@ -211,6 +220,16 @@ def test_the_stock_pipeline_answers_without_repeating_the_prompt(captioner, stoc
         for answer in (stock(**asked), stock(**asked, return_full_text=False)):
             assert answer[0]["generated_text"] == expected
             assert answer[0]["input_text"] == "裙子什么颜色?"
+
+
+def test_the_stock_pipeline_keeps_an_answer_that_begins_like_its_prompt(captioner, stock, files, monkeypatch):
+    ids = captioner.processor(text=["红裙子"])["input_ids"]
+    monkeypatch.setattr(captioner.model, "generate", lambda **_: ids)
+    for prompt in ("红", "\u200b"):  # the second decodes to nothing
+        for full in (True, False):
+            answer = stock(images=files[0], text=prompt, return_full_text=full)[0]
+            assert answer["generated_text"] == "红裙子"
+    assert answer["generated_text"].find("裙") == 1
 
 
 def test_the_stock_pipeline_takes_chat_messages(captioner, stock, files):

@@ -9,6 +9,7 @@ from tiny_shop import write_arguments
 import ofa_hf.training
 from ofa_hf.errors import UserError
 from ofa_hf.training import RECIPES, FinetuneArguments, parse_arguments
+from ofa_hf.training.arguments import TASK_METRIC
 
 
 NEEDED = ("--model_name_or_path", "m", "--output_dir", "o", "--train_caption_file", "c", "--train_image_file", "i")
@@ -74,9 +75,12 @@ def test_warm_up_is_in_steps_or_a_share_whatever_the_version(parse):
     assert parse("--warmup_steps", "0.25", warmup_steps=3)[1].get_warmup_steps(8) == 2
 
 
-def test_the_best_checkpoint_is_the_one_with_the_best_cider_d(parse):
-    trainers = parse(load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps", eval_steps=2)[1]
-    assert (trainers.metric_for_best_model, trainers.greater_is_better) == ("cider_d", True)
+def test_the_best_checkpoint_is_the_one_with_the_best_score_unless_another_metric_is_named(parse):
+    saving = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2}
+    trainers = parse(**saving)[1]
+    assert (trainers.metric_for_best_model, trainers.greater_is_better) == (TASK_METRIC, True)
+    trainers = parse(**saving, metric_for_best_model="loss")[1]
+    assert (trainers.metric_for_best_model, trainers.greater_is_better) == ("loss", False)
 
 
 @pytest.mark.parametrize("as_flags", [False, True])
@@ -88,15 +92,15 @@ def test_an_unknown_name_is_refused_with_the_one_that_was_meant(parse, as_flags)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train_image_file": None}, "train_image_file is missing"),
-        ({"dataset_name": "d"}, "files or a data set"),
+        ({"train_caption_file": None}, "train_image_file needs train_caption_file"),
+        ({"dataset_name": "d"}, "on files or on a data set"),
         ({"learning_rate": "abc"}, "learning_rate is 'abc'; it must be a number"),
         ({"max_steps": [1]}, "max_steps is .1.; it must be a number"),
         ({"freeze_encoder": "perhaps"}, "freeze_encoder is 'perhaps'"),
         ({"label_smoothing": 2}, "label_smoothing is 2"),
         ({"targets_per_row": 0}, "targets_per_row is 0"),
-        ({"lr_scheduler_type": "zigzag"}, "do not go together.*zigzag"),
-        ({"accelerator_config": 2**70}, "accelerator_config is 1180591620717411303424; it must be the name of a JSON"),
+        ({"lr_scheduler_type": "zigzag"}, "The arguments are invalid.*zigzag"),
+        ({"accelerator_config": 2**70}, "accelerator_config is 1180591620717411303424; it must be the path of a JSON"),
         ({"accelerator_config": 1}, "accelerator_config is 1"),  # a file that is open already: what is printed
         ({"fsdp_config": True}, "fsdp_config is True"),
         ({"deepspeed": [1]}, "deepspeed is .1."),

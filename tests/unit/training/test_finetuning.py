@@ -64,7 +64,7 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(train):
 
 def test_the_best_checkpoint_by_cider_d_is_loaded_at_the_end(train, monkeypatch):
     scores = iter((0.1, 0.9, 0.3, 0.2, 0.9))
-    monkeypatch.setattr(finetuning.OFATrainer, "_caption_scores", lambda self, dataset: {"cider_d": next(scores)})
+    monkeypatch.setattr(finetuning.OFATrainer, "_scores", lambda self, dataset: {"cider_d": next(scores)})
     folder = train(**EVERY_TWO_STEPS, load_best_model_at_end=True, save_total_limit=1).folder
     assert checkpoints(folder) == ["checkpoint-4"]
     assert largest_difference(folder, folder / "checkpoint-4") == 0
@@ -72,7 +72,7 @@ def test_the_best_checkpoint_by_cider_d_is_loaded_at_the_end(train, monkeypatch)
 
 def test_training_stops_when_the_score_stays_behind(train, monkeypatch):
     scores = iter((0.5, 0.4, 0.3, 0.2, 0.1))
-    monkeypatch.setattr(finetuning.OFATrainer, "_caption_scores", lambda self, dataset: {"cider_d": next(scores)})
+    monkeypatch.setattr(finetuning.OFATrainer, "_scores", lambda self, dataset: {"cider_d": next(scores)})
     ran = train(**EVERY_TWO_STEPS, load_best_model_at_end=True, early_stopping_patience=1)
     assert ran.num_steps == 4
     assert largest_difference(ran.folder, ran.folder / "checkpoint-2") == 0
@@ -180,10 +180,17 @@ def test_half_precision_trains_and_scores(train, monkeypatch):
     assert ran.metrics["eval_loss"] == pytest.approx(train("2", max_steps=4).metrics["eval_loss"], rel=1e-2)
 
 
-def test_fp16_without_a_gpu_trains_in_float32(parse):
-    args, trainer_args = parse(fp16=True)
-    assert not finetuning.adapt(args, trainer_args).fp16
-    assert trainer_args.fp16, "the caller's arguments stay as they are"
+@pytest.mark.parametrize(("name", "why"), [("fp16", "fp16 needs a GPU"), ("bf16", "This CPU has no bf16")])
+def test_half_precision_that_a_cpu_lacks_is_switched_off_with_a_warning(train, parse, monkeypatch, caplog, name, why):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # transformers 4 leaves its choice there
+    monkeypatch.setattr(finetuning, "is_slow", lambda dtype: dtype == torch.bfloat16)
+    args, trainer_args = parse(**{name: True})
+    assert not getattr(finetuning.adapt(args, trainer_args), name)
+    assert getattr(trainer_args, name), "the caller's arguments stay as they are"
+    caplog.clear()
+    plain, half = train("plain", max_steps=2), train("half", max_steps=2, **{name: True})
+    assert largest_difference(plain.folder, half.folder) == 0
+    assert sum(why in record.getMessage() for record in caplog.records) == 1
 
 
 @needs_peft
@@ -261,9 +268,11 @@ def test_a_hub_that_cannot_be_reached_is_told_before_training(train, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"targets_per_row": 40}, "a batch holds 12 captions"),
+        ({"targets_per_row": 40}, "a batch holds 12 targets"),
         ({"eval_strategy": "steps", "merge_test": True}, "nothing to evaluate on"),
         ({"early_stopping_patience": 2}, "needs load_best_model_at_end"),
+        ({"train_image_file": None}, "train_image_file is missing: the task caption needs images"),
+        ({"task": "fortune_telling"}, "cannot be trained for the task fortune_telling: .*Accepted"),
         ({"report_to": "no_such_tracker"}, "cannot be set up|no_such_tracker"),
         ({"model_name_or_path": "/nowhere/at/all"}, "The model /nowhere/at/all is neither a folder"),
     ],
@@ -277,14 +286,14 @@ def test_wishes_that_cannot_come_true_are_refused(train, changes, words):
 def test_a_run_that_locks_other_parts_cannot_be_resumed(train, change):
     folder = train(save_strategy="steps", save_steps=4).folder
     shutil.rmtree(folder / "checkpoint-8")
-    with pytest.raises(UserError, match=r"Cannot go on from .*checkpoint-4.*locked the same parts"):
+    with pytest.raises(UserError, match=r"Cannot resume from .*checkpoint-4.*locked the same parts"):
         train(save_strategy="steps", save_steps=4, resume_from_checkpoint=True, **change)
 
 
 def test_a_damaged_optimizer_file_is_told(train):
     folder = train(save_strategy="steps", save_steps=4).folder
     (folder / "checkpoint-8/optimizer.pt").write_bytes(b"")
-    with pytest.raises(UserError, match="Cannot go on from .*checkpoint-8"):
+    with pytest.raises(UserError, match="Cannot resume from .*checkpoint-8"):
         train(save_strategy="steps", save_steps=4, resume_from_checkpoint=True)
 
 
@@ -303,9 +312,9 @@ def test_captions_of_other_images_are_refused(train, shop):
 )
 def test_a_killed_data_loader_worker_is_one_line_with_what_to_do(reason):
     clear = r"\(DataLoader worker .*\), most likely .* Use fewer dataloader_num_workers"
-    with pytest.raises(UserError, match=clear), finetuning.dead_workers_told():
+    with pytest.raises(UserError, match=clear), finetuning.explain_dead_workers():
         raise RuntimeError(reason)
-    with pytest.raises(RuntimeError, match="shape"), finetuning.dead_workers_told():
+    with pytest.raises(RuntimeError, match="shape"), finetuning.explain_dead_workers():
         raise RuntimeError("shape mismatch")
 
 
@@ -318,7 +327,7 @@ def test_a_worker_killed_while_it_hands_over_a_batch_is_told_the_same(monkeypatc
 
     monkeypatch.setattr(torch._C, "_error_if_any_worker_fails", look)
     told = pytest.raises(UserError, match=r"\(DataLoader worker \(pid 12\) is killed by signal: Killed\), most likely")
-    with told, finetuning.dead_workers_told():
+    with told, finetuning.explain_dead_workers():
         raise ConnectionResetError(104, "Connection reset by peer")
-    with pytest.raises(ConnectionResetError), finetuning.dead_workers_told():
+    with pytest.raises(ConnectionResetError), finetuning.explain_dead_workers():
         raise ConnectionResetError(104, "of a tracker")

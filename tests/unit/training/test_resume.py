@@ -39,7 +39,7 @@ def test_a_run_without_checkpoints_cannot_be_resumed(parse):
 def test_a_named_checkpoint_must_be_complete(parse, tmp_path):
     good, bad = write_checkpoint(tmp_path, 3), write_checkpoint(tmp_path, 4, state=None)
     assert checkpoint_to_resume(parse(resume_from_checkpoint=str(good))[1]) == str(good)
-    with pytest.raises(UserError, match="is no complete checkpoint"):
+    with pytest.raises(UserError, match="is not a complete checkpoint"):
         checkpoint_to_resume(parse(resume_from_checkpoint=str(bad))[1])
 
 
@@ -47,7 +47,7 @@ def test_a_new_run_does_not_mix_with_an_old_one(parse, tmp_path):
     refuse_old_run(parse()[1])
     write_checkpoint(tmp_path / "out", 5)
     refuse_old_run(parse(resume_from_checkpoint=True)[1])
-    with pytest.raises(UserError, match="holds checkpoints of an earlier run"):
+    with pytest.raises(UserError, match="has checkpoints of an earlier run"):
         refuse_old_run(parse()[1])
 
 
@@ -76,7 +76,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, error):
             (folder / "model.safetensors").write_text("half")
             raise error
 
-    with pytest.raises(UserError, match="disk .* is full"):
+    with pytest.raises(UserError, match="Cannot save .*checkpoint-4: its disk is full"):
         save_half()
     assert not folder.exists()
 

@@ -11,9 +11,10 @@ from tiny_shop import NOISE, largest_difference, weights
 from ofa_hf.errors import UserError
 from ofa_hf.models import load_model
 from ofa_hf.training import FairseqAdamW
-from ofa_hf.training.finetuning import adapt, load_data, make_trainer
+from ofa_hf.training.finetuning import adapt, make_trainer
 from ofa_hf.training.locking import lock
 from ofa_hf.training.regularization import regularize
+from ofa_hf.training.sources import load_data
 
 
 ROUNDING = 2e-5  # of weights after 8 steps of 1e-3
@@ -28,7 +29,7 @@ def build(parse):
         model, processor = load_model(args.model_name_or_path, device="cpu")
         regularize(model, args)
         lock(model, args)
-        return make_trainer(args, adapt(args, trainer_args), model, processor, *load_data(args))
+        return make_trainer(args, adapt(args, trainer_args), model, processor, *load_data(args, processor.find_task()))
 
     return build
 
@@ -92,7 +93,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 
 def test_an_evaluation_loss_that_is_no_number_stops_the_run_before_it_saves(train, tmp_path):
     wild = {"learning_rate": 1e30, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps"}
-    with pytest.raises(UserError, match=r"evaluation loss after step 1 is nan.*no checkpoint was written"):
+    with pytest.raises(UserError, match=r"evaluation loss after step 1 is nan.*no checkpoint was saved"):
         train(**wild, eval_steps=1)
     assert not list((tmp_path / "out").glob("**/model.safetensors"))
 
@@ -159,7 +160,7 @@ def test_fairseq_adam_goes_on_from_its_saved_state():
 
 
 def test_fairseq_adam_is_refused_with_another_optimizer(build):
-    with pytest.raises(UserError, match="adam_epsilon_as_fairseq is a kind of AdamW, but optim is"):
+    with pytest.raises(UserError, match="adam_epsilon_as_fairseq needs AdamW, but optim is"):
         build(adam_epsilon_as_fairseq=True, optim="sgd")
 
 
