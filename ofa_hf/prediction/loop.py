@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets.utils import tqdm
+from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
@@ -88,7 +89,7 @@ def predict(
         image = row.get("image")
         if image is None and chosen.needs_image:
             raise ImageError(f"{row['id']} has no image, which the task {chosen.name} needs.")
-        image = None if image is None else load_image(image)
+        image = None if image is None else _load(row["id"], image)
         fields = {name: row[name] for name in chosen.fields}
         text, of_task = (fields, chosen.name) if prompt is None else (prompt, None)
         return EncodedRow(dict(processor(images=image, text=text, task=of_task)), image and image.size)
@@ -103,6 +104,13 @@ def predict(
                 yield Prediction(id_, next(answers) if is_readable else [])
     finally:
         model.train(was_training)
+
+
+def _load(id_: str, image: Any) -> Image.Image:
+    try:
+        return load_image(image)
+    except MemoryError as error:
+        raise ImageError(f"{id_} does not fit into memory {error}. Make it smaller first.") from error
 
 
 def find_task(processor, name: str | None) -> Task:

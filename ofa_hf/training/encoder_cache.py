@@ -10,7 +10,6 @@ much can be kept depends on the word embedding, which the encoder shares with th
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,6 +28,7 @@ import ofa_hf
 from ofa_hf.data.collator import ENCODED, IS_ENCODED, ROW_NUMBERS
 from ofa_hf.errors import UserError, is_full_disk
 from ofa_hf.fast_ofa import is_slow
+from ofa_hf.files import write_json
 from ofa_hf.training.row_store import RowStore, bytes_on_disk
 
 
@@ -66,9 +66,7 @@ class CachePlan:
         store = RowStore(self.folder, self.num_rows, self.shape, self.dtype)
         about = self.folder / ABOUT_FILE
         if not about.exists():
-            draft = about.with_suffix(f".{os.getpid()}")
-            draft.write_text(json.dumps(dict(self.identity), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            draft.replace(about)
+            write_json(about, dict(self.identity))
         return store
 
     def describe(self) -> str:

@@ -80,6 +80,16 @@ def test_every_kind_of_input_gives_the_same_captions(captioner, files):
     assert captioner([]) == []
 
 
+def test_a_photo_is_turned_upright_once(captioner, files, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    Image.open(files[1]).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo.png", exif=exif.tobytes())
+    upright = captioner(files[1], return_scores=True)
+    assert captioner(str(tmp_path / "photo.png"), return_scores=True) == upright
+    lying = captioner(Image.open(files[1]).transpose(Image.Transpose.ROTATE_90), return_scores=True)
+    assert lying != upright
+
+
 def test_several_captions_of_several_images_stay_with_their_image(captioner, files):
     alone = [captioner(file, num_return_sequences=3) for file in files]
     assert len({str(rows) for rows in alone}) > 1  # the images do differ
