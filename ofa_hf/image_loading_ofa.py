@@ -260,7 +260,10 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
             image = _on_white(image)
         if image.mode != "RGB":
             image = image.convert("RGB")
-        return image if transpose is None else image.transpose(transpose)
+        if transpose is not None:
+            image = image.transpose(transpose)
+            image.info = {}  # the EXIF data still asks for the rotation, which must not be applied twice
+        return image
     except Exception as error:
         raise ImageError(
             f"{label} (mode {image.mode}) cannot be converted to RGB ({_one_line(error)}). Save it as RGB first."

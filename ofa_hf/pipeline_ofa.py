@@ -47,6 +47,39 @@ def leave_lost_threads() -> None:
     _last_process = os.getpid()
 
 
+def generate_answers(
+    model: Any, inputs: Mapping[str, torch.Tensor], return_scores: bool, **generate: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Generate token ids, and on request the mean log-probability of their tokens, `</s>` included.
+
+    The encoder runs once for both. Scores are those of the beam search where that is the same number.
+
+    Args:
+        inputs: what the processor made of `batch` rows.
+        generate: keywords of `model.generate`.
+
+    Returns:
+        `(batch * answers, tokens)` and `(batch * answers,)`, those of one row together.
+    """
+    encoder_inputs = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
+    encoder_outputs = model.encode(**encoder_inputs)
+    generated = model.generate(**inputs, encoder_outputs=encoder_outputs, return_dict_in_generate=True, **generate)
+    if not return_scores:
+        return generated.sequences, None
+    from_search = getattr(generated, "sequences_scores", None)
+    is_plain = all(_setting(model, name, generate) in (None, value) for name, value in PLAIN_SCORES.items())
+    if from_search is not None and is_plain:
+        return generated.sequences, from_search
+    return generated.sequences, model.sequence_scores(generated.sequences, encoder_outputs=encoder_outputs)
+
+
+def _setting(model: Any, name: str, generate: Mapping[str, Any]) -> Any:
+    """A setting of `generate` as it was used; None is its default."""
+    configs = (generate.get("generation_config"), model.generation_config)
+    values = (generate.get(name), *(getattr(config, name, None) for config in configs))
+    return next((value for value in values if value is not None), None)
+
+
 def is_stream(inputs: Any) -> bool:
     """Whether inputs are many images in sequence, such as a `datasets.Dataset` or an iterator."""
     if isinstance(inputs, (list, types.GeneratorType, torch.utils.data.Dataset, torch.Tensor, *ONE_IMAGE)):
@@ -72,7 +105,7 @@ class OFAImageToTextPipeline(Pipeline):
     _pipeline_calls_generate = True
 
     def __init__(self, *args, task: str = "", **kwargs):
-        """Takes what transformers' `Pipeline` takes. `task` may be a task of the checkpoint instead of a pipeline's name.
+        """Takes what `Pipeline` takes. `task` may be a task of the checkpoint instead of a pipeline's name.
 
         Raises:
             ValueError: the checkpoint has no such task.
@@ -153,39 +186,22 @@ class OFAImageToTextPipeline(Pipeline):
     def _forward(
         self, model_inputs: dict, task: str | None = None, return_scores: bool | None = None, **generate_kwargs
     ) -> dict:
-        generate_kwargs = {**self.processor.generation_kwargs(task), **generate_kwargs}
+        if "generation_config" not in generate_kwargs:
+            generate_kwargs = {**self.processor.generation_kwargs(task), **generate_kwargs}
         generate_kwargs = pipeline_generate_kwargs(self, generate_kwargs)
         leave_lost_threads()
         inputs = dict(model_inputs)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        encoder_outputs = self.model.encode(**inputs)  # once for the answers and their scores
-        generated = self.model.generate(
-            **inputs, encoder_outputs=encoder_outputs, return_dict_in_generate=True, **generate_kwargs
-        )
         num_rows = len(inputs["input_ids"])
-        num_answers = len(generated.sequences) // num_rows
+        asks_for_several = (_setting(self.model, "num_return_sequences", generate_kwargs) or 1) > 1
+        with_scores = asks_for_several if return_scores is None else return_scores
+        sequences, scores = generate_answers(self.model, inputs, with_scores, **generate_kwargs)
         # The base class gives row i of every tensor to input i.
-        outputs = {"sequences": generated.sequences.view(num_rows, num_answers, -1)}
-        if num_answers > 1 if return_scores is None else return_scores:
-            scores = self._scores(generated, encoder_outputs, generate_kwargs)
-            outputs["scores"] = scores.float().view(num_rows, num_answers)
+        outputs = {"sequences": sequences.view(num_rows, len(sequences) // num_rows, -1)}
+        if scores is not None:
+            outputs["scores"] = scores.float().view(num_rows, -1)
         return outputs
-
-    def _scores(self, generated: Any, encoder_outputs: Any, generate_kwargs: Mapping[str, Any]) -> torch.Tensor:
-        """Mean log-probability of each answer's tokens: the beam search's score where that is the same number."""
-        from_search = getattr(generated, "sequences_scores", None)
-        if from_search is not None and all(
-            self._setting(name, generate_kwargs) in (None, plain) for name, plain in PLAIN_SCORES.items()
-        ):
-            return from_search
-        return self.model.caption_scores(generated.sequences, encoder_outputs=encoder_outputs)
-
-    def _setting(self, name: str, generate_kwargs: Mapping[str, Any]) -> Any:
-        """A setting of `generate` as it was used; None is its default."""
-        configs = (generate_kwargs.get("generation_config"), self.model.generation_config)
-        values = (generate_kwargs.get(name), *(getattr(config, name, None) for config in configs))
-        return next((value for value in values if value is not None), None)
 
     def postprocess(self, model_outputs: dict, task: str | None = None) -> list[dict]:
         answers = self.processor.post_process(model_outputs["sequences"].flatten(0, 1), task)

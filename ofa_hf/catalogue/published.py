@@ -1,16 +1,17 @@
-"""The published Chinese checkpoints and what belongs to each: task, prompt, image size, generation settings.
+"""The published checkpoints and what belongs to each: task, language, prompt, image size, generation settings.
 
-The facts stand in `catalogue.json`, once; this module reads them.
+`catalogue.json` holds the facts; this module reads them.
 
 Source: OFA `checkpoints_cn.md`, the evaluation scripts in `run_scripts/`, the prompts in `data/mm_data/`; the article
 of OFA-Chinese for the legacy repositories.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from ofa_hf.files import read_json
 
 
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.json")
@@ -37,32 +38,24 @@ def official_generation(beam: int, min_tokens: int, max_tokens: int, no_repeat_n
 class TaskDefaults:
     """What a checkpoint of this task was trained and evaluated with."""
 
-    prompt: str
+    task: str  # a name of `TASKS`, or one of the checkpoint's own
+    language: str
+    prompt: str  # with the task's slots
     image_size: int
     generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_settings(entry: Mapping[str, Any]) -> TaskDefaults:
     """Defaults from an entry of the catalogue, which gives generation as fairseq's numbers or as transformers'."""
-    fairseq = entry.get("fairseq_generation")
-    return TaskDefaults(
-        entry["prompt"], entry["image_size"], official_generation(**fairseq) if fairseq else entry["generation"]
-    )
+    values = dict(entry)
+    fairseq = values.pop("fairseq_generation", None)
+    return TaskDefaults(**values, **({"generation": official_generation(**fairseq)} if fairseq else {}))
 
 
-_FACTS = json.loads(CATALOGUE_FILE.read_text(encoding="utf-8"))
+_FACTS = read_json(CATALOGUE_FILE)
 SETTINGS = {name: read_settings(entry) for name, entry in _FACTS["settings"].items()}
-CAPTION, OCR, REFCOCO, LEGACY = (SETTINGS[name] for name in ("caption", "ocr", "refcoco", "legacy"))
-CAPTION_PROMPT, LEGACY_CAPTION_PROMPT = CAPTION.prompt, SETTINGS["legacy_v2"].prompt  # the latter of one weight alone
-
-TASKS = {  # fairseq's task → its defaults; pretrained checkpoints caption too
-    "caption": CAPTION,
-    "unify_task": CAPTION,
-    "unify_cn_task": CAPTION,
-    "refcoco": REFCOCO,
-    "ocr": OCR,
-}
-FINETUNED_TASKS = frozenset({"caption", "refcoco", "ocr"})  # their `patch_image_size` is the evaluation size too
+FAIRSEQ_TASKS = _FACTS["fairseq_tasks"]
+LEGACY = SETTINGS["legacy_zh"]  # of a folder that is not in the catalogue
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,6 @@ class PublishedCheckpoint:
     hub_id: str | None = None  # of a legacy repository
     sha256: str | None = None  # none was ever published; checked where known
     size: str = "base"
-    task: str = "caption"
     license: str | None = None  # None: the authors named none for the weights
     trained_on: str = ""
     scores: tuple[Mapping[str, Any], ...] = ()  # {"data", "values", "source" (a page), "note"}; published, not ours
@@ -94,7 +86,6 @@ def read_model(entry: Mapping[str, Any]) -> PublishedCheckpoint:
         **{place: entry["source"]},
         sha256=entry.get("sha256"),
         size=entry["size"],
-        task=entry["settings"].removesuffix("_v2").replace("legacy", "caption"),
         license=entry["license"],
         trained_on=entry["trained_on"],
         scores=tuple({**row, "source": _FACTS["sources"][row["source"]]} for row in entry["scores"]),
@@ -110,26 +101,26 @@ def find_published(name: str) -> PublishedCheckpoint | None:
     return CATALOGUE.get(name) or by_short_name.get(name.rpartition("/")[2].removesuffix(".pt"))
 
 
-def recognise_task(settings: Mapping[str, Any], name: str) -> tuple[str, TaskDefaults, str]:
-    """Task of an official checkpoint.
+def recognise_task(settings: Mapping[str, Any], name: str, language: str = "zh") -> tuple[TaskDefaults, str]:
+    """What an official checkpoint was trained for.
 
     Args:
-        settings: fairseq's arguments; `task` and `patch_image_size` are looked at.
-        name: of the file, which decides where the settings do not.
+        settings: fairseq's arguments, of which `task` and `patch_image_size` are read.
+        name: of the file, which decides if the settings do not.
+        language: of the checkpoint.
 
     Returns:
-        task name, its defaults (with the image size of the settings, where finetuning used one), and the reason.
+        its defaults (with the image size of the settings, if it was finetuned), and the reason for the choice.
     """
-    published = find_published(name)
-    task = settings.get("task")
-    if task not in TASKS:
-        by_name = [known for known in FINETUNED_TASKS if published and published.defaults is TASKS[known]]
-        task = by_name[0] if by_name else "caption"
-        return task, TASKS[task], f"name {name}" if by_name else "nothing in the file says a task"
-    defaults, size = TASKS[task], settings.get("patch_image_size")
-    if task in FINETUNED_TASKS and type(size) is int and 16 <= size <= 4096:
-        defaults = TaskDefaults(defaults.prompt, size, defaults.generation)
-    return task, defaults, f"setting task={task}"
+    published, task = find_published(name), settings.get("task")
+    if task not in FAIRSEQ_TASKS:
+        if published and published.url:
+            return published.defaults, f"name {name}"
+        return SETTINGS[f"caption_{language}"], "the file names no task"
+    defaults, size = SETTINGS[f"{FAIRSEQ_TASKS[task]['settings']}_{language}"], settings.get("patch_image_size")
+    if FAIRSEQ_TASKS[task]["finetuned"] and type(size) is int and 16 <= size <= 4096:
+        defaults = replace(defaults, image_size=size)
+    return defaults, f"setting task={task}"
 
 
 def catalogue_facts() -> list[dict[str, Any]]:
@@ -143,7 +134,7 @@ def catalogue_lines() -> list[str]:
     for entry in CATALOGUE.values():
         scores = "; ".join(f"{row['data']} {scores_line(row['values'])}" for row in entry.scores) or "none"
         license_ = entry.license or "unknown"
-        lines.append((entry.name, entry.size, entry.task, entry.defaults.image_size, license_, scores))
+        lines.append((entry.name, entry.size, entry.defaults.task, entry.defaults.image_size, license_, scores))
     return ["{:28} {:6} {:8} {:>5}  {:9} {}".format(*line).rstrip() for line in lines]
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ class Conversion:
         progress(f"reading {source.name}")
         self.matched = match_source(source)
         self.decisions, self.config = self.matched.decisions, self.matched.decisions.config
-        self.task, self.defaults, self.task_reason = source.recognise_task()
+        self.defaults, self.task_reason = source.recognise_task()
 
     def run(
         self, folder: Path, scratch: Path, vocab, dtype, prompt, image_size, generation, verify: bool
@@ -195,7 +195,8 @@ class Conversion:
                 f"A maximum length of {generation['max_length']} exceeds the {limit} positions of the model."
             )
         chosen["max_length"] = min(chosen["max_length"], limit)
-        return TaskDefaults(self.defaults.prompt if prompt is None else prompt, size, chosen)
+        prompt = self.defaults.prompt if prompt is None else prompt
+        return replace(self.defaults, prompt=prompt, image_size=size, generation=chosen)
 
     def write_small_files(self, folder: Path, vocab, settings: TaskDefaults, dtype: torch.dtype) -> OFAProcessor:
         """Everything but the weights and the account; returns the processor, made from the source."""
@@ -209,8 +210,14 @@ class Conversion:
             )
         limit = self.config.max_position_embeddings
         image_processor = OFAImageProcessor(size=settings.image_size)
-        tasks = {"caption": {"prompt": settings.prompt}}
-        processor = OFAProcessor(image_processor, tokenizer, tasks, max_prompt_tokens=limit, max_target_tokens=limit)
+        processor = OFAProcessor(
+            image_processor,
+            tokenizer,
+            tasks={settings.task: {"prompt": settings.prompt}},
+            language=settings.language,
+            max_prompt_tokens=limit,
+            max_target_tokens=limit,
+        )
         write_config(folder, self.config, dtype)
         write_generation_config(folder, settings.generation)
         processor.save_pretrained(folder)
@@ -248,7 +255,7 @@ class Conversion:
             },
             "published": published.facts() if published else {},
             "config": describe_config(self.decisions),
-            "checkpoint": {"task": self.task, "recognised_by": self.task_reason} | asdict(settings),
+            "checkpoint": asdict(settings) | {"recognised_by": self.task_reason},
             "weights": describe_weights(self.matched.account),
             "proof": asdict(verification) if verification else None,
             "notes": self.decisions.notes,

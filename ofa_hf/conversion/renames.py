@@ -12,7 +12,7 @@ import torch
 from ofa_hf.configuration_ofa import OFAConfig
 from ofa_hf.conversion.inert_pickle import shown
 from ofa_hf.errors import UserError
-from ofa_hf.modeling_ofa import code_position_ids, image_position_buckets, token_position_buckets
+from ofa_hf.modeling_ofa_positions import code_position_ids, image_position_buckets, token_position_buckets
 
 
 SEGMENT_RENAMES = {  # whole segments of a dotted name

@@ -52,13 +52,13 @@ class Source:
         decide = config_from_fairseq if self.kind == OFFICIAL_KIND else config_from_legacy
         return decide(self.settings, shapes, self.name)
 
-    def recognise_task(self) -> tuple[str, TaskDefaults, str]:
-        """Task, its defaults and why they were chosen."""
+    def recognise_task(self) -> tuple[TaskDefaults, str]:
+        """What the checkpoint was trained for, and the reason for the choice."""
         if self.kind == OFFICIAL_KIND:
             return recognise_task(self.settings, self.name)
         if self.published and self.published.hub_id:
-            return "caption", self.published.defaults, f"name {self.name}"
-        return "caption", LEGACY, "legacy folders caption"
+            return self.published.defaults, f"name {self.name}"
+        return LEGACY, "legacy folders caption"
 
     @property
     def has_tokenizer(self) -> bool:

@@ -17,6 +17,7 @@ def main(request: dict) -> dict:
             `exact`: compare each loaded tensor with the files.
             `inputs`, `outputs`: safetensors files; of the first, `logits` go into the second.
             `images`: image files; `input_ids` and `pixel_values` of the first go into `outputs`.
+            `text`: goes with the images instead of the checkpoint's prompt.
             `greedy`: generate from each image without a beam.
             `pipeline`: keywords of a call of the pipeline image-to-text for each image.
 
@@ -89,7 +90,8 @@ def write_outputs(model, processor, request: dict) -> None:
 
     with torch.inference_mode():
         outputs = {"logits": model(**load_file(request["inputs"])).logits.contiguous()}
-    prepared = processor(images=Image.open(request["images"][0]), return_tensors="pt")
+    image = Image.open(request["images"][0])
+    prepared = processor(images=image, text=request.get("text"), return_tensors="pt")
     outputs |= {name: prepared[name].contiguous() for name in ("input_ids", "pixel_values")}
     save_file(outputs, request["outputs"])
 

@@ -1,8 +1,8 @@
 """Scores of answers, by task: metrics, reading predictions and references, results that can be saved and cited."""
 
 from ofa_hf.evaluation.captions import score_captions
-from ofa_hf.evaluation.evaluate import EvaluationResult, evaluate_predictions
-from ofa_hf.evaluation.metrics import METRICS, Metric
+from ofa_hf.evaluation.evaluate import EvaluationResult, evaluate_files, evaluate_predictions
+from ofa_hf.evaluation.metrics import METRICS, Metric, find_metric
 from ofa_hf.evaluation.predictions import read_predictions, read_references, write_submission
 from ofa_hf.evaluation.scores import Scores
 from ofa_hf.evaluation.tokenization import tokenize
@@ -13,7 +13,9 @@ __all__ = [
     "EvaluationResult",
     "Metric",
     "Scores",
+    "evaluate_files",
     "evaluate_predictions",
+    "find_metric",
     "read_predictions",
     "read_references",
     "score_captions",

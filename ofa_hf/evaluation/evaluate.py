@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 
-from ofa_hf.evaluation.metrics import METRICS, Metric
+from ofa_hf.errors import UserError
+from ofa_hf.evaluation.metrics import METRICS, Metric, find_metric
 from ofa_hf.evaluation.predictions import read_predictions, read_references
 from ofa_hf.evaluation.scores import Scores
 from ofa_hf.files import write_json
+from ofa_hf.tasks_ofa import find_task
 
 
 PACKAGES = ("ofa-hf", "transformers", "torch", "datasets", "pillow")  # whose versions a score may depend on
@@ -49,8 +52,8 @@ class EvaluationResult:
 
 
 def evaluate_predictions(
-    predictions: Mapping[str, str] | str | Path,
-    references: Mapping[str, Sequence[str]] | str | Path,
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
     run: Mapping[str, object] | None = None,
     *,
     metric: str = "caption",
@@ -58,23 +61,46 @@ def evaluate_predictions(
     """Score answers that exist already.
 
     Args:
-        predictions: id → answer, or a JSONL file of `{"image_id", "text"}`.
-        references: id → right answers, or a JSONL file of `{"image_id", "text": […]}`.
+        predictions: id → answer.
+        references: id → right answers.
         run: what made the predictions, for the record.
         metric: a name in `METRICS`.
 
     Raises:
-        UserError: a file cannot be read, or the two do not have the same ids.
+        UserError: the two do not have the same ids, or there is no such metric.
     """
-    run = dict(run or {})
-    if isinstance(predictions, (str, Path)):
-        run.setdefault("predictions", str(predictions))
-        predictions = read_predictions(predictions)
-    if isinstance(references, (str, Path)):
-        run.setdefault("captions", str(references))
-        references = read_references(references)
-    scores = METRICS[metric].score(predictions, references)
-    return EvaluationResult(scores, predictions, references, METRICS[metric], run)
+    chosen = find_metric(metric)
+    return EvaluationResult(chosen.score(predictions, references), predictions, references, chosen, run or {})
+
+
+def evaluate_files(
+    predictions: str | Path, references: str | Path, *, task: str = "caption", limit: int | None = None
+) -> EvaluationResult:
+    """Score answers in a file against references in a file.
+
+    Args:
+        predictions: JSONL of `{"image_id", "text"}`.
+        references: JSONL of `{"image_id", "text": […]}`.
+        task: a name in `TASKS`; its metric scores.
+        limit: score only the first so many images of the references.
+
+    Raises:
+        UserError: a file cannot be read, the two do not have the same ids, or there is no such task.
+    """
+    try:
+        metric = find_task(task).metric
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    answers, expected = read_predictions(predictions), first_of(read_references(references), limit)
+    if limit is not None:
+        answers = {id_: text for id_, text in answers.items() if id_ in expected}
+    run = {"predictions": str(predictions), "captions": str(references)}
+    return evaluate_predictions(answers, expected, run, metric=metric)
+
+
+def first_of(references: Mapping[str, Sequence[str]], limit: int | None) -> dict[str, Sequence[str]]:
+    """The first so many references; all of them if there is no limit."""
+    return dict(islice(references.items(), limit))
 
 
 def package_versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ofa_hf.errors import UserError
 from ofa_hf.evaluation.captions import score_captions
 from ofa_hf.evaluation.scores import Scores
 
@@ -39,3 +40,14 @@ METRICS = {
         ),
     )
 }
+
+
+def find_metric(name: str) -> Metric:
+    """A metric by name.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    if name not in METRICS:
+        raise UserError(f"Unknown metric {name!r}. Accepted: {', '.join(METRICS)}. Correct the task that names it.")
+    return METRICS[name]

@@ -4,16 +4,17 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import GenerationConfig
 
 from ofa_hf.errors import UserError
+from ofa_hf.evaluation import METRICS
 from ofa_hf.files import write_text
 from ofa_hf.model_card.facts import (
     ACCOUNT_FILE,
     CARD_FILE,
-    CURVE_FILE,
     EVALUATION_FILE,
     RESULTS_FILE,
     FolderFacts,
@@ -22,71 +23,30 @@ from ofa_hf.model_card.facts import (
     read_folder,
     without_paths,
 )
-from ofa_hf.tasks_ofa import default_prompt
 
 
-MARKER = "<!-- Written by ofa_hf from the files beside it. Delete this line, and the card stays as you change it. -->"
+TEMPLATE = Path(__file__).with_name("template.md")
+MARKER = "<!-- Written by ofa_hf from the files next to it. Delete this line to keep the card as you change it. -->"
+OLD_MARKER = "<!-- Written by ofa_hf from the files beside it."  # of cards written by earlier versions
 UNPUBLISHED = "PATH_OR_ID"  # stands for the model until it has a repository
-METRICS = {"cider_d": ("CIDEr-D", "cider"), "bleu_4": ("BLEU-4", "bleu"), "rouge_l": ("ROUGE-L", "rouge")}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+LANGUAGES = {"zh": "Chinese", "en": "English"}
+EXAMPLE = {"zh": "红色裙子", "en": "the red dress"}  # fills the slots of a prompt
+SCORES_NOTE = {"caption": "Scores are percentages over characters; a run of Latin letters or digits is one token."}
 
-# Arguments of a run that say nothing about the model, and those that count only beside another one.
+# Arguments of a run that say nothing about the model, and those that count only if another one is set.
 SILENT_ARGUMENTS = {"model_name_or_path", "num_proc", "strict", "image_column", "target_column"}
 DEPENDENT_ARGUMENTS = {"lora_alpha": "lora_rank", "merge_lora": "lora_rank"}
 DEPENDENT_ARGUMENTS |= {"dataset_split": "dataset_name", "eval_split": "dataset_name"}
-SILENT_GENERATION = {"transformers_version", "_from_model_config", "use_cache"}
-
-INTRODUCTION = """# {title}
-
-OFA ([arXiv 2202.03052](https://arxiv.org/abs/2202.03052)) reads an image and writes Chinese about it. This is a
-transformers model with code of its own, for transformers 5 and 4.57{size}.
-
-看图说话：输入图片，输出中文描述。
-
-```python
-from transformers import pipeline
-
-captioner = pipeline("image-to-text", model="{model}", trust_remote_code=True)
-print(captioner("photo.jpg"{prompt})[0]["generated_text"])
-```
-"""
-
-LIMITS = """## Limits and biases
-
-- It writes Chinese alone, and short texts. {data}
-- A caption may name what the image does not show: a material, a season, a use, whom a thing is for. Check captions
-  before customers read them. Shop texts repeat habits of who wears or uses what, and a model trained on them does too.
-- Images unlike those it was trained on give poor captions. It is not made to recognise persons, and must not be
-  used where a wrong description does harm.
-- Not measured: robustness, fairness, any language but Chinese.
-"""
-
-SHOP_DATA = "MUGE's images show goods on sale, and its captions praise them: expect the style of shop texts."
-OTHER_DATA = "Its pretraining data are not known here in full: expect their habits, and those of the data named above."
-
-LICENSE = """## License
-
-The code files are Apache-2.0. {weights}
-"""
-NO_LICENSE = (
-    "Whoever trained the weights named no license for them; the official OFA code is Apache-2.0. Ask before you "
-    "redistribute them."
-)
-
-PROVEN = (
-    "Every weight was accounted for ({counts}) and compared with the written file bit by bit. Loaded through the Auto "
-    "classes in a fresh process without the converter (transformers {transformers}), the folder held "
-    "{equal_tensors} equal tensors and gave logits of shape {logits_shape} whose largest difference from the source "
-    "tensors' own is {max_difference}."
-)
-NOT_PROVEN = "Every weight was accounted for ({counts}). The final proof in a fresh process was switched off."
+SILENT_GENERATION = {"transformers_version", "use_cache"}
+OWN_GENERATION = {"end_at_max_length"}  # settings of OFA's generation that transformers does not know
 
 
 def write_card(folder: str | Path, repo_id: str | None = None, license: str | None = None) -> Path:
-    """Write the card of a folder into it, unless its owner has made the card there his own.
+    """Write the card of a folder into it, unless its owner has edited the card that is there.
 
     Raises:
-        UserError: the folder misses a file, or a card of the owner's has broken metadata.
+        UserError: a file of the folder is missing, or the owner's card has broken metadata.
     """
     path = Path(folder) / CARD_FILE
     write_text(path, current_card(folder, repo_id, license))
@@ -101,10 +61,10 @@ def current_card(folder: str | Path, repo_id: str | None = None, license: str | 
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{path} cannot be read: {error}. A card is UTF-8 text; mend the file, or delete it to get a new card."
+                f"{path} cannot be read: {error}. A card is UTF-8 text; fix the file, or delete it to get a new card."
             ) from error
         check_metadata(text, path)
-        if MARKER not in text and not written_by_trainer(text):
+        if MARKER not in text and OLD_MARKER not in text and not written_by_trainer(text):
             return text
     return model_card(read_folder(folder), repo_id, license)
 
@@ -116,7 +76,7 @@ def written_by_trainer(text: str) -> bool:
 
 def check_metadata(text: str, path: Path) -> None:
     """Raises `UserError` if the block of metadata at the head of a card cannot be read."""
-    advice = "It begins with a block of YAML between two lines `---`. Mend it, or delete the file to get a new card."
+    advice = "It begins with a block of YAML between two lines `---`. Fix it, or delete the file to get a new card."
     if text.lstrip("\ufeff").startswith("---") and not re.match(r"\ufeff?---\s*\n.*?\n---\s*(\n|$)", text, re.DOTALL):
         raise UserError(f"{path} has broken metadata: the block that opens with --- is never closed. {advice}")
     try:
@@ -129,7 +89,7 @@ def model_card(facts: FolderFacts, repo_id: str | None = None, license: str | No
     """The card of a folder.
 
     Args:
-        repo_id: where it will stand; None: nowhere yet, and the snippet says so.
+        repo_id: where it will be published; None: nowhere yet, and the snippet says so.
         license: of the weights, a name of the Hub's list; None: what the account of the conversion says, else unknown.
     """
     try:
@@ -143,35 +103,37 @@ def model_card(facts: FolderFacts, repo_id: str | None = None, license: str | No
 
 
 def compose(facts: FolderFacts, repo_id: str | None, license: str | None) -> str:
-    sections = [
-        f"---\n{metadata(facts, repo_id, license)}\n---",
-        MARKER,
-        introduction(facts, repo_id),
-        settings_section(facts),
-        training_section(facts),
-        conversion_section(facts),
-        results_section(facts),
-        LIMITS.format(data=SHOP_DATA if is_shop_data(trained_on(facts)) else OTHER_DATA),
-        LICENSE.format(weights=f"The weights: {one_line(license)}." if license else NO_LICENSE),
-    ]
-    return "\n\n".join(section.strip("\n") for section in sections if section) + "\n"
+    scores = measured_scores(facts)
+    card = ModelCard.from_template(
+        metadata(facts, repo_id, license, scores),
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        marker=MARKER,
+        **introduction(facts, repo_id),
+        **settings(facts),
+        training=training_table(facts),
+        has_curve=facts.has_curve,
+        **origin(facts),
+        results=results_table(facts, scores),
+        results_note=results_note(facts, scores),
+        is_shop_data=is_shop_data(trained_on(facts)),
+        license=license and one_line(license),
+    )
+    return re.sub(r"\n{3,}", "\n\n", str(card)).strip() + "\n"
 
 
-def metadata(facts: FolderFacts, repo_id: str | None, license: str | None) -> str:
-    """The block that the Hub reads, as YAML."""
+def metadata(facts: FolderFacts, repo_id: str | None, license: str | None, scores: list["Measured"]) -> ModelCardData:
+    """The block that the Hub reads."""
     base = facts.finetuning.get("base_model")
-    results = measured_results(facts)
-    card = ModelCardData(
-        language="zh",
+    return ModelCardData(
+        language=facts.language,
         license=license or "unknown",
         library_name="transformers",
-        pipeline_tag="image-to-text",
-        tags=["ofa", "image-captioning", "chinese"],
+        pipeline_tag=facts.task.pipeline,
+        tags=["ofa", *sorted(facts.tasks)],
         base_model=base if base and HUB_ID.fullmatch(base) and not is_path(base) else None,
-        model_name=title_of(facts, repo_id) if results else None,
-        eval_results=results or None,
+        model_name=title_of(facts, repo_id) if scores else None,
+        eval_results=eval_results(facts, scores) or None,
     )
-    return card.to_yaml()
 
 
 def title_of(facts: FolderFacts, repo_id: str | None) -> str:
@@ -181,60 +143,58 @@ def title_of(facts: FolderFacts, repo_id: str | None) -> str:
     return one_line(last_name(source).removesuffix(".pt")) if source else facts.folder.resolve().name
 
 
-def introduction(facts: FolderFacts, repo_id: str | None) -> str:
-    model = facts.conversion.get("model")
-    size = f": {model['size']} size, {model['parameters'] / 1e6:.0f} million parameters" if model else ""
-    needs_text = "{}" in default_prompt(facts.processor)
-    example = default_prompt(facts.processor).replace("{}", "红色裙子")
-    prompt = f", prompt={json.dumps(example, ensure_ascii=False)}"
-    return INTRODUCTION.format(
-        title=title_of(facts, repo_id),
-        size=size,
-        model=repo_id or UNPUBLISHED,
-        prompt=prompt if needs_text else "",
-    )
+def introduction(facts: FolderFacts, repo_id: str | None) -> dict[str, Any]:
+    model, task = facts.conversion.get("model"), facts.task
+    example = task.prompt(facts.language, **dict.fromkeys(task.fields, EXAMPLE[facts.language]))
+    return {
+        "title": title_of(facts, repo_id),
+        "tasks": ", ".join(f"`{name}`" for name in facts.tasks),
+        "language": facts.language,
+        "language_name": LANGUAGES[facts.language],
+        "size": f": {model['size']} size, {model['parameters'] / 1e6:.0f} million parameters" if model else "",
+        "pipeline": task.pipeline,
+        "model": repo_id or UNPUBLISHED,
+        "prompt_argument": f", prompt={json.dumps(example, ensure_ascii=False)}" if task.fields else "",
+    }
 
 
-def settings_section(facts: FolderFacts) -> str:
+def settings(facts: FolderFacts) -> dict[str, Any]:
+    known = vars(GenerationConfig()).keys() | OWN_GENERATION  # nothing else that a training run may have left there
     generation = {
         name: value
         for name, value in facts.generation.items()
-        if value is not None and name not in SILENT_GENERATION and not name.startswith("output_")
+        if value is not None and name in known - SILENT_GENERATION and not name.startswith(("_", "output_"))
     }
-    lines = [
-        f"- Prompt: `{one_line(default_prompt(facts.processor))}`",
-        f"- Images: {facts.image_size} × {facts.image_size} pixels, RGB",
-        f"- Weights: {facts.config.get('dtype') or facts.config.get('torch_dtype')}",
-        f"- Generation: `{json.dumps(generation, ensure_ascii=False)}`",
-    ]
-    return "## Settings\n\n" + "\n".join(lines)
+    return {
+        "prompt": one_line(facts.task.prompts[facts.language]),
+        "image_size": facts.image_size,
+        "dtype": facts.config.get("dtype") or facts.config.get("torch_dtype"),
+        "generation": json.dumps(generation, ensure_ascii=False),
+    }
 
 
 # ----------------------------------------------------------------------------------------------- origin
 
 
-def conversion_section(facts: FolderFacts) -> str:
-    """What was converted and how that was proven; of a finetuned folder, of its base model."""
-    account, place = facts.conversion, ACCOUNT_FILE
+def origin(facts: FolderFacts) -> dict[str, Any]:
+    """What was converted and how that was verified; for a finetuned folder, what became of its base model."""
+    account = facts.conversion
     if not account:
-        return ""
-    source, checkpoint = account["source"], account["checkpoint"]
-    origin = f" ({source['url']})" if source.get("url") else ""
-    counts = ", ".join(f"{number} {word}" for word, number in account["weights"]["counts"].items() if number)
+        return {}
+    source, weights = account["source"], account["weights"]["counts"]
+    url = f" ({source['url']})" if source.get("url") else ""
     digest = f"sha256 `{source['sha256']}`{identity(source)}"
-    told = PROVEN if account.get("proof") else NOT_PROVEN
-    proof = told.format(counts=counts, **(account.get("proof") or {}))
-    return f"""## What it was made from, and how that was proven
-
-- Source: {source["kind"]} `{one_line(source["name"])}`{origin}, {source["bytes"]:,} bytes, {digest}
-- Task: {checkpoint["task"]}{described(trained_on(facts))}
-- Converted with: {versions_line(account.get("versions", {}))}
-
-{proof} Every decision is in `{place}`."""
+    return {
+        "source": f"{source['kind']} `{one_line(source['name'])}`{url}, {source['bytes']:,} bytes, {digest}",
+        "source_task": account["checkpoint"]["task"] + described(trained_on(facts)),
+        "source_versions": versions_line(account.get("versions", {})),
+        "weight_counts": ", ".join(f"{number} {word}" for word, number in weights.items() if number),
+        "verification": account.get("proof"),
+    }
 
 
 def identity(source: Mapping[str, Any]) -> str:
-    """By what a published checkpoint was told: nobody published digests to compare with."""
+    """By what a published checkpoint was recognised: nobody published digests to compare with."""
     name = source.get("published_as")
     return f"; by its name the published `{one_line(name)}`, of which no digest is known to compare" if name else ""
 
@@ -245,9 +205,9 @@ def described(data: str) -> str:
 
 def trained_on(facts: FolderFacts) -> str:
     """The data, in the words of the catalogue or of a run."""
-    data = [(facts.conversion.get("published") or {}).get("trained_on", "")]
-    data += [str(value) for value in data_arguments(facts).values()]
-    return "; ".join(filter(None, data)) if facts.finetuning else data[0]
+    base, own = (facts.conversion.get("published") or {}).get("trained_on", ""), data_arguments(facts)
+    names = ["train_caption_file", "dataset_name", *(["test_caption_file"] if own.get("merge_test") else [])]
+    return "; ".join(filter(None, [base, *(own.get(name) for name in names)]))
 
 
 def is_shop_data(data: str) -> bool:
@@ -260,7 +220,7 @@ def data_arguments(facts: FolderFacts) -> dict[str, Any]:
     return {name: last_name(str(arguments[name])) for name in names if arguments.get(name)}
 
 
-def training_section(facts: FolderFacts) -> str:
+def training_table(facts: FolderFacts) -> str:
     """What a finetuning run did; empty for a folder that was not finetuned here."""
     results = without_paths(facts.finetuning)
     if not results:
@@ -268,15 +228,13 @@ def training_section(facts: FolderFacts) -> str:
     arguments = {**results.get("arguments", {}), **results.get("trainer_arguments", {})}
     rows = [("Base model", base_line(results)), ("Steps", results.get("steps"))]
     rows += [(f"Data: {name}", text) for name, text in results.get("data", {}).items()]
-    rows += sorted((f"`{name}`", value) for name, value in arguments.items() if worth_telling(name, arguments))
+    rows += sorted((f"`{name}`", value) for name, value in arguments.items() if worth_reporting(name, arguments))
     rows += [("Training loss, mean", as_number(results.get("metrics", {}).get("train_loss")))]
     rows += [("Versions", versions_line(results.get("versions", {})))]
-    curve = f"\n\n![Losses and scores by step]({CURVE_FILE})" if facts.has_curve else ""
-    opening = f"## Training\n\nFinetuned with `ofa-hf finetune`; `{RESULTS_FILE}` holds every figure."
-    return f"{opening}\n\n{table(rows)}{curve}"
+    return table(rows)
 
 
-def worth_telling(name: str, arguments: Mapping[str, Any]) -> bool:
+def worth_reporting(name: str, arguments: Mapping[str, Any]) -> bool:
     """Whether an argument says something: switches that are off and rates of zero do not."""
     if name in SILENT_ARGUMENTS or not arguments.get(DEPENDENT_ARGUMENTS.get(name, name)):
         return False
@@ -298,56 +256,66 @@ def versions_line(versions: Mapping[str, str]) -> str:
 # ---------------------------------------------------------------------------------------------- results
 
 
-def measured_scores(facts: FolderFacts) -> list[tuple[str, str, dict[str, float]]]:
-    """Scores that a file of the folder backs: data, file, values."""
+class Measured(NamedTuple):
+    """Scores that a file of the folder backs."""
+
+    data: str
+    file: str
+    scores: dict[str, float]
+
+
+def measured_scores(facts: FolderFacts) -> list[Measured]:
     found, metrics = [], facts.finetuning.get("metrics", {})
-    values = {name: metrics[f"eval_{name}"] for name in METRICS if is_number(metrics.get(f"eval_{name}"))}
+    titles = METRICS[facts.task.metric].titles
+    values = {name: metrics[f"eval_{name}"] for name in titles if is_number(metrics.get(f"eval_{name}"))}
     if values:
-        data = data_arguments(facts)
-        arguments = facts.finetuning.get("arguments", {})
+        data, arguments = data_arguments(facts), facts.finetuning.get("arguments", {})
         name = data.get("test_caption_file") or f"{data.get('dataset_name')} {arguments.get('eval_split', '')}".strip()
-        limit = arguments.get("eval_rows")
-        found.append((f"{name}, at most {limit:,} images" if limit else name, RESULTS_FILE, values))
+        limit = arguments.get("eval_rows") or arguments.get("eval_images")  # the latter in older folders
+        found.append(Measured(f"{name}, at most {limit:,} images" if limit else name, RESULTS_FILE, values))
     scores = facts.evaluation.get("scores", {})
-    values = {name: scores[name] for name in METRICS if is_number(scores.get(name))}
+    values = {name: scores[name] for name in titles if is_number(scores.get(name))}
     if values:
         run = without_paths(facts.evaluation.get("run", {}))
         images = f", {scores['num_images']:,} images" if scores.get("num_images") else ""
-        found.append((f"{last_name(str(run.get('captions', 'unnamed data')))}{images}", EVALUATION_FILE, values))
+        found.append(
+            Measured(f"{last_name(str(run.get('captions', 'unnamed data')))}{images}", EVALUATION_FILE, values)
+        )
     return found
 
 
-def measured_results(facts: FolderFacts) -> list[EvalResult]:
+def eval_results(facts: FolderFacts, measured: list[Measured]) -> list[EvalResult]:
     """The same for the Hub's own display."""
+    titles = METRICS[facts.task.metric].titles
     return [
         EvalResult(
-            task_type="image-to-text",
+            task_type=facts.task.pipeline,
             dataset_type=re.sub(r"[^a-z0-9]+", "-", data.partition(",")[0].lower()).strip("-") or "own-data",
             dataset_name=data,
-            metric_type=METRICS[name][1],
-            metric_name=METRICS[name][0],
+            metric_type=name.partition("_")[0],  # cider, bleu, rouge: the Hub's names
+            metric_name=titles[name],
             metric_value=round(value, 4),
         )
-        for data, _, values in measured_scores(facts)
-        for name, value in values.items()
+        for data, _, scores in measured
+        for name, value in scores.items()
     ]
 
 
-def results_section(facts: FolderFacts) -> str:
-    """Measured scores with their file, published ones with their page, or that there are none."""
+def results_table(facts: FolderFacts, measured: list[Measured]) -> str:
+    """Measured scores with their file, published ones with their page; empty if there are none."""
+    titles = METRICS[facts.task.metric].titles
     rows = [
-        (data, ", ".join(f"{METRICS[name][0]} {value:.2f}" for name, value in values.items()), f"measured, `{file}`")
-        for data, file, values in measured_scores(facts)
+        (data, ", ".join(f"{titles[name]} {value:.2f}" for name, value in scores.items()), f"measured, `{file}`")
+        for data, file, scores in measured
     ]
     published = (facts.conversion.get("published") or {}).get("scores", [])
     rows += [] if facts.finetuning else [published_row(row) for row in published]
-    if not rows:
-        return "## Results\n\nNot measured: no score was computed on this model."
-    note = (
-        "Not measured: any other data." if measured_scores(facts) else "Not measured here: these are their authors'."
-    )
-    scale = "CIDEr-D, BLEU-4 and ROUGE-L are percentages over characters, a run of Latin letters being one token."
-    return f"## Results\n\n{table(rows, ('Data', 'Scores', 'Where from'))}\n\n{note} {scale}"
+    return table(rows, ("Data", "Scores", "Source")) if rows else ""
+
+
+def results_note(facts: FolderFacts, measured: list[Measured]) -> str:
+    where = "Not measured: any other data." if measured else "Not measured here: these are their authors'."
+    return f"{where} {SCORES_NOTE.get(facts.task.metric, '')}".strip()
 
 
 def published_row(row: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -7,9 +7,10 @@ from typing import Any
 
 from ofa_hf.errors import UserError
 from ofa_hf.files import read_json
+from ofa_hf.tasks_ofa import Task, checkpoint_task, upgrade_config
 
 
-ACCOUNT_FILE = "conversion.json"  # how a checkpoint was converted, and the proof
+ACCOUNT_FILE = "conversion.json"  # how a checkpoint was converted and verified
 RESULTS_FILE = "finetune_results.json"  # what a finetuning run did, and its scores
 EVALUATION_FILE = "evaluation.json"  # `ofa-hf evaluate --output`: scores measured later
 CURVE_FILE = "training_curve.png"
@@ -52,6 +53,21 @@ class FolderFacts:
     conversion: dict[str, Any] = field(default_factory=dict)  # empty if the folder was not converted
     finetuning: dict[str, Any] = field(default_factory=dict)  # empty if it was not finetuned
     evaluation: dict[str, Any] = field(default_factory=dict)  # empty if nobody evaluated it later
+
+    @property
+    def language(self) -> str:
+        return self.processor.get("language", "zh")
+
+    @property
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """The checkpoint's tasks: name → settings."""
+        return upgrade_config(self.processor)["tasks"]
+
+    @property
+    def task(self) -> Task:
+        """The default task, with the checkpoint's own settings."""
+        name = self.processor.get("default_task") or next(iter(self.tasks))
+        return checkpoint_task(name, self.tasks[name], self.language)
 
     @property
     def has_curve(self) -> bool:

@@ -13,6 +13,7 @@ from ofa_hf.errors import UserError
 from ofa_hf.files import write_text
 from ofa_hf.image_loading_ofa import ImageError, load_image
 from ofa_hf.pages.frame import fact_rows, html_page, show, thumbnail, thumbnail_tag
+from ofa_hf.prediction.inputs import ImageFile
 from ofa_hf.prediction.reading import read_ahead
 
 
@@ -178,7 +179,7 @@ class ComparisonReport:
 
 
 def read_thumbnail(file: str) -> bytes:
-    return thumbnail(load_image(Path(file)))
+    return thumbnail(load_image(ImageFile(file)))
 
 
 def is_markdown(path: Path) -> bool:

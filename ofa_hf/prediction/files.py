@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.evaluate import package_versions
 from ofa_hf.models import check_model, load_model
-from ofa_hf.prediction.inputs import find_images
+from ofa_hf.prediction.inputs import ImageFile, find_images
 from ofa_hf.prediction.loop import check_beams, predict
 from ofa_hf.prediction.outputs import AnswerFile, AnswerPrinter, Format
 from ofa_hf.prediction.processes import Processes, SharedAnswerFile, open_answer_file
@@ -160,7 +159,7 @@ class _Job:
         loaded = load_model(name, device=self.processes.device(request.device), dtype=request.dtype)
         options = {key: value for key, value in request.options.items() if value is not None}
         options |= {"num_answers": request.num_answers, "return_scores": bool(request.as_json or request.output)}
-        rows = ({"id": file, "image": Path(file)} for file in files)
+        rows = ({"id": file, "image": ImageFile(file)} for file in files)
         with self.progress(len(files)) as bar:
 
             def skip(file: str, error: Exception) -> None:

@@ -1,11 +1,28 @@
-"""Find the image files that a command's arguments name: files, and folders with all their subfolders."""
+"""Images that a command's arguments name: files, folders with all their subfolders, and files of MUGE."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
+from ofa_hf.data import FolderImages, ImagesById, load_muge
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
+
+
+class ImageFile(os.PathLike):
+    """The path of an image file, for `load_image`, whatever its name looks like.
+
+    `pathlib.Path` would intern the name of each of a million files. The interpreter's table of interned strings never
+    reuses the place of a name that is gone, so it grows by megabytes.
+    """
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return self.path
 
 
 def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool] = lambda file: False) -> list[str]:
@@ -44,5 +61,16 @@ def _walk(folder: str) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 yield os.path.join(parent, name)
+
+
+def open_images(path: str | os.PathLike) -> Mapping[str, Any]:
+    """Images by id: those of a folder by their names, or those of an image file of MUGE.
+
+    Raises:
+        UserError: there is no such folder or file.
+    """
+    if os.path.isdir(path):
+        return FolderImages(path)
+    return ImagesById(load_muge(None, path, check_images=False))  # a broken one is noticed when it is answered

@@ -5,25 +5,33 @@ Commands, evaluation, Ray workers and the Trainer all use it.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets.utils import tqdm
+from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import ImageError, load_image
-from ofa_hf.pipeline_ofa import leave_lost_threads
+from ofa_hf.pipeline_ofa import generate_answers, leave_lost_threads
 from ofa_hf.prediction.reading import read_ahead
+from ofa_hf.tasks_ofa import Task
 
 
 logger = logging.get_logger(__name__)
 
 BATCHES_AHEAD = 2  # read while the model works on another one
-ENCODER_INPUTS = ("input_ids", "attention_mask", "pixel_values")
 
 Row = Mapping[str, Any]
+
+
+class EncodedRow(NamedTuple):
+    """Model inputs of one row, `(1, …)` each, and the `(width, height)` of its image."""
+
+    inputs: dict[str, Tensor]
+    image_size: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -59,40 +67,62 @@ def predict(
 
     Args:
         model, processor: as `load_model` returns them. The model is in inference mode while this runs.
-        rows: `{"id", "image", <the task's fields>}`; an image is anything `load_image` takes.
-        task: one of the checkpoint's tasks; its default one if left out.
-        prompt: the text that goes with every image, in place of the task's own.
+        rows: `{"id", "image", <fields of the task>}`; an image is anything `load_image` takes. Rows of a task without
+            images have none.
+        task: one of `processor.tasks`; by default the checkpoint's default task.
+        prompt: the whole question for every row, in place of the task's.
         num_answers: answers per row.
         on_failure: called with id and error of a row whose image cannot be read; by default a warning is logged. That
             row's prediction has no answers and costs the model nothing.
         generate: overrides of the generation settings, such as `num_beams=5`.
 
     Raises:
-        UserError: fewer beams than answers were asked for.
+        UserError: the checkpoint has no such task, or fewer beams than answers were asked for.
     """
-    generate = {**processor.generation_kwargs(task), **generate}
+    chosen = find_task(processor, task)
+    generate = {**chosen.generation, **generate}
     settings = answer_settings(model.generation_config, num_answers, generate)
     on_failure = on_failure or _warn
     leave_lost_threads()
 
-    fields = processor.find_task(task).fields
-
-    def encode(row: Row) -> dict[str, Tensor]:
-        image = {"images": load_image(row["image"])} if "image" in row else {}
-        if prompt is not None:
-            return processor(**image, text=prompt, return_tensors="pt")
-        return processor(**image, text={name: row[name] for name in fields}, task=task, return_tensors="pt")
+    def encode(row: Row) -> EncodedRow:
+        image = row.get("image")
+        if image is None and chosen.needs_image:
+            raise ImageError(f"{row['id']} has no image, which the task {chosen.name} needs.")
+        image = None if image is None else _load(row["id"], image)
+        fields = {name: row[name] for name in chosen.fields}
+        text, of_task = (fields, chosen.name) if prompt is None else (prompt, None)
+        return EncodedRow(dict(processor(images=image, text=text, task=of_task)), image and image.size)
 
     was_training = model.training
     model.eval()
     try:
         rows_read = read_ahead(rows, encode, (BATCHES_AHEAD + 1) * batch_size)
         for ids, encoded in _batches(rows_read, batch_size, on_failure):
-            answers = iter(_answer(model, processor, encoded, return_scores, settings) if encoded else ())
+            answers = iter(_answer(model, processor, chosen.name, encoded, return_scores, settings) if encoded else ())
             for id_, is_readable in ids:
                 yield Prediction(id_, next(answers) if is_readable else [])
     finally:
         model.train(was_training)
+
+
+def _load(id_: str, image: Any) -> Image.Image:
+    try:
+        return load_image(image)
+    except MemoryError as error:
+        raise ImageError(f"{id_} does not fit into memory {error}. Make it smaller first.") from error
+
+
+def find_task(processor, name: str | None) -> Task:
+    """A task of the checkpoint; the default one if no name is given.
+
+    Raises:
+        UserError: the checkpoint has no such task.
+    """
+    try:
+        return processor.find_task(name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def answer_settings(defaults, num_answers: int, generate: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,12 +165,12 @@ def _warn(id_: str, error: ImageError) -> None:
 
 
 def _batches(
-    rows_read: Iterable[tuple[Row, dict[str, Tensor] | ImageError]], batch_size: int, on_failure: Callable
-) -> Iterator[tuple[list[tuple[str, bool]], list[dict[str, Tensor]]]]:
+    rows_read: Iterable[tuple[Row, EncodedRow | ImageError]], batch_size: int, on_failure: Callable
+) -> Iterator[tuple[list[tuple[str, bool]], list[EncodedRow]]]:
     """Group rows so that `batch_size` readable ones go through the model together.
 
     Yields:
-        `(id, is readable)` of all rows of the group, in order, and the model inputs of the readable ones.
+        `(id, is readable)` of all rows of the group, in order, and the readable ones, encoded.
     """
     ids, encoded = [], []
     for row, result in rows_read:
@@ -159,19 +189,17 @@ def _batches(
 
 @torch.inference_mode()
 def _answer(
-    model, processor, encoded: list[dict[str, Tensor]], return_scores: bool, settings: dict[str, Any]
+    model, processor, task: str, rows: list[EncodedRow], return_scores: bool, settings: dict[str, Any]
 ) -> list[list[dict[str, Any]]]:
     """Answers of a batch, by row and best first."""
-    inputs = collate(encoded, processor.tokenizer.pad_token_id)
+    inputs = collate([row.inputs for row in rows], processor.tokenizer.pad_token_id)
     inputs = {name: _moved(tensor, model) for name, tensor in inputs.items()}
-    encoder_inputs = {name: inputs[name] for name in ENCODER_INPUTS if name in inputs}
-    encoder_outputs = model.encode(**encoder_inputs)  # once for the answers and their scores
-    sequences = model.generate(**inputs, encoder_outputs=encoder_outputs, **settings)
-    answers = [{"text": text} for text in processor.batch_decode(sequences)]
-    if return_scores:
-        scores = model.caption_scores(sequences, encoder_outputs=encoder_outputs).float().tolist()
-        answers = [{**answer, "score": score} for answer, score in zip(answers, scores, strict=True)]
-    number = len(answers) // len(encoded)
+    sequences, scores = generate_answers(model, inputs, return_scores, **settings)
+    number = len(sequences) // len(rows)
+    sizes = [row.image_size for row in rows for _ in range(number)]
+    answers = [{"text": text} for text in processor.post_process(sequences, task, sizes)]
+    if scores is not None:
+        answers = [{**answer, "score": score} for answer, score in zip(answers, scores.float().tolist(), strict=True)]
     return [answers[start : start + number] for start in range(0, len(answers), number)]
 
 

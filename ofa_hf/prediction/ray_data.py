@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import ImageError
 from ofa_hf.models import check_model, load_model
-from ofa_hf.prediction.inputs import find_images
+from ofa_hf.prediction.inputs import ImageFile, find_images
 from ofa_hf.prediction.loop import check_beams, predict
 from ofa_hf.prediction.outputs import AnswerFile, Format
 from ofa_hf.prediction.processes import Processes, open_answer_file
@@ -141,7 +141,7 @@ class Worker:
 
     def _image(self, image: Any) -> Any:
         if isinstance(image, str) and os.path.exists(os.path.join(self.here, image)):
-            return Path(self.here, image)
+            return ImageFile(os.path.join(self.here, image))
         return image
 
 

@@ -14,6 +14,7 @@ from transformers.tokenization_utils_base import ADDED_TOKENS_FILE, SPECIAL_TOKE
 from transformers.utils import CHAT_TEMPLATE_FILE, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from ofa_hf.errors import UserError
+from ofa_hf.files import json_text, read_json
 from ofa_hf.model_card.card import current_card
 from ofa_hf.model_card.facts import (
     ACCOUNT_FILE,
@@ -23,7 +24,6 @@ from ofa_hf.model_card.facts import (
     RESULTS_FILE,
     SETTINGS_FILES,
     read_folder,
-    read_json,
     without_paths,
 )
 
@@ -109,7 +109,7 @@ def bundle_of(folder: str | Path, repo_id: str | None = None, license: str | Non
     files: dict[str, Path | bytes] = {name: folder / name for name in names}
     for name, values in ((RESULTS_FILE, facts.finetuning), (EVALUATION_FILE, facts.evaluation)):
         if values:
-            files[name] = (json.dumps(without_paths(values), ensure_ascii=False, indent=2) + "\n").encode()
+            files[name] = json_text(without_paths(values)).encode()
     files[CARD_FILE] = current_card(folder, repo_id, license).encode()
     return Bundle(files)
 

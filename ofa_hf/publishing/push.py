@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from ofa_hf.errors import UserError
+from ofa_hf.files import hub_files
 from ofa_hf.publishing.bundle import Bundle, bundle_of
 
 
@@ -31,11 +32,11 @@ RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 CONFLICT_STATUS = frozenset({409, 412})  # somebody else's commit came in between: look again, then try again
 MESSAGE = "Publish an OFA model with ofa_hf"
 
-# Weights and code of an earlier state that must not stay beside the new ones; all other files of a repository stay.
-OBSOLETE = re.compile(
+# Weights and code of an earlier state that must not stay next to the new ones; all other files of a repository stay.
+OLD_WEIGHTS = re.compile(
     r"(pytorch_model|model|tf_model|flax_model)[\w.-]*\.(bin|safetensors|h5|msgpack)(\.index\.json)?"
-    r"|(configuration|modeling|image_processing|processing|pipeline)_ofa\w*\.py"
 )
+OLD_CODE = re.compile("|".join([r"modeling_ofa\w*\.py", *(re.escape(file.name) for file in hub_files())]))
 
 Result = TypeVar("Result")
 
@@ -206,7 +207,8 @@ def push(api: HfApi, bundle: Bundle, destination: Destination, message: str | No
 
 def obsolete_files(names: Iterable[str], bundle: Bundle) -> list[str]:
     """Files of the repository that belong to an earlier state of the model."""
-    return sorted(name for name in names if OBSOLETE.fullmatch(name) and name not in bundle.files)
+    old = {name for name in names if OLD_WEIGHTS.fullmatch(name) or OLD_CODE.fullmatch(name)}
+    return sorted(old - bundle.files.keys())
 
 
 def tree(revision: str | None) -> str:

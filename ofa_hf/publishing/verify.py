@@ -16,6 +16,7 @@ from ofa_hf.errors import UserError
 from ofa_hf.files import read_json
 from ofa_hf.fresh_process import run_fresh
 from ofa_hf.publishing.bundle import weight_files
+from ofa_hf.tasks_ofa import default_prompt, slots
 
 
 SHOWN = 60  # characters of a text
@@ -103,7 +104,9 @@ def ask_stranger(folder: Path, overlay: Path | None) -> dict:
         image = Path(scratch) / "image.png"
         draw_image().save(image)
         request = {"folder": str(folder), "threads": torch.get_num_threads(), "exact": True}
-        request |= {"auto_classes": AUTO_CLASSES, "images": [str(image)], "pipeline": {}}
+        prompt = default_prompt(read_json(folder / "processor_config.json"))
+        keywords = {"prompt": prompt} if slots(prompt) else {}  # as it is: nothing is there to fill its slots
+        request |= {"auto_classes": AUTO_CLASSES, "images": [str(image)], "pipeline": keywords}
         seen = run_fresh(STRANGER, request, scratch=scratch, failure=failure, overlay=overlay)
     names = ("transformers", "huggingface_hub", "equal_tensors")
     return {"text": seen["texts"][0], **{name: seen[name] for name in names}}

@@ -20,6 +20,7 @@ from random import Random
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from ofa_hf.errors import UserError
+from ofa_hf.files import read_json, write_json, write_text
 
 
 RGB = tuple[int, int, int]
@@ -675,14 +676,14 @@ def write_shop(
         for number, product in entries.items():
             is_new_pair = (product.kind, product.colour) not in seen_pairs
             labels[str(number)] = {**asdict(product), "split": split, "is_new_pair": is_new_pair}
-    files.label_file.write_text(json.dumps(labels, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    files.vocab_file.write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
+    write_json(files.label_file, labels)
+    write_text(files.vocab_file, "\n".join(vocabulary()) + "\n")
     return files
 
 
 def read_products(label_file: str | os.PathLike) -> dict[str, Product]:
     """Read `shop.json`: image id → what the image shows."""
-    labels = json.loads(Path(label_file).read_text(encoding="utf-8"))
+    labels = read_json(label_file)
     return {number: Product(label["kind"], label["colour"], label["pattern"]) for number, label in labels.items()}
 
 

@@ -65,7 +65,7 @@ def test_the_cards_snippet_runs_as_printed_for_a_stranger(published, overlay):
     assert len([line for line in snippet.splitlines() if line]) <= 5
     home = folder / ("home4" if overlay else "home5")
     environment = server.environment(home, token=None)
-    told = "\nprint(type(captioner.model).__module__, file=sys.stderr)"
+    told = "\nprint(type(pipe.model).__module__, file=sys.stderr)"
     ran = python(folder, environment, "-c", WITHOUT_PACKAGE + snippet + told, overlay=overlay)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip()

@@ -14,7 +14,7 @@ from stress.pieces import Figures
 
 from ofa_hf.data import load_muge, load_table, report_of
 from ofa_hf.errors import UserError
-from ofa_hf.evaluation import evaluate_predictions
+from ofa_hf.evaluation import evaluate_files
 from ofa_hf.evaluation.predictions import write_submission
 from ofa_hf.image_loading_ofa import load_image
 from ofa_hf.training.arguments import parse_arguments
@@ -218,7 +218,7 @@ class PredictionTarget(fuzz.Target):
         paths = self.folder / "predictions.jsonl", self.folder / "captions.jsonl"
         for path, content in zip(paths, made, strict=True):
             path.write_bytes(content)
-        result = evaluate_predictions(*paths)
+        result = evaluate_files(*paths)
         for name, value in result.scores.as_dict().items():
             assert 0 <= value <= 1000.0001, f"{name} is {value}"  # false of NaN too
         result.save(self.folder / "result.json")

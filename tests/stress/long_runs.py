@@ -17,14 +17,16 @@ from stress import processes
 from stress.pieces import Figures
 
 from ofa_hf.models import load_model
+from ofa_hf.prediction.inputs import ImageFile
 from ofa_hf.prediction.loop import predict
 from ofa_hf.prediction.outputs import AnswerFile, Format
 
 
 MARKS = 40  # samples of a run
-MAX_GROWTH = 2**20  # bytes for 1,000 captions or steps
-LONG = 1500  # captions or steps; in a shorter run the allocator has not settled, which it may do within
-SLACK = 2**25  # bytes
+# Bytes that 1,000 captions or steps may add, in runs of this length: in shorter ones the allocator has not settled.
+MAX_CAPTION_GROWTH, LONG_CAPTIONS = 50 * 2**10, 10_000
+MAX_STEP_GROWTH, LONG_STEPS = 2**20, 1500
+SLACK = 2**25  # bytes that a shorter run may add
 MAX_SLOWDOWN = 1.5  # last tenth to first tenth, in processor time
 
 
@@ -42,7 +44,7 @@ def captions(seed: int, amount: int, folder: Path) -> Figures:
     """Caption so many images of many sizes into a file."""
     model, images = tiny_shop.write_model(folder / "model"), write_images(folder, random.Random(seed))
     job = partial(caption_many, str(model), images, amount, folder / "captions.jsonl")
-    figures = figures_of(watch(job, folder / "log"))
+    figures = figures_of(watch(job, folder / "log"), MAX_CAPTION_GROWTH, LONG_CAPTIONS)
     assert sum(1 for _ in (folder / "captions.jsonl").open(encoding="utf-8")) == amount
     return {"captions": amount, **figures}
 
@@ -57,7 +59,7 @@ def write_images(folder: Path, chance: random.Random, number: int = 100) -> list
 
 def caption_many(model: str, images: list[str], amount: int, output: Path) -> int:
     loaded, mark = load_model(model, device="cpu"), amount // MARKS
-    rows = ({"id": file, "image": Path(file)} for file in islice(cycle(images), amount))
+    rows = ({"id": file, "image": ImageFile(file)} for file in islice(cycle(images), amount))
     with AnswerFile(output, Format("caption", 1)) as written:
         answers = predict(*loaded, rows, batch_size=32, on_failure=refuse, return_scores=True)
         for done, answer in enumerate(answers, start=1):
@@ -77,7 +79,8 @@ def steps(seed: int, amount: int, folder: Path) -> Figures:
     arguments = {**tiny_shop.write_shop(folder / "shop"), **often, "max_steps": amount, "seed": seed % 2**32}
     arguments |= {"eval_strategy": "steps", "eval_steps": amount // 10, "disable_tqdm": True}
     file = tiny_shop.write_arguments(folder / "args.json", arguments)
-    return {"steps": amount, **figures_of(watch(partial(finetune, file, folder / "out"), folder / "log"))}
+    samples = watch(partial(finetune, file, folder / "out"), folder / "log")
+    return {"steps": amount, **figures_of(samples, MAX_STEP_GROWTH, LONG_STEPS)}
 
 
 def finetune(file: Path, out: Path) -> int:
@@ -103,8 +106,11 @@ def watch(job: Callable[[], int], log: Path) -> list[Sample]:
     return samples
 
 
-def figures_of(samples: list[Sample]) -> Figures:
+def figures_of(samples: list[Sample], max_growth: int, long: int) -> Figures:
     """Growth for 1,000 after the first third, open files, and the last tenth's time to the first's.
+
+    Args:
+        max_growth: bytes for 1,000, in a run of at least `long`.
 
     Raises:
         AssertionError: something grew, or the run became slower.
@@ -114,7 +120,7 @@ def figures_of(samples: list[Sample]) -> Figures:
     growth = 1000 * line.slope
     files = [each.files for each in steady]
     first, last = seconds_each(samples[: len(samples) // 10 + 1]), seconds_each(samples[-len(samples) // 10 - 1 :])
-    allowed = MAX_GROWTH if samples[-1].done >= LONG else SLACK * 1000 / (steady[-1].done - steady[0].done)
+    allowed = max_growth if samples[-1].done >= long else SLACK * 1000 / (steady[-1].done - steady[0].done)
     assert growth < allowed, f"{growth:,.0f} bytes for 1,000"
     half = len(files) // 2
     assert max(files[half:]) <= max(files[:half]) + 1, f"open files: {files}"  # an image that is being read is one

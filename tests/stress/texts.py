@@ -21,7 +21,10 @@ from ofa_hf.conversion.vocabulary import build_tokenizer
 
 
 BOS, EOS = 0, 2
-SYMBOLS = re.compile(r"(\[PAD\]|\[UNK\]|\[CLS\]|\[SEP\]|\[MASK\])")  # the official encoding keeps them whole
+SYMBOLS = re.compile(
+    r"(\[PAD\]|\[UNK\]|\[CLS\]|\[SEP\]|\[MASK\])"
+)  # the official encoding keeps them whole between blanks
+UPPER = re.compile("[A-Z]")
 IDEOGRAPHS = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F))
 IDEOGRAPHS += ((0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 LONGEST_WORD = 100  # characters; longer ones are unknown
@@ -91,14 +94,12 @@ def texts_of_all_kinds() -> st.SearchStrategy[str]:
 
 def expected_ids(text: str, vocabulary: dict[str, int]) -> list[int]:
     """`<s>`, the pieces of the text, `</s>`."""
-    ids = []
-    for part in SYMBOLS.split(text):
-        ids += (
-            [vocabulary[part]]
-            if SYMBOLS.fullmatch(part)
-            else [vocabulary[piece] for piece in pieces_of(part, vocabulary)]
-        )
-    return [BOS, *ids, EOS]
+    parts = (part if SYMBOLS.fullmatch(part) else UPPER.sub(lower, part) for part in SYMBOLS.split(text))
+    return [BOS, *(vocabulary[piece] for piece in pieces_of("".join(parts), vocabulary)), EOS]
+
+
+def lower(match: re.Match) -> str:
+    return match[0].lower()
 
 
 def pieces_of(text: str, vocabulary: dict[str, int]) -> list[str]:
@@ -108,7 +109,12 @@ def pieces_of(text: str, vocabulary: dict[str, int]) -> list[str]:
 def words_of(text: str) -> list[str]:
     clean = "".join(" " if is_blank(char) else char for char in text if not is_control(char))
     spaced = "".join(f" {char} " if is_ideograph(char) else char for char in clean)
-    plain = "".join(char for char in unicodedata.normalize("NFD", spaced) if unicodedata.category(char) != "Mn")
+    return [word for run in spaced.split() for word in ([run] if SYMBOLS.fullmatch(run) else cut_run(run))]
+
+
+def cut_run(run: str) -> list[str]:
+    """The words of a text without blanks: lower-cased, without accents, cut at punctuation."""
+    plain = "".join(char for char in unicodedata.normalize("NFD", run) if unicodedata.category(char) != "Mn")
     lowered = "".join(char.lower() for char in plain)
     cut = "".join(f" {char} " if is_punctuation(char) else char for char in lowered)
     return cut.split()
@@ -167,7 +173,7 @@ def texts(seed: int, amount: int, folder: Path) -> Figures:
 
 def check_text(text: str, processor: OFAProcessor, vocabulary: dict[str, int]) -> None:
     expected = expected_ids(text, vocabulary)
-    found = processor.tokenizer(text).input_ids
+    found = processor(text=text, truncation=False)["input_ids"][0].tolist()
     assert found == expected, f"{text!r}\n{found}\n{expected}"
     cut = processor(text=text)
     limit = processor.max_prompt_tokens

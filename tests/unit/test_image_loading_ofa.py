@@ -151,6 +151,10 @@ def test_a_jpeg_with_exif_orientation_is_turned_upright():
     for orientation, size in ((1, (64, 48)), (3, (64, 48)), (6, (48, 64)), (8, (48, 64))):
         exif[0x0112] = orientation
         assert load_image(encoded(photo(), exif=exif.tobytes())).size == size
+        for kind in ("PNG", "JPEG", "WEBP", "TIFF"):
+            upright = load_image(encoded(photo(), kind, exif=exif if kind == "TIFF" else exif.tobytes()))
+            assert same(load_image(upright), upright)  # as pipelines do: they load, then prepare
+            assert load_image(upright.resize((32, 32))).tobytes() == upright.resize((32, 32)).tobytes()
     exif[0x0112] = 6  # shot with the camera turned: what is stored as left is up
     assert same(load_image(encoded(photo(), exif=exif.tobytes())), photo().transpose(Image.Transpose.ROTATE_270))
     assert load_image(encoded(photo(), "TIFF", exif=exif)).size == (48, 64)

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import ImageTextToTextPipeline
+from transformers import GenerationConfig, ImageTextToTextPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from ofa_hf import (
@@ -80,6 +80,16 @@ def test_every_kind_of_input_gives_the_same_captions(captioner, files):
     assert captioner([]) == []
 
 
+def test_a_photo_is_turned_upright_once(captioner, files, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    Image.open(files[1]).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo.png", exif=exif.tobytes())
+    upright = captioner(files[1], return_scores=True)
+    assert captioner(str(tmp_path / "photo.png"), return_scores=True) == upright
+    lying = captioner(Image.open(files[1]).transpose(Image.Transpose.ROTATE_90), return_scores=True)
+    assert lying != upright
+
+
 def test_several_captions_of_several_images_stay_with_their_image(captioner, files):
     alone = [captioner(file, num_return_sequences=3) for file in files]
     assert len({str(rows) for rows in alone}) > 1  # the images do differ
@@ -114,7 +124,7 @@ def test_scores_are_the_mean_log_probability_of_the_tokens(captioner, files, set
 
 def test_scores_that_the_search_returns_need_no_second_pass(captioner, files, monkeypatch):
     expected = captioner(files[0], num_return_sequences=3)
-    monkeypatch.setattr(captioner.model, "caption_scores", lambda *_, **__: pytest.fail("a second pass"))
+    monkeypatch.setattr(captioner.model, "sequence_scores", lambda *_, **__: pytest.fail("a second pass"))
     found = captioner(files[0], num_return_sequences=3, output_scores=True)
     assert [row["generated_text"] for row in found] == [row["generated_text"] for row in expected]
     assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
@@ -163,6 +173,10 @@ def test_another_task_of_the_checkpoint_is_asked_by_name(captioner, files):
     assert pipe([{"image": file, "text": "裙子"} for file in files], **asked) == expected
     assert pipe(files, prompt="裙子", **asked) == pipe(files, prompt={"product": "裙子"}, **asked) == expected
     assert pipe(files, prompt="裙子", max_new_tokens=5, **asked) != expected  # a call's own setting wins
+    whole = GenerationConfig.from_model_config(captioner.model.config)
+    whole.max_length, whole.num_beams = 7, 3
+    own = pipe(files[0], prompt="裙子", generation_config=whole, **asked)  # nothing of the task's is added to it
+    assert own == captioner(questions[0], generation_config=whole, return_scores=True) != expected[0]
     always = OFAImageToTextPipeline(model=captioner.model, processor=processor, task="color")
     assert always(files, prompt="裙子", return_scores=True) == expected
     assert always(files, task="caption") == captioner(files)

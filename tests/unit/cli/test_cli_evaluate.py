@@ -1,8 +1,10 @@
-"""Promises of `ofa-hf evaluate` with captions that exist."""
+"""Promises of `ofa-hf evaluate`."""
 
 import json
 
 import pytest
+import tiny_shop
+from PIL import Image
 
 from ofa_hf.cli import main
 
@@ -35,6 +37,21 @@ def test_results_page_and_submission_are_written(files, tmp_path, capsys):
 def test_a_part_can_be_scored_on_purpose(files, capsys):
     assert main(["evaluate", "--predictions", files[0], "--captions", files[1], "--limit", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_images"] == 1
+
+
+def test_a_model_is_scored_and_writes_a_submission_of_all_images(files, tmp_path, capsys):
+    model, images = tiny_shop.write_model(tmp_path / "model"), tmp_path / "images"
+    images.mkdir()
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (40, 40), "red").save(images / f"{name}.png")
+    model_and_images = ["evaluate", "--model", str(model), "--images", str(images), "--device", "cpu"]
+    assert main([*model_and_images, "--captions", files[1], "--task", "caption", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_images"] == 2
+    assert main([*model_and_images, "--submission", str(tmp_path / "submission.jsonl")]) == 0
+    assert "3 answers in" in capsys.readouterr().err
+    assert len((tmp_path / "submission.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    assert main([*model_and_images, "--captions", files[1], "--task", "nothing"]) == 1
+    assert "no task 'nothing'" in capsys.readouterr().err
 
 
 def test_a_bad_file_is_one_clear_line_and_exit_1(files, tmp_path, capsys):

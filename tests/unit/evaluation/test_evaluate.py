@@ -2,7 +2,10 @@
 
 import json
 
-from ofa_hf.evaluation.evaluate import evaluate_predictions
+import pytest
+
+from ofa_hf.errors import UserError
+from ofa_hf.evaluation.evaluate import evaluate_files, evaluate_predictions
 
 
 PREDICTIONS = {"a": "红色围巾", "b": "白色杯子"}
@@ -18,13 +21,24 @@ def test_the_result_says_what_was_run_and_with_which_versions(tmp_path):
     assert {"python", "torch", "transformers"} <= saved["versions"].keys()
 
 
-def test_files_and_mappings_give_the_same_scores(tmp_path):
-    predictions, references = tmp_path / "p.jsonl", tmp_path / "r.jsonl"
-    for path, captions in ((predictions, PREDICTIONS), (references, REFERENCES)):
+@pytest.fixture
+def files(tmp_path):
+    paths = tmp_path / "p.jsonl", tmp_path / "r.jsonl"
+    for path, captions in zip(paths, (PREDICTIONS, REFERENCES)):
         path.write_text("".join(json.dumps({"image_id": i, "text": t}) + "\n" for i, t in captions.items()))
-    from_files = evaluate_predictions(predictions, str(references))
+    return paths
+
+
+def test_files_and_mappings_give_the_same_scores(files):
+    from_files = evaluate_files(*files)
     assert from_files.scores == evaluate_predictions(PREDICTIONS, REFERENCES).scores
-    assert from_files.run == {"predictions": str(predictions), "captions": str(references)}
+    assert from_files.run == {"predictions": str(files[0]), "captions": str(files[1])}
+
+
+def test_a_limit_scores_the_first_references_and_an_unknown_task_is_refused(files):
+    assert evaluate_files(*files, limit=1).predictions == {"a": PREDICTIONS["a"]}
+    with pytest.raises(UserError, match="Unknown task 'nothing'. Accepted: caption"):
+        evaluate_files(*files, task="nothing")
 
 
 def test_the_table_shows_the_three_published_scores():

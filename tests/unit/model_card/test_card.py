@@ -41,21 +41,24 @@ def test_a_converted_folder_has_metadata_settings_proof_and_no_score(model_folde
 def test_a_prompt_with_a_place_for_words_is_filled_in_the_snippet(model_folder):
     path = model_folder / "processor_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    values["tasks"]["caption"]["prompt"] = CATALOGUE["refcoco_cn_base"].defaults.prompt
+    values |= {
+        "tasks": {"grounding": {"prompt": CATALOGUE["refcoco_cn_base"].defaults.prompt}},
+        "default_task": "grounding",
+    }
     path.write_text(json.dumps(values), encoding="utf-8")
     snippet = re.search(r"```python\n(.*?)```", current_card(model_folder, "shop/tiny"), re.DOTALL)[1]
     assert "红色裙子" in snippet
     compile(snippet, "card", "exec")
 
 
-def test_a_proven_conversion_shows_its_figures(model_folder):
+def test_a_verified_conversion_shows_its_figures(model_folder):
     path = model_folder / "conversion.json"
     account = json.loads(path.read_text(encoding="utf-8"))
     account["proof"] = {"max_difference": 0.0, "logits_shape": [2, 12, 9], "equal_tensors": 326, "load_seconds": 1.0}
     account["proof"]["transformers"] = "5.23.0"
     path.write_text(json.dumps(account), encoding="utf-8")
     assert "326 equal tensors" in current_card(model_folder)
-    assert "tensors' own is 0.0" in current_card(model_folder)
+    assert "from the source's is 0.0" in current_card(model_folder)
 
 
 def test_published_scores_name_their_page_and_stay_out_of_the_metadata(model_folder):

@@ -32,7 +32,7 @@ def test_missing_and_broken_images_count_as_empty_and_rows_without_references_ar
     references = {"a": [own["a"]], "c": ["白色"], "d": [own["d"]], "gone": ["绿色"]}
     result = evaluate_model(*loaded, ROWS, references, batch_size=4, run={"model": "tiny"}, num_beams=2)
     assert result.predictions == {"a": own["a"], "c": "", "d": own["d"], "gone": ""}
-    assert result.run == {"model": "tiny", "batch_size": 4, "num_beams": 2, "images_missing": 1}
+    assert result.run == {"model": "tiny", "task": "caption", "batch_size": 4, "num_beams": 2, "images_missing": 1}
     assert result.scores["rouge_l"] == pytest.approx(50)
 
 

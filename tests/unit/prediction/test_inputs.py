@@ -1,10 +1,13 @@
 """Promises of `ofa_hf.prediction.inputs`: which files a command's arguments name."""
 
+import sys
+
 import pytest
 from PIL import Image
 
 from ofa_hf.errors import UserError
-from ofa_hf.prediction.inputs import find_images
+from ofa_hf.image_loading_ofa import load_image
+from ofa_hf.prediction.inputs import ImageFile, find_images
 
 
 @pytest.fixture
@@ -27,6 +30,22 @@ def test_skipped_files_are_left_out(shop):
 
 def test_a_file_that_is_named_counts_whatever_its_suffix(shop):
     assert find_images([shop / "notes.txt"]) == [str(shop / "notes.txt")]
+
+
+def test_an_image_file_is_read_by_its_path_whatever_it_looks_like(shop, monkeypatch):
+    monkeypatch.chdir(shop)
+    (shop / "http:").mkdir()
+    (shop / "a.png").rename(shop / "http:" / "a.png")
+    assert load_image(ImageFile("http://a.png")).size == (30, 20)
+
+
+def test_no_file_name_is_interned(shop, monkeypatch):
+    """The table of interned strings grows with every name that ever was in it; pathlib would add each one."""
+    interned, intern = [], sys.intern
+    monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or intern(text))
+    for file in find_images([shop]):
+        load_image(ImageFile(file))
+    assert not {"a.png", "b.JPG", "c.webp"} & set(interned)
 
 
 def test_nothing_to_do_is_said_clearly(tmp_path):

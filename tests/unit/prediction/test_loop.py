@@ -8,7 +8,7 @@ import tiny_shop
 import torch
 from PIL import Image
 
-from ofa_hf import OFAImageToTextPipeline
+from ofa_hf import OFAImageToTextPipeline, OFAProcessor
 from ofa_hf.errors import UserError
 from ofa_hf.models import load_model
 from ofa_hf.prediction import loop
@@ -87,6 +87,31 @@ def test_the_model_is_left_as_it_was_even_if_nobody_reads_on(loaded):
     predictions.close()
     assert loaded.model.training
     loaded.model.eval()
+
+
+TASKS = {"caption": {}, "material": {"prompt": "一个{product}?", "generation": {"num_beams": 2}}}
+
+
+def test_a_task_fills_its_prompt_from_the_row_and_brings_its_settings(loaded, monkeypatch):
+    asked, generate = [], loaded.model.generate
+    monkeypatch.setattr(loaded.model, "generate", lambda **given: asked.append(given) or generate(**given))
+    processor = OFAProcessor(loaded.processor.image_processor, loaded.processor.tokenizer, tasks=TASKS)
+    rows = [{**row, "product": product} for row, product in zip(ROWS, ("红", "蓝色的方块"))]
+    assert len(list(predict(loaded.model, processor, rows, task="material"))) == 2
+    expected = processor(text=["一个红?", "一个蓝色的方块?"])
+    assert asked[0]["input_ids"].tolist() == expected["input_ids"].tolist()
+    assert asked[0]["attention_mask"].tolist() == expected["attention_mask"].tolist()
+    assert asked[0]["num_beams"] == 2
+    with pytest.raises(UserError, match="no task 'nothing'"):
+        list(predict(loaded.model, processor, rows, task="nothing"))
+
+
+def test_a_row_without_an_image_is_a_failure_of_that_row(loaded):
+    failures = []
+    rows = [{"id": "bare", "image": None}, ROWS[0]]
+    predictions = list(predict(*loaded, rows, on_failure=lambda *failure: failures.append(failure)))
+    assert [bool(each.answers) for each in predictions] == [False, True]
+    assert "bare has no image" in str(failures[0][1])
 
 
 def test_each_answer_has_a_beam(loaded):

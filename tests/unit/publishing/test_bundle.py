@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ofa_hf import OFAForConditionalGeneration, OFAProcessor
 from ofa_hf.errors import UserError
+from ofa_hf.files import hub_files
 from ofa_hf.model_card.facts import without_paths
 from ofa_hf.publishing import bundle as module
 from ofa_hf.publishing.bundle import bundle_of
@@ -24,6 +26,16 @@ def test_code_files_are_found_by_following_settings_and_imports(model_folder):
     assert {"modeling_ofa.py", "processing_ofa.py", "extra_part.py", "extra_deeper.py"} <= files.keys()
     assert "unused.py" not in files
     assert "chat_template.jinja" in files
+
+
+def test_saving_and_bundling_take_exactly_the_hub_files(model_folder, tmp_path):
+    expected = {file.name for file in hub_files()}
+    assert {name for name in bundle_of(model_folder).files if name.endswith(".py")} == expected
+    model = OFAForConditionalGeneration.from_pretrained(model_folder)
+    model.save_pretrained(tmp_path / "model")  # alone: what a Trainer of transformers may do
+    assert {file.name for file in (tmp_path / "model").glob("*.py")} == expected
+    OFAProcessor.from_pretrained(model_folder).save_pretrained(tmp_path / "model")
+    assert {file.name for file in (tmp_path / "model").glob("*.py")} == expected
 
 
 @pytest.mark.parametrize(
