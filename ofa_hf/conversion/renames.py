@@ -142,7 +142,7 @@ def check_table(key: str, tensor: Any, compute: Callable[[torch.Size], torch.Ten
 
 
 def refuse_unknown(unknown: list[str], source: str) -> None:
-    """Refuse weights the model has no place for, with a hint where their name tells what they are."""
+    """Refuse weights the model has no place for, with a hint if their name says what they are."""
     if unknown:
         hint = next((hint for key in unknown for piece, hint in HINTS.items() if piece in key.lower()), None)
         raise UserError(

@@ -136,7 +136,7 @@ def example_inputs(model: OFAForConditionalGeneration) -> tuple[tuple[Tensor, ..
 
 @torch.no_grad()
 def write_graphs(model: OFAForConditionalGeneration, folder: Path) -> None:
-    """Write both graphs of a model in float32 with eager attention; weights lie beside them in `.data` files."""
+    """Write both graphs of a model in float32 with eager attention; weights are next to them in `.data` files."""
     layers = model.config.decoder_layers
     encoder_inputs, decoder_inputs = example_inputs(model)
     batch, rows, text, source, past, tokens = map(

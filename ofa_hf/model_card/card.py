@@ -1,4 +1,4 @@
-"""The model card of a folder, made from its own files: a score stands in it only if a result file backs it."""
+"""The model card of a folder, made from its own files: it shows a score only if a result file backs it."""
 
 import json
 import re
