@@ -124,7 +124,7 @@ def test_scores_are_the_mean_log_probability_of_the_tokens(captioner, files, set
 
 def test_scores_that_the_search_returns_need_no_second_pass(captioner, files, monkeypatch):
     expected = captioner(files[0], num_return_sequences=3)
-    monkeypatch.setattr(captioner.model, "caption_scores", lambda *_, **__: pytest.fail("a second pass"))
+    monkeypatch.setattr(captioner.model, "sequence_scores", lambda *_, **__: pytest.fail("a second pass"))
     found = captioner(files[0], num_return_sequences=3, output_scores=True)
     assert [row["generated_text"] for row in found] == [row["generated_text"] for row in expected]
     assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
