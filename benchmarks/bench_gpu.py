@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import CompileConfig
 
 from ofa_hf import OFAForConditionalGeneration
+from ofa_hf.training.losses import smoothed_cross_entropy, without_logits
 
 
 MIB = 2**20
@@ -119,7 +120,7 @@ def tuning(bench: Bench, model: OFAForConditionalGeneration, images: int, cached
     def step() -> None:
         with torch.autocast(bench.device.type, bench.dtype, enabled=bench.dtype != torch.float32):
             encoded = kept or encode()
-            model(encoder_outputs=encoded, labels=labels, return_logits=False).loss.backward()
+            model(encoder_outputs=encoded, **without_logits(labels)).loss.backward()
         model.zero_grad()
 
     return step
@@ -172,6 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{bench.name}, torch {torch.__version__}, {dtype}, {args.size}")
     print(f"{'a large matrix product':46} {bench.peak / 1e9:9,.0f} GFLOP/s")
     model = make_model(args.size).to(bench.device, dtype)
+    model.loss_function = smoothed_cross_entropy
     profiles = measure(bench, model, args.batch_size, args.compile)
     if args.json:
         facts = {"device": bench.name, "torch": torch.__version__, "dtype": str(dtype), "size": args.size}

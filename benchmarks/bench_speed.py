@@ -20,13 +20,12 @@ from itertools import cycle
 from pathlib import Path
 
 import torch
-from limits import Machine, seconds
+from limits import Machine, closed_door, seconds
 from transformers import BlipConfig, BlipForConditionalGeneration
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration
 from ofa_hf.export.int8 import int8_config
-from ofa_hf.modeling_ofa import OFAEncoderOutput
-from ofa_hf.modeling_ofa_kernels import plain_kernels
+from ofa_hf.generation_ofa import OFAEncoderOutput
 
 
 SIZES = {
@@ -60,7 +59,7 @@ def caption(model, pixel_values) -> torch.Tensor:
 def caption_plain(model, pixel_values) -> torch.Tensor:
     """The same tokens the plain way: encoder states copied for every beam, torch's kernels, nothing folded."""
     input_ids = prompts(len(pixel_values))
-    with torch.no_grad(), plain_kernels():
+    with torch.no_grad(), closed_door():
         encoded = model.get_encoder()(input_ids=input_ids, pixel_values=pixel_values)
         with copied_encoder_states(model):
             settings = {"num_beams": BEAMS, "min_length": TOKENS + 1, "max_length": TOKENS + 1}

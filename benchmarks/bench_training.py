@@ -26,15 +26,14 @@ import numpy as np
 import torch
 from bench_speed import CAPTION_TOKENS, CAPTIONS, IMAGE, PROMPT, SIZES, make_model, prompts
 from datasets import Dataset
-from limits import Machine, operations
+from limits import Machine, closed_door, operations
 from PIL import Image
 
 from ofa_hf import OFAForConditionalGeneration, OFAImageProcessor
 from ofa_hf.data import GroupedTargets
 from ofa_hf.data.collator import open_row_image
 from ofa_hf.data.shards import row_features
-from ofa_hf.modeling_ofa import FusedCrossEntropy
-from ofa_hf.modeling_ofa_kernels import folding, plain_kernels
+from ofa_hf.training.losses import FusedCrossEntropy, smoothed_cross_entropy, without_logits
 
 
 IMAGES, VOCABULARY = 2, 30_325
@@ -55,7 +54,7 @@ def some_captions(number: int, same_length: bool = True) -> torch.Tensor:
 
 def plain_step_loss(model, pixel_values, labels) -> torch.Tensor:
     """An image for every caption, torch's kernels, all logits."""
-    with plain_kernels():
+    with closed_door():
         decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
         inputs = {"input_ids": prompts(len(labels)), "pixel_values": pixel_values}
         logits = model(**inputs, decoder_input_ids=decoder_input_ids).logits
@@ -63,7 +62,8 @@ def plain_step_loss(model, pixel_values, labels) -> torch.Tensor:
 
 
 def step_loss(model, labels, **encoder_inputs) -> torch.Tensor:
-    return model(**encoder_inputs, labels=labels, return_logits=False).loss
+    model.loss_function = smoothed_cross_entropy
+    return model(**encoder_inputs, **without_logits(labels)).loss
 
 
 def take_step(model, compute_loss: Callable[[], torch.Tensor], dtype: torch.dtype | None = torch.float32) -> None:
@@ -89,8 +89,7 @@ def ways_to_train(model) -> dict[str, Way]:
     uneven = some_captions(IMAGES * CAPTIONS, same_length=False)
     images = {"input_ids": prompts(IMAGES), "pixel_values": pixel_values}
     outputs = model.encode(**images)
-    with torch.no_grad(), folding():
-        cells = model.get_encoder().embed_image_cells(pixel_values)
+    cells = model.embed_image_cells(pixel_values)
 
     def plain():
         return plain_step_loss(model, pixel_values, labels[:IMAGES])

@@ -11,7 +11,7 @@ import bench_speed
 import bench_training
 import torch
 
-from ofa_hf.modeling_ofa_kernels import is_slow
+from ofa_hf.fast_ofa import is_slow
 
 
 LEAST = {  # × the plain way

@@ -37,8 +37,11 @@ FIXED_SWITCHES = {
     "resnet_model_path": None,
 }
 
-# Fields of old files that no OFA network ever read.
-UNUSED_FIELDS = ("classifier_dropout", "num_hidden_layers", "init_std")
+# Fields of old files that OFA's network never read, or reads no more.
+UNUSED_FIELDS = ("classifier_dropout", "num_hidden_layers", "init_std", "label_smoothing")
+
+# Private fields that transformers itself passes to a config. All others can only come from a foreign config.json.
+PRIVATE_FIELDS = ("_name_or_path", "_commit_hash")
 
 AUTO_MAP = {
     "AutoConfig": "configuration_ofa.OFAConfig",
@@ -78,7 +81,6 @@ class OFAConfig(PretrainedConfig):
         encoder_drop_path_rate, decoder_drop_path_rate, resnet_drop_path_rate: stochastic depth of the last layer
             (for the trunk: of the last block of every stage); rates rise linearly from 0 at the first.
         init_range: standard deviation of fresh linear weights and embeddings.
-        label_smoothing: share of the target probability spread over the vocabulary when `labels` are given.
 
     Raises:
         ValueError: sizes that do not fit together, or a switch set to a variant of OFA this network is not.
@@ -117,7 +119,6 @@ class OFAConfig(PretrainedConfig):
         decoder_drop_path_rate: float = 0.0,
         resnet_drop_path_rate: float = 0.0,
         init_range: float = 0.02,
-        label_smoothing: float = 0.0,
         use_cache: bool = True,
         pad_token_id: int = 1,
         bos_token_id: int = 0,
@@ -150,10 +151,10 @@ class OFAConfig(PretrainedConfig):
         self.decoder_drop_path_rate = decoder_drop_path_rate
         self.resnet_drop_path_rate = resnet_drop_path_rate
         self.init_range = init_range
-        self.label_smoothing = label_smoothing
         self.use_cache = use_cache
         self.auto_map = dict(AUTO_MAP) if auto_map is None else auto_map
         self.custom_pipelines = dict(CUSTOM_PIPELINES) if custom_pipelines is None else custom_pipelines
+        self._drop_foreign_code(kwargs)
         self._refuse_other_variants(kwargs)
         self._check_sizes()
         super().__init__(
@@ -165,6 +166,19 @@ class OFAConfig(PretrainedConfig):
             tie_word_embeddings=tie_word_embeddings,
             **kwargs,
         )
+
+    @staticmethod
+    def _drop_foreign_code(kwargs: dict) -> None:
+        """Drop fields by which a config.json could make transformers fetch and import code from the Hub.
+
+        transformers 4.56 to 5.2 loads the kernel that `_attn_implementation_internal` names (CVE-2026-4372), and other
+        private fields are as unsafe. A public `…_implementation` must not name a repository.
+        """
+        for name in list(kwargs):
+            is_private = name.startswith("_") and name not in PRIVATE_FIELDS
+            if is_private or (name.endswith("_implementation") and "/" in str(kwargs[name])):
+                value = kwargs.pop(name)
+                logger.warning_once(f"OFAConfig ignores {name}={value!r}: it could name code to be loaded.")
 
     @staticmethod
     def _refuse_other_variants(kwargs: dict) -> None:

@@ -1,4 +1,4 @@
-"""The one exception that speaks to a user: the command line prints its text as one line and exits with 1."""
+"""The exception meant for users: the command line prints its text as one line and exits with 1."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-# How libraries tell of a full disk whose errors carry no number: sqlite, tokenizers and safetensors, torch's writer.
+# What libraries say about a full disk without an errno: sqlite, tokenizers, safetensors, torch's writer.
 FULL_DISK_WORDS = (
     "disk is full",
     "No space left",
@@ -21,7 +21,7 @@ MAX_CHARACTERS = 1200  # of a message; what it quotes may be endless
 
 
 class UserError(Exception):
-    """Something the user can put right. The text says what is wrong, what was seen, what is accepted, what to do.
+    """Something the user can fix. The text says what is wrong, what was seen, what is accepted, what to do next.
 
     What was seen may come from a hostile file, so the text is made printable.
     """
@@ -31,8 +31,7 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """A text as one line that any terminal and log file takes: control characters and the like spelled out, the middle
-    left out if it is long."""
+    """A text as one line for any terminal and log file: control characters escaped, the middle of long ones cut."""
     line = " ".join(line.strip() for line in text.splitlines())
     line = "".join(char if char.isprintable() or char == "\u3000" else ascii(char)[1:-1] for char in line)
     half = MAX_CHARACTERS // 2
@@ -40,21 +39,21 @@ def printable(text: str) -> str:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error tells of a full disk."""
+    """Whether an error means that the disk is full."""
     is_numbered = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return is_numbered or any(words in str(error) for words in FULL_DISK_WORDS)
 
 
 def text_of_os_error(error: OSError) -> str:
-    """What to say about an error of the operating system that nobody expected where it came."""
+    """The message for an unexpected error of the operating system."""
     if not is_full_disk(error):
         return str(error)
     return f"The disk is full ({error}). Free some room and run the same command again; what was complete is kept."
 
 
 @contextmanager
-def full_disk_told(place: str | os.PathLike, advice: str) -> Iterator[None]:
-    """Turn whatever tells of a full disk into a `UserError`.
+def explain_full_disk(place: str | os.PathLike, advice: str) -> Iterator[None]:
+    """Turn an error that means a full disk into a `UserError`.
 
     Args:
         place: what the disk holds.

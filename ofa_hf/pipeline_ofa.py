@@ -70,7 +70,7 @@ def generate_answers(
     is_plain = all(_setting(model, name, generate) in (None, value) for name, value in PLAIN_SCORES.items())
     if from_search is not None and is_plain:
         return generated.sequences, from_search
-    return generated.sequences, model.caption_scores(generated.sequences, encoder_outputs=encoder_outputs)
+    return generated.sequences, model.sequence_scores(generated.sequences, encoder_outputs=encoder_outputs)
 
 
 def _setting(model: Any, name: str, generate: Mapping[str, Any]) -> Any:

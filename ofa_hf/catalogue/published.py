@@ -73,7 +73,7 @@ class PublishedCheckpoint:
     scores: tuple[Mapping[str, Any], ...] = ()  # {"data", "values", "source" (a page), "note"}; published, not ours
 
     def facts(self) -> dict[str, Any]:
-        """What a model card says about the checkpoint, beside what conversion finds out."""
+        """What a model card says about the checkpoint, in addition to what conversion finds out."""
         return {"license": self.license, "trained_on": self.trained_on, "scores": [dict(row) for row in self.scores]}
 
 

@@ -3,7 +3,7 @@
 import argparse
 
 
-HELP = "convert an official .pt, a legacy folder or a published checkpoint into a Hub-ready folder, proven exact"
+HELP = "convert an official .pt, a legacy folder or a published checkpoint into a verified Hub-ready folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as read)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion at OUT")
-    parser.add_argument("--no-verify", action="store_true", help="skip the proof in a fresh process")
+    parser.add_argument("--no-verify", action="store_true", help="skip the verification in a fresh process")
     parser.add_argument("--json", action="store_true", help="print the whole account as one JSON object")
 
 

@@ -26,7 +26,7 @@ from ofa_hf.conversion.write import (
     write_generation_config,
     write_weights,
 )
-from ofa_hf.errors import UserError, full_disk_told
+from ofa_hf.errors import UserError, explain_full_disk
 from ofa_hf.files import file_digest, new_folder, write_json
 from ofa_hf.model_card.card import write_card
 from ofa_hf.model_card.facts import ACCOUNT_FILE
@@ -35,7 +35,7 @@ from ofa_hf.model_card.facts import ACCOUNT_FILE
 ACCOUNT_VERSION = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ENGLISH_VOCABULARY = 59457
-ROOM_BESIDE_WEIGHTS = 100 * 2**20  # bytes for code, tokenizer and verification
+ROOM_FOR_OTHER_FILES = 100 * 2**20  # bytes for code, tokenizer and verification
 
 
 @dataclass
@@ -94,7 +94,7 @@ def convert(
         UserError: the checkpoint, the options or the disk do not allow it; nothing is written.
     """
     target = Path(out).absolute()
-    full_disk = full_disk_told(target.parent, "Free some room and convert again; nothing half-written was kept.")
+    full_disk = explain_full_disk(target.parent, "Free some room and convert again; nothing half-written was kept.")
     with full_disk, new_folder(target, partial(check_target, overwrite=overwrite)) as (folder, scratch):
         try:
             job = Conversion(open_source(checkpoint), progress)
@@ -305,6 +305,6 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 def check_room(folder: Path, weights_size: int) -> None:
     """Refuse to start what the disk cannot hold."""
-    needed, free = weights_size + ROOM_BESIDE_WEIGHTS, shutil.disk_usage(folder).free
+    needed, free = weights_size + ROOM_FOR_OTHER_FILES, shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(f"The disk of {folder.parent} has {free:,} bytes left, {needed:,} are needed. Make room.")

@@ -95,9 +95,9 @@ def fetch_rest(url: str, part: Path) -> None:
         headers |= {"Range": f"bytes={begin}-", "If-Range": version}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
-            begin, total = where_it_goes_on(response, begin)
+            begin, total = where_it_continues(response, begin)
             if not begin:
-                part.unlink(missing_ok=True)  # first, so that old bytes never stand beside a new version
+                part.unlink(missing_ok=True)  # first, so that old bytes are never paired with a new version
                 version_file.write_text(version_of(response), encoding="utf-8")
             append(response, part, begin, total)
     except urllib.error.HTTPError as error:
@@ -114,12 +114,12 @@ def fetch_rest(url: str, part: Path) -> None:
 
 
 def version_of(response: http.client.HTTPResponse) -> str:
-    """What tells this version of the file from another: a strong ETag or the date; empty if neither is sent."""
+    """Identifies this version of the file: a strong ETag or the date; empty if the server sends neither."""
     tag = response.headers.get("ETag") or ""
     return tag if tag.startswith('"') else response.headers.get("Last-Modified") or ""
 
 
-def where_it_goes_on(response: http.client.HTTPResponse, begin: int) -> tuple[int, int]:
+def where_it_continues(response: http.client.HTTPResponse, begin: int) -> tuple[int, int]:
     """Position of the first byte the server sends and size of the whole file."""
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
@@ -129,7 +129,7 @@ def where_it_goes_on(response: http.client.HTTPResponse, begin: int) -> tuple[in
     length = response.headers.get("Content-Length", "")
     if not length.isdecimal():
         raise UserError(
-            f"{response.url} does not say how large it is, so a complete file cannot be told from a part. "
+            f"{response.url} does not say how large it is, so a complete file cannot be recognised. "
             f"Download it by hand and give its path."
         )
     return 0, int(length)

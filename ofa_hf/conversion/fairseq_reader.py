@@ -2,7 +2,7 @@
 
 Official file: a dictionary with `args` (an `argparse.Namespace`, or None), `cfg` (None, or a nested configuration
 whose `model` holds the same), `model` (the weights) and training leftovers, which are recognised and never read.
-Legacy file: the weights alone.
+Legacy file: only the weights.
 
 Source: fairseq `checkpoint_utils.py`, `trainer.py`.
 """
@@ -80,7 +80,7 @@ def read_checkpoint(path: str | Path) -> SourceCheckpoint:
 
 
 def sort_content(path: Path, file: TorchFile) -> SourceCheckpoint:
-    """Tell an official checkpoint from plain weights and take what belongs to each."""
+    """Take settings and weights from an official checkpoint, or the weights of a legacy file."""
     content = file.content
     if not isinstance(content, dict):
         raise FileRefused(f"it holds {shown(content)} where a dictionary of weights is expected")

@@ -53,7 +53,7 @@ class Inert:
 
 
 class BoundedStream:
-    """A window of a file that never reads beyond its limit and never allocates for a length that lies."""
+    """A window of a file that never reads beyond its limit and never allocates for a false length."""
 
     def __init__(self, file: BinaryIO, limit: int):
         self._file, self._left = file, limit

@@ -12,7 +12,7 @@ import torch
 from ofa_hf.configuration_ofa import OFAConfig
 from ofa_hf.conversion.inert_pickle import shown
 from ofa_hf.errors import UserError
-from ofa_hf.modeling_ofa import code_position_ids, image_position_buckets, token_position_buckets
+from ofa_hf.modeling_ofa_positions import code_position_ids, image_position_buckets, token_position_buckets
 
 
 SEGMENT_RENAMES = {  # whole segments of a dotted name
@@ -142,7 +142,7 @@ def check_table(key: str, tensor: Any, compute: Callable[[torch.Size], torch.Ten
 
 
 def refuse_unknown(unknown: list[str], source: str) -> None:
-    """Refuse weights the model has no place for, with a hint where their name tells what they are."""
+    """Refuse weights the model has no place for, with a hint if their name says what they are."""
     if unknown:
         hint = next((hint for key in unknown for piece, hint in HINTS.items() if piece in key.lower()), None)
         raise UserError(

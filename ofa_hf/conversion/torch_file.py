@@ -251,7 +251,7 @@ class TorchFile:
         return None
 
     def _rebuild_tensor(self, arguments: tuple) -> StoredTensor:
-        """A tensor whose every number lies inside its storage and none is used over and over."""
+        """A tensor that stays inside its storage and uses no number of it repeatedly."""
         if len(arguments) < 4 or not isinstance(arguments[0], Storage):
             raise PickleRefused("it makes a tensor of something that is not a storage")
         storage, offset, shape, strides = arguments[:4]
@@ -325,4 +325,4 @@ def describe_strange_file(head: bytes, data: mmap.mmap) -> str:
         return f"it is a text or web page, not a checkpoint (it starts with {shown(head.decode('latin-1'))})"
     if data[257:262] == b"ustar":
         return "it is a tar archive (torch before 0.2 wrote those). Load and save it again with a newer torch"
-    return "it is no file that torch.save wrote. Give an official .pt file or a legacy pytorch_model.bin"
+    return "it was not written by torch.save. Give an official .pt file or a legacy pytorch_model.bin"

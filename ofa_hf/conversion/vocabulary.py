@@ -3,7 +3,7 @@
 Source: OFA `tasks/mm_tasks/caption.py` and `utils/BERT_CN_dict`; ids in the order fairseq's dictionary gives them.
 
 How the official encoding of typed symbols is had from a tokenizer that transformers 4 and 5 both load without remote
-code (5 rebuilds it from its vocabulary and its added tokens alone):
+code (5 rebuilds it only from its vocabulary and its added tokens):
 
 - `<code_i>` and `<bin_i>` are entries of the word-piece vocabulary. Text is cut at `<`, so no word ever matches one.
 - A bare `<` is an added token matched in the raw text, the specials `<s>`, `<pad>`, … are matched in the normalised
@@ -38,7 +38,7 @@ TOKENIZER_SETTINGS = {
 
 
 def read_word_pieces(vocab_file: str | os.PathLike) -> list[str]:
-    """Read a BERT `vocab.txt`, one word piece a line, in the order of their BERT ids.
+    """Read a BERT `vocab.txt`, one word piece per line, in the order of their BERT ids.
 
     Lines end with a line feed (or carriage return and line feed) and nothing else: two word pieces of the Chinese
     vocabulary are line separators to Python's `splitlines`.
@@ -50,8 +50,8 @@ def read_word_pieces(vocab_file: str | os.PathLike) -> list[str]:
         lines = Path(vocab_file).read_bytes().decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"The vocabulary {vocab_file} cannot be read: {error}. Expected: a BERT vocab.txt, one word piece a line, "
-            f"in UTF-8. Give the path of OFA's utils/BERT_CN_dict/vocab.txt."
+            f"The vocabulary {vocab_file} cannot be read: {error}. Expected: a BERT vocab.txt in UTF-8, one word piece "
+            f"per line. Give the path of OFA's utils/BERT_CN_dict/vocab.txt."
         ) from error
     if not lines[-1]:  # the end of the last line is no line of its own
         lines.pop()
@@ -63,7 +63,7 @@ def read_word_pieces(vocab_file: str | os.PathLike) -> list[str]:
     if doubtful or not pieces:
         raise UserError(
             f"The vocabulary {vocab_file} is empty, or repeats or lacks a word piece at lines {doubtful[:5]}. "
-            f"Expected: one word piece a line, each once. Give the unchanged vocab.txt of bert-base-chinese."
+            f"Expected: one word piece per line, each once. Give the unchanged vocab.txt of bert-base-chinese."
         )
     return pieces
 
@@ -82,8 +82,8 @@ def build_tokenizer(vocab_file: str | os.PathLike, unk_token: str = "[UNK]") -> 
     """Build the tokenizer of the official Chinese checkpoints from a Chinese BERT `vocab.txt`.
 
     Args:
-        vocab_file: one word piece a line; 21,128 of them in the released checkpoints, any number in a small model. Two
-            entries matter beyond the words: `[UNK]`, and `<`, without which a typed `<s>` would become the special.
+        vocab_file: one word piece per line; 21,128 of them in the released checkpoints, any number in a small model.
+            Two entries matter beyond the words: `[UNK]`, and `<`, without which a typed `<s>` would become the special.
         unk_token: what stands for text outside the vocabulary: `[UNK]` (id 104) in the official code, `<unk>` (id 3)
             in checkpoints that OFA-Chinese finetuned.
 

@@ -33,7 +33,7 @@ from ofa_hf.data.problems import (
 )
 from ofa_hf.data.shards import INDEX_FILE, Options, Shard, ShardResult, drop_rows, read_shards
 from ofa_hf.data.target_index import TargetIndex
-from ofa_hf.errors import UserError, full_disk_told
+from ofa_hf.errors import UserError, explain_full_disk
 
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def build(recipe: Recipe, options: Options, num_proc: int = 1, cache_dir: str | 
         UserError: no usable row, a full disk, a killed process; in strict mode the first problem.
     """
     folder = cache_root(cache_dir) / f"{recipe.name}-{fingerprint(recipe.identity, options)}"
-    with full_disk_told(folder.parent, FULL_DISK_ADVICE):
+    with explain_full_disk(folder.parent, FULL_DISK_ADVICE):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # a second process waits here and then finds the folder
             if not folder.is_dir():

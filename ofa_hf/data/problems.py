@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ofa_hf.errors import UserError
+from ofa_hf.files import read_json, write_json
 
 
 MALFORMED_LINE = "malformed line"
@@ -102,10 +103,10 @@ def report_of(dataset) -> DataReport:
 
 
 def read_report(folder: Path) -> DataReport:
-    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    summary = read_json(folder / SUMMARY_FILE)
     return DataReport(**summary, report_file=str(folder / REPORT_FILE))
 
 
 def write_report(folder: Path, report: DataReport) -> None:
     summary = {"rows": report.rows, "targets": report.targets, "problems": dict(report.problems)}
-    (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / SUMMARY_FILE, summary)

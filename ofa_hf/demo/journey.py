@@ -1,6 +1,5 @@
 """All that this project is for, once, on the embedded shop: convert, finetune, score, load as a stranger, caption."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from ofa_hf.demo.pretraining import Pretraining, pretrain
 from ofa_hf.demo.report import write_demo_report
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import EvaluationResult
+from ofa_hf.files import read_json, write_json
 from ofa_hf.fresh_process import run_fresh
 from ofa_hf.models import load_model
 from ofa_hf.prediction.evaluating import evaluate_model
@@ -167,7 +167,7 @@ def run_demo(
         curves = [result.folder / CURVE_FILE, *([out / COMPARISON] if freeze_runs else [])]
         write_demo_report(report, before, after, products, rows, curves=curves, accuracy=accuracy)
     demo = DemoResult(result.folder, report, accuracy, before, after, steps.total, steps.seconds, freeze_runs)
-    (out / MARKER).write_text(json.dumps(demo.as_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(out / MARKER, demo.as_dict())
     return demo
 
 
@@ -233,7 +233,7 @@ def write_arguments(start: Path, folder: Path, files: ShopFiles, size: DemoSize,
         **others,
     }
     file = folder.with_name(f"finetune_{folder.name}.json")
-    file.write_text(json.dumps(arguments, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(file, arguments)
     return file
 
 
@@ -263,8 +263,8 @@ def freeze_run(label: str, arguments: Path) -> FreezeRun:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise UserError(f"The run with the {label} failed; its own words stand above. Mend what they name, run again.")
-    folder = Path(json.loads(arguments.read_text(encoding="utf-8"))["output_dir"])
-    log = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    folder = Path(read_json(arguments)["output_dir"])
+    log = read_json(folder / "trainer_state.json")["log_history"]
     losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     seconds = next(entry["train_runtime"] for entry in log if "train_runtime" in entry)
     return FreezeRun(label, losses, seconds, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))

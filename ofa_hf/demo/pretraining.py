@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAProcessor
 from ofa_hf.modeling_ofa_resnet import OUTPUT_CHANNELS
 from ofa_hf.samples.shop import COLOURS, KINDS, PATTERNS, Product
+from ofa_hf.training.losses import smoothed_cross_entropy, without_logits
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,14 @@ def pretrain(
         optimizer, recipe.learning_rate, total_steps=num_steps, pct_start=recipe.warmup_share
     )
     rng, progress = Random(seed), tqdm(total=num_steps, desc="pretraining", unit=" steps", file=sys.stderr)
+    model.loss_function = smoothed_cross_entropy
     for _ in range(recipe.epochs):
         for batch in torch.randperm(len(rows)).split(recipe.batch_size):
             inputs = vary(pixel_values[batch], recipe.largest_shift, rng)
             loss = model(
                 input_ids=prompt.expand(len(batch), -1),
                 pixel_values=inputs,
-                labels=targets[batch],
-                return_logits=False,
+                **without_logits(targets[batch]),
             ).loss
             loss = loss + labels.loss(head(trunk_output["last"].mean((2, 3))), batch)
             loss.backward()

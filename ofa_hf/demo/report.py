@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_hf.evaluation import EvaluationResult
+from ofa_hf.files import write_text
 from ofa_hf.pages.frame import html_page, image_tag
 from ofa_hf.samples.shop import Product, is_right
 
@@ -58,7 +59,7 @@ def write_demo_report(
         curves="".join(map(curve_tag, curves)),
         cards="".join(card(name, before, after, products[name], images) for name in after.predictions),
     )
-    path.write_text(html_page("OFA on the embedded shop", body, MORE_STYLE), encoding="utf-8")
+    write_text(path, html_page("OFA on the embedded shop", body, MORE_STYLE))
 
 
 def curve_tag(path: Path) -> str:

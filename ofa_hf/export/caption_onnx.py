@@ -1,4 +1,4 @@
-"""Caption images with the ONNX files that lie beside this script.
+"""Caption images with the ONNX files next to this script.
 
     pip install numpy onnxruntime pillow tokenizers
     python caption.py photo.jpg more.jpg [--num-beams 1] [--json]
@@ -154,7 +154,7 @@ class Steps:
         return outputs["scores"]
 
     def reorder(self, rows: np.ndarray) -> None:
-        """Go on with these rows of the cache."""
+        """Continue with these rows of the cache."""
         self.cache = {name: state[rows] for name, state in self.cache.items()}
 
 
@@ -181,7 +181,7 @@ def beam_search(steps: Steps, settings: Settings) -> tuple[list[int], float]:
     while True:
         length = running.shape[1]
         scores = constrain(log_softmax(steps(running[:, -1])), running, settings) + totals[:, None]
-        best = largest(scores.ravel(), 2 * beams)  # so many that some go on even if every beam ends
+        best = largest(scores.ravel(), 2 * beams)  # enough to continue even if every beam ends
         rows, tokens = np.divmod(best, scores.shape[1])
         found, candidates = scores.ravel()[best], np.append(running[rows], tokens[:, None], axis=1)
         ends = (tokens == settings.eos_token_id) | (length + 1 == settings.max_length)

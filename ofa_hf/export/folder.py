@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.errors import UserError, full_disk_told
+from ofa_hf.errors import UserError, explain_full_disk
 from ofa_hf.files import NewFolder, new_folder, write_json
 from ofa_hf.models import LoadedModel
 
@@ -48,13 +48,13 @@ def new_export(out: str | Path) -> Iterator[NewFolder]:
         UserError: `out` holds something.
     """
     target = Path(out).absolute()
-    full_disk = full_disk_told(target.parent, "Nothing was kept. Free some room and export again.")
+    full_disk = explain_full_disk(target.parent, "Nothing was kept. Free some room and export again.")
     with full_disk, new_folder(target) as new:
         yield new
 
 
 def source_name(model: str) -> str:
-    """A model as a stranger may know it: a folder by its name alone, without the path on this machine."""
+    """A model's name without this machine's paths: of a folder only its own name."""
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from ofa_hf.modeling_ofa import OFAForConditionalGeneration, masked
+from ofa_hf.modeling_ofa import AttentionContext, OFAForConditionalGeneration
+from ofa_hf.modeling_ofa_positions import mask_keys
 
 
 OPSET = 18
@@ -53,12 +54,12 @@ class EncoderGraph(nn.Module):
         features = encoder.embed_images(pixel_values)
         cells = encoder.image_proj(features.flatten(2).transpose(1, 2)) + encoder.type_embedding.weight[1]
         cells = encoder.patch_layernorm_embedding(cells)
-        text = encoder._embed_text(encoder.embed_tokens(input_ids))
+        text = encoder.embed_text(encoder.embed_tokens(input_ids))
         mask = torch.cat([torch.ones_like(cells[..., 0], dtype=torch.int64), attention_mask], dim=1)
         states = torch.cat([cells, text], dim=1) * mask[..., None].to(cells.dtype)
-        positions, biases = encoder._compute_position_scores(tuple(features.shape[-2:]), input_ids.shape[1])
+        positions, biases = encoder.position_biases.compute(tuple(features.shape[-2:]), input_ids.shape[1])
         for layer, bias in zip(encoder.layers, biases, strict=True):
-            states, _ = layer(states, masked(bias, mask))
+            states, _ = layer(states, mask_keys(bias, mask))
         states = encoder.layer_norm(states)
         outputs = [mask, split_heads(decoder.cross_pos_k_linear(positions), decoder.config.decoder_attention_heads)]
         for layer in decoder.layers:
@@ -76,7 +77,7 @@ class DecoderGraph(nn.Module):
         attention = decoder.layers[0].self_attn
         steps = torch.arange(model.config.max_position_embeddings)
         with torch.no_grad():  # positions are the same in every call, so what is computed of them becomes a constant
-            positions, _ = decoder._positions(steps, as_codes=False)
+            positions, _ = decoder.position_biases.embeddings(steps, as_codes=False)
             for name in ("self_pos_q_linear", "self_pos_k_linear", "cross_pos_q_linear"):
                 states = split_heads(getattr(decoder, name)(positions), attention.num_heads)
                 self.register_buffer(name, states * attention.scaling if "_q_" in name else states)
@@ -90,11 +91,12 @@ class DecoderGraph(nn.Module):
         query_ids = torch.arange(num_tokens) + past
         cross_bias = self.cross_pos_q_linear[:, :, query_ids] @ cross_positions.mT
         rows = decoder_input_ids.shape[0] // encoder_mask.shape[0]
-        cross_bias = masked(cross_bias[:, :, None].expand(-1, -1, rows, -1, -1).flatten(2, 3), encoder_mask)
+        cross_bias = mask_keys(cross_bias[:, :, None].expand(-1, -1, rows, -1, -1).flatten(2, 3), encoder_mask)
         cache = EncoderDecoderCache(as_cache(own), as_cache(cross))
-        hidden = decoder._embed(decoder.embed_tokens(decoder_input_ids), None)
+        context = AttentionContext(cache=cache, positions=query_ids)
+        hidden = decoder.embed(decoder.embed_tokens(decoder_input_ids), None)
         for layer, bias in zip(decoder.layers, self.self_biases(query_ids, past + num_tokens), strict=True):
-            hidden, _, _ = layer(hidden, bias, cross[0], cross_bias, cache, query_ids)  # of cross[0] the batch counts
+            hidden, _, _ = layer(hidden, bias, cross[0], cross_bias, context)  # of cross[0] the batch counts
         scores = decoder.output_projection(decoder.layer_norm(hidden[:, -1]))
         longer = [state for layer in cache.self_attention_cache.layers for state in (layer.keys, layer.values)]
         return scores, *longer
@@ -103,7 +105,7 @@ class DecoderGraph(nn.Module):
         """Per layer the bias `(1, H, T, K)` of self-attention, later steps forbidden."""
         key_ids = torch.arange(num_keys)
         absolute = self.self_pos_q_linear[:, :, query_ids] @ self.self_pos_k_linear[:, :, key_ids].mT
-        buckets = self.decoder._text_buckets(query_ids, key_ids)
+        buckets = self.decoder.position_biases.text_buckets(query_ids, key_ids)
         later, lowest = key_ids > query_ids[:, None], torch.finfo(absolute.dtype).min
         tables = self.decoder.token_rel_pos_table_list
         return [(absolute + table(buckets).permute(2, 0, 1)).masked_fill(later, lowest) for table in tables]
@@ -134,7 +136,7 @@ def example_inputs(model: OFAForConditionalGeneration) -> tuple[tuple[Tensor, ..
 
 @torch.no_grad()
 def write_graphs(model: OFAForConditionalGeneration, folder: Path) -> None:
-    """Write both graphs of a model in float32 with eager attention; weights lie beside them in `.data` files."""
+    """Write both graphs of a model in float32 with eager attention; weights are next to them in `.data` files."""
     layers = model.config.decoder_layers
     encoder_inputs, decoder_inputs = example_inputs(model)
     batch, rows, text, source, past, tokens = map(

@@ -1,8 +1,8 @@
 """A Hub-ready folder with int8 weights: torchao quantises, the Auto classes load it, and the effect is measured.
 
-Quantised are the products inside the layers, a scale for each row, and their inputs a scale for each token. Left alone
-are the word embedding, which is the output projection too, the image trunk (convolutions), and the projections of
-positions, which run once a shape and not once a token.
+Quantised are the weights inside the layers, with one scale per row, and their inputs, with one scale per token. Not
+quantised are the word embedding, which is the output projection too, the image trunk (convolutions), and the
+projections of positions, which run once per shape and not once per token.
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def export_int8(
     images: str | Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Export:
-    """Write a model with int8 weights, check it in a fresh process, and tell what quantising changed.
+    """Write a model with int8 weights, check it in a fresh process, and report what quantising changed.
 
     Args:
         model: Hub-ready folder or Hub id.

@@ -36,7 +36,7 @@ README = Path(__file__).with_name("onnx_readme.md")
 
 
 def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = lambda step: None) -> Export:
-    """Write the ONNX graphs of a model, with all that captioning needs, and prove them against torch.
+    """Write the ONNX graphs of a model, with everything captioning needs, and compare them with torch.
 
     Args:
         model: Hub-ready folder or Hub id.
@@ -63,7 +63,7 @@ def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = l
         write_graphs(captioner.model, folder)
         shutil.copyfile(SCRIPT, folder / "caption.py")
         progress("comparing onnxruntime with torch")
-        proof = prove(captioner, folder, scratch)
+        proof = compare_with_torch(captioner, folder, scratch)
         values = {
             "format": "onnx",
             "model": source_name(model),
@@ -75,7 +75,7 @@ def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = l
         write_text(folder / "README.md", readme(captioner, Path(out).name, proof))
     lines = [
         f"{model} → {out}: encoder.onnx, decoder.onnx (opset {OPSET}), caption.py",
-        f"proof: scores differ from torch's by at most {proof['max_difference']:.2g}; greedy tokens and those of "
+        f"verified: scores differ from torch's by at most {proof['max_difference']:.2g}; greedy tokens and those of "
         f"{proof['beams']} beams equal",
     ]
     return Export(Path(out), values, lines)
@@ -94,7 +94,7 @@ def settings_of(captioner: LoadedModel) -> Settings:
 
 
 @torch.no_grad()
-def prove(captioner: LoadedModel, folder: Path, scratch: Path) -> dict[str, Any]:
+def compare_with_torch(captioner: LoadedModel, folder: Path, scratch: Path) -> dict[str, Any]:
     """Caption an image with the folder's own script in a process of its own, and compare with the model.
 
     Raises:

@@ -126,7 +126,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def trainer_facts(trainer_args: Any) -> dict[str, Any]:
-    """What a card tells of the Trainer's arguments, as plain values for `finetune_results.json`."""
+    """The Trainer's arguments that a card shows, as plain values for `finetune_results.json`."""
     values = {name: getattr(trainer_args, name, None) for name in TRAINER_FACTS}
     return {name: getattr(value, "value", value) for name, value in values.items() if value not in (None, -1)}
 

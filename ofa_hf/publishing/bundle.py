@@ -44,7 +44,7 @@ class Bundle:
         return sum(len(one) if isinstance(one, bytes) else one.stat().st_size for one in self.files.values())
 
     def lines(self) -> list[str]:
-        """A line a file: size and name."""
+        """One line per file: size and name."""
         sizes = {name: Bundle({name: one}).size for name, one in sorted(self.files.items())}
         return [f"{size:>14,}  {name}" for name, size in sizes.items()]
 

@@ -1,6 +1,6 @@
 """One commit to the Hub: everything or nothing, tried again while that can help, and safe to run again.
 
-Weights travel first, file by file; what arrived is not sent again. They become visible with the commit alone.
+Weights travel first, file by file; what arrived is not sent again. They become visible only with the commit.
 """
 
 import importlib
@@ -58,7 +58,7 @@ class Push:
 
     repo_id: str
     url: str  # of the repository, or of the pull request
-    commit: str | None  # None: a pull request's, which the Hub names by its number alone
+    commit: str | None  # None: a pull request's, which the Hub names only by its number
     deleted: tuple[str, ...]  # files of an earlier state
 
 
@@ -86,7 +86,7 @@ def publish_folder(
     """Push exactly what belongs to the model in a folder, with its card, in one commit; safe to repeat.
 
     Args:
-        repo_id: `owner/name`, or a name alone for the account of the token.
+        repo_id: `owner/name`, or only a name for the account of the token.
         private: of a new repository; True also refuses to push into a public one.
         token: by default the one that is logged in.
         revision: branch to push to.
@@ -269,7 +269,7 @@ def reason_of(error: BaseException, status: int | None) -> str:
 
 AGAIN = "Nothing half-done is visible there; run the same command again, and what arrived is not sent twice."
 ADVICE = {
-    400: "The Hub takes neither these names nor this content: {text}. Mend it and run again.",
+    400: "The Hub takes neither these names nor this content: {text}. Fix it and run again.",
     401: "The Hub answers 401: the token is wrong or has expired. Run `hf auth login`, or set a valid HF_TOKEN.",
     402: "The Hub answers 402: the account must pay for this. Choose a public repository, or see the account's plan.",
     403: "The Hub answers 403: the token may not write there. The name may belong to somebody else: use a token with "
@@ -305,7 +305,7 @@ def explain(
     elif isinstance(error, errors):
         advice = f"The connection broke {attempts} times ({type(error).__name__}: {text}). {AGAIN}"
     elif "metadata in README.md" in text:
-        advice = f"The Hub refuses the card: {text}. Mend the block at the head of README.md, or delete that file."
+        advice = f"The Hub refuses the card: {text}. Fix the block at the head of README.md, or delete that file."
     else:
         advice = f"{type(error).__name__}: {text}. {AGAIN}"
     return UserError(f"{repo_id} was not published. {advice}")

@@ -11,7 +11,7 @@ from ofa_hf.modeling_ofa import OFAForConditionalGeneration
 
 
 DECODER_ONLY = {"encoder_attn", "encoder_attn_layer_norm", "self_attn_ln", "cross_attn_ln"}
-CODE_POSITIONS_BESIDE_TEXT = 2  # official files have two positions more than the text
+EXTRA_CODE_POSITIONS = 2  # official files have two positions more than the text
 
 
 def official_name(name: str) -> str:
@@ -69,7 +69,7 @@ def write_official_checkpoint(model: OFAForConditionalGeneration, path: str | Pa
         (official_name(name), tensor.detach().clone()) for name, tensor in model.state_dict().items()
     )
     weights["encoder.version"] = weights["decoder.version"] = torch.tensor([3.0])
-    code_positions = torch.Size([config.max_position_embeddings + CODE_POSITIONS_BESIDE_TEXT])
+    code_positions = torch.Size([config.max_position_embeddings + EXTRA_CODE_POSITIONS])
     for name, compute in recomputed_tables(config).items():
         weights[name] = compute(code_positions)
     checkpoint = {"args": official_arguments(model, image_size), "cfg": None, "model": weights, "extra_state": {}}

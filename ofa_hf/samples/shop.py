@@ -20,6 +20,7 @@ from random import Random
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from ofa_hf.errors import UserError
+from ofa_hf.files import read_json, write_json, write_text
 
 
 RGB = tuple[int, int, int]
@@ -316,7 +317,7 @@ CANVAS = 400  # pixels a side on which a product is painted, about three times w
 UNIT = CANVAS / 100
 SHADOW: RGB = (60, 52, 60)
 WALLS: tuple[RGB, ...] = ((235, 224, 208), (212, 222, 231), (228, 219, 229), (215, 225, 211), (238, 221, 213))
-STRENGTHS = {"line": 0.55, "fold": 0.13, "shine": 0.4, "gleam": 0.55}  # how much these cover what lies under them
+STRENGTHS = {"line": 0.55, "fold": 0.13, "shine": 0.4, "gleam": 0.55}  # how much these cover what is under them
 LENS_ALPHA = 150
 
 
@@ -520,7 +521,7 @@ def draw_background(size: int, rng: Random) -> Image.Image:
 
 
 def cast_shadow(scene: Image.Image, sprite: Image.Image, corner: tuple[int, int], rng: Random) -> None:
-    """Darken the background softly below and beside a product."""
+    """Darken the background softly below and next to a product."""
     shadow = Image.new("L", scene.size)
     distance = scene.width * rng.uniform(0.015, 0.04)
     place = (corner[0] + round(distance * rng.uniform(-1, 1)), corner[1] + round(distance))
@@ -584,8 +585,8 @@ def caption_accuracy(captions: Sequence[str], products: Sequence[Product]) -> fl
 def vocabulary() -> list[str]:
     """BERT word pieces that spell every possible caption and the prompts, in BERT's order: specials, then the rest.
 
-    Latin letters and digits come alone and as `##` pieces, so that any word can be spelled; those that the shop uses
-    as words are pieces of their own. `<` is there for the tokenizer, see `build_tokenizer`.
+    Latin letters and digits come as words and as `##` pieces, so that any word can be spelled; those that the shop
+    uses as words are pieces of their own. `<` is there for the tokenizer, see `build_tokenizer`.
     """
     words = [*LEADS, *STYLES, *TEMPLATES, *COLOURS, *PATTERNS, *PROMPTS, *KINDS]
     words += [word for kind in KINDS.values() for word in (kind.measure, *kind.benefits, *kind.occasions)]
@@ -601,7 +602,7 @@ def vocabulary() -> list[str]:
 
 @dataclass(frozen=True)
 class ShopFiles:
-    """Where a written shop lies. Captions and images are MUGE's files; labels say what each image shows."""
+    """Where a shop was written. Captions and images are MUGE's files; labels say what each image shows."""
 
     train_caption_file: Path
     train_image_file: Path
@@ -675,14 +676,14 @@ def write_shop(
         for number, product in entries.items():
             is_new_pair = (product.kind, product.colour) not in seen_pairs
             labels[str(number)] = {**asdict(product), "split": split, "is_new_pair": is_new_pair}
-    files.label_file.write_text(json.dumps(labels, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    files.vocab_file.write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
+    write_json(files.label_file, labels)
+    write_text(files.vocab_file, "\n".join(vocabulary()) + "\n")
     return files
 
 
 def read_products(label_file: str | os.PathLike) -> dict[str, Product]:
     """Read `shop.json`: image id → what the image shows."""
-    labels = json.loads(Path(label_file).read_text(encoding="utf-8"))
+    labels = read_json(label_file)
     return {number: Product(label["kind"], label["colour"], label["pattern"]) for number, label in labels.items()}
 
 

@@ -142,7 +142,7 @@ def requirements() -> list[str]:
 
 
 def version_of(package: str) -> str:
-    """Version without the part that tells one build from another (2.15.0+cpu)."""
+    """Version without the build, such as +cpu in 2.15.0+cpu."""
     try:
         return importlib.metadata.version(package).partition("+")[0]
     except importlib.metadata.PackageNotFoundError as error:

@@ -6,7 +6,6 @@ A run is described by a JSON file (the article's works unchanged), by flags, or 
 import argparse
 import dataclasses
 import difflib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from transformers.utils import logging
 
 from ofa_hf.errors import UserError
+from ofa_hf.files import read_json
 
 
 logger = logging.get_logger(__name__)
@@ -251,18 +251,8 @@ def parse_arguments(
 def _read_json(json_file: str | Path) -> dict[str, Any]:
     recipe = RECIPES.get(str(json_file))
     path = files("ofa_hf.training").joinpath(recipe) if recipe else Path(json_file)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(
-            f"Cannot read the arguments file {json_file}: {error.strerror}. Pass the path of a JSON file, or the name "
-            f"of a recipe: {', '.join(RECIPES)}."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{json_file} is not JSON: {error}. It must hold one object of names and values.") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{json_file} holds a {type(values).__name__}; it must hold one object of names and values.")
-    return values
+    advice = f"Pass a JSON file with one object of names and values, or the name of a recipe: {', '.join(RECIPES)}."
+    return read_json(path, advice)
 
 
 def _typed(parser: HfArgumentParser, values: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ much can be kept depends on the word embedding, which the encoder shares with th
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,7 +27,8 @@ from transformers import TrainerCallback
 import ofa_hf
 from ofa_hf.data.collator import ENCODED, IS_ENCODED, ROW_NUMBERS
 from ofa_hf.errors import UserError, is_full_disk
-from ofa_hf.modeling_ofa_kernels import folding, is_slow
+from ofa_hf.fast_ofa import is_slow
+from ofa_hf.files import write_json
 from ofa_hf.training.row_store import RowStore, bytes_on_disk
 
 
@@ -66,9 +66,7 @@ class CachePlan:
         store = RowStore(self.folder, self.num_rows, self.shape, self.dtype)
         about = self.folder / ABOUT_FILE
         if not about.exists():
-            draft = about.with_suffix(f".{os.getpid()}")
-            draft.write_text(json.dumps(dict(self.identity), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            draft.replace(about)
+            write_json(about, dict(self.identity))
         return store
 
     def describe(self) -> str:
@@ -239,8 +237,8 @@ class LockedEncoder:
         if is_outputs(shape):
             prompts = {name: tensor[: len(pixel_values)] for name, tensor in prompts.items()}
             return self._encode(model, pixel_values=pixel_values, **prompts)[0]
-        with self._precision(pixel_values.device), torch.no_grad(), folding(keep=False):
-            return model.get_encoder().embed_image_cells(pixel_values)
+        with self._precision(pixel_values.device):
+            return model.embed_image_cells(pixel_values)
 
     @staticmethod
     def _write(store: RowStore, rows: list[int], states: Tensor) -> None:

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from ofa_hf.data import GroupedTargets, OFACollator, count_targets
 from ofa_hf.data.grouping import StreamedTargets
 from ofa_hf.errors import UserError
-from ofa_hf.modeling_ofa_kernels import is_slow
+from ofa_hf.fast_ofa import is_slow
 from ofa_hf.models import load_model
 from ofa_hf.publishing.push import Destination, connect, prepare_repository, publish_folder
 from ofa_hf.training.arguments import CHECKPOINTING, FinetuneArguments

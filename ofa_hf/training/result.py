@@ -1,6 +1,5 @@
 """Save a finished run as a Hub-ready folder that says how the model was trained and how it scored."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,7 @@ import torch
 import transformers
 
 import ofa_hf
+from ofa_hf.files import write_json
 from ofa_hf.model_card.card import write_card
 from ofa_hf.model_card.facts import RESULTS_FILE, trainer_facts
 
@@ -37,8 +37,7 @@ def save_result(trainer: "OFATrainer", metrics: dict[str, float]) -> None:
         "trainer_arguments": trainer_facts(trainer.args),
         "versions": versions,
     }
-    path = folder / RESULTS_FILE
-    path.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RESULTS_FILE, results)
     if not args.lora_rank or args.merge_lora:  # an adapter is not a complete model
         write_card(folder)
 

@@ -1,6 +1,5 @@
 """Checkpoints in a run's output folder: which one to resume from, and what happens when the disk is full."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.utils import logging
 
 from ofa_hf.errors import UserError, is_full_disk
+from ofa_hf.files import read_json
 
 
 logger = logging.get_logger(__name__)
@@ -24,8 +24,8 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
 def is_complete(checkpoint: Path) -> bool:
     """Whether saving finished: the Trainer's state is written last."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        read_json(checkpoint / "trainer_state.json")
+    except UserError:
         return False
     return True
 

@@ -24,6 +24,7 @@ from ofa_hf.publishing.push import publish_folder
 from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.callbacks import SetSamplerEpoch
 from ofa_hf.training.encoder_cache import LockedEncoder
+from ofa_hf.training.losses import smoothed_cross_entropy, without_logits
 from ofa_hf.training.result import latest_metrics, repository_name, save_result
 from ofa_hf.training.resume import checkpoints_in, saving_to
 
@@ -77,6 +78,9 @@ class OFATrainer(Seq2SeqTrainer):
         self._settings_before = copy.deepcopy([vars(config) for config in settings])
         super().__init__(*args, processing_class=processor, **kwargs)
         self.encoder = encoder
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        base_model = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped  # of adapters
+        base_model.loss_function = smoothed_cross_entropy
         self.finetune_args = finetune_args
         self.processor = processor
         self.last_predictions: dict[str, str] = {}
@@ -147,7 +151,7 @@ class OFATrainer(Seq2SeqTrainer):
             inputs["labels"] = self._kept_labels(inputs["labels"])
             inputs["label_smoothing"] = ours.label_smoothing
             inputs["drop_worst_ratio"] = ours.drop_worst_ratio if self._drops_worst() else 0.0
-        return super().compute_loss(model, {**inputs, "return_logits": False}, *args, **kwargs)
+        return super().compute_loss(model, inputs | without_logits(inputs["labels"]), *args, **kwargs)
 
     def _encoded(self, inputs: dict[str, Any], dataset) -> dict[str, Any]:
         """Inputs of `forward`, with images replaced by the locked encoder's results."""
@@ -264,8 +268,8 @@ class OFATrainer(Seq2SeqTrainer):
             batch = self._prepare_inputs(batch)
             number = (batch["labels"] != IGNORED_LABEL).sum()
             with torch.no_grad(), self.accelerator.autocast():
-                batch = self._encoded(batch, dataset)
-                loss = model(**batch, return_logits=False, label_smoothing=0.0, num_items_in_batch=1).loss
+                batch = self._encoded(batch, dataset) | without_logits(batch["labels"])
+                loss = model(**batch, num_items_in_batch=1).loss
             totals += torch.stack([loss.double(), number.double()])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         loss_sum, num_tokens = self.accelerator.reduce(totals, "sum").tolist()

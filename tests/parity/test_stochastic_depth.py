@@ -76,7 +76,6 @@ def test_official_draws_give_the_official_outputs_and_gradients(recorded, name, 
         pixel_values=torch.stack(images),
         labels=labels.masked_fill(labels == PAD, -100),
         output_hidden_states=True,
-        label_smoothing=0.0,
     )
     assert next(calls, None) is None, "the official code draws more often"
     with np.load(FOLDER / "train_droppath.npz") as arrays:

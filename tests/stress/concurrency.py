@@ -117,7 +117,7 @@ def call_pipeline(captioner, images, prompt, beams) -> Captions:
 def call_model(captioner, images, prompt, beams, side) -> Captions:
     inputs = captioner.processor(images=images, text=prompt, size=side, return_tensors="pt")
     sequences = captioner.model.generate(**inputs, num_beams=beams)
-    scores = captioner.model.caption_scores(sequences, **inputs)
+    scores = captioner.model.sequence_scores(sequences, **inputs)
     return captioner.processor.batch_decode(sequences), scores.tolist()
 
 

@@ -185,7 +185,7 @@ def check_rows(rows, check_images: bool) -> None:
         if check_images:
             load_image(row["image"])
     assert len(rows) == len(set(rows["id"])) == report.rows > 0
-    assert captions == report.captions
+    assert captions == report.targets
 
 
 def data(seed: int, amount: int, folder: Path) -> Figures:

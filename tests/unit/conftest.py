@@ -73,6 +73,14 @@ def slow_halves(monkeypatch):
     """A processor without instructions for half precision, whatever this one has."""
     import torch
 
-    from ofa_hf import modeling_ofa_kernels
+    from ofa_hf import fast_ofa
 
-    monkeypatch.setattr(modeling_ofa_kernels, "is_slow", {torch.bfloat16, torch.float16}.__contains__)
+    monkeypatch.setattr(fast_ofa, "is_slow", {torch.bfloat16, torch.float16}.__contains__)
+
+
+@pytest.fixture
+def closed_door(monkeypatch):
+    """Everything is computed by plain torch."""
+    from ofa_hf import fast_ofa
+
+    monkeypatch.setattr(fast_ofa, "IS_OPEN", False)

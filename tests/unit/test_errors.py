@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from ofa_hf.errors import UserError, full_disk_told, is_full_disk, text_of_os_error
+from ofa_hf.errors import UserError, explain_full_disk, is_full_disk, text_of_os_error
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_a_full_disk_is_recognised_and_told_with_what_to_do(error):
     assert is_full_disk(error)
     with (
         pytest.raises(UserError, match="^The disk that holds a/b is full. Free some.$"),
-        full_disk_told("a/b", "Free some."),
+        explain_full_disk("a/b", "Free some."),
     ):
         raise error
 
@@ -33,7 +33,7 @@ def test_a_full_disk_is_recognised_and_told_with_what_to_do(error):
     "error", [KeyError("x"), OSError(errno.EACCES, "Permission denied"), UserError("No space left")]
 )
 def test_other_errors_pass_unchanged(error):
-    with pytest.raises(type(error)) as seen, full_disk_told("a/b", "Free some."):
+    with pytest.raises(type(error)) as seen, explain_full_disk("a/b", "Free some."):
         raise error
     assert seen.value is error
 

@@ -8,17 +8,16 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from ofa_hf import modeling_ofa_kernels as kernels
+from ofa_hf import fast_decoding_ofa as decoding
+from ofa_hf import fast_ofa as kernels
 from ofa_hf.configuration_ofa import OFAConfig
-from ofa_hf.modeling_ofa import (
-    OFAForConditionalGeneration,
-    OFAModel,
+from ofa_hf.modeling_ofa import OFAForConditionalGeneration, OFAModel
+from ofa_hf.modeling_ofa_positions import (
     code_position_ids,
     image_grid_positions,
     image_position_buckets,
     token_position_buckets,
 )
-from ofa_hf.modeling_ofa_memory import PackedMemory, ShapeMemory
 
 
 CELLS = 16  # of a 64-pixel image
@@ -221,9 +220,9 @@ def test_images_need_not_be_square_nor_multiples_of_16(tiny_model, inputs, heigh
         ({"input_ids": torch.full((3, 65), 7)}, "prompt's text has 65 tokens.*at most 64"),
         ({"decoder_input_ids": torch.full((3, 65), 7)}, "decoder's text has 65 tokens.*at most 64"),
         ({"decoder_input_ids": torch.full((4, 5), 7)}, "4 decoder rows.*3 encoder rows"),
-        ({"pixel_values": torch.zeros(2, 3, 64, 64)}, r"\(2, 3, 64, 64\) beside 3 prompts.*\(3, 3, height, width\)"),
-        ({"pixel_values": torch.zeros(3, 64, 64)}, r"\(3, 64, 64\) beside 3 prompts"),
-        ({"patch_masks": torch.tensor([True])}, r"\(1,\) beside 3 prompts"),
+        ({"pixel_values": torch.zeros(2, 3, 64, 64)}, r"\(2, 3, 64, 64\) for 3 prompts.*\(3, 3, height, width\)"),
+        ({"pixel_values": torch.zeros(3, 64, 64)}, r"\(3, 64, 64\) for 3 prompts"),
+        ({"patch_masks": torch.tensor([True])}, r"\(1,\) for 3 prompts"),
         ({"inputs_embeds": torch.zeros(3, 6, 32)}, "exactly one of input_ids and inputs_embeds"),
         ({"input_ids": None}, "exactly one of input_ids and inputs_embeds"),
         ({"decoder_inputs_embeds": torch.zeros(3, 5, 32)}, "exactly one of decoder_input_ids"),
@@ -531,13 +530,13 @@ def test_remembered_scores_follow_every_change_of_weights(tiny_model, inputs, te
     model = copy.deepcopy(tiny_model)
     with torch.no_grad():
         before = model(**inputs, decoder_input_ids=texts).logits
-        assert model.encoder._position_scores.entries
-        assert model.decoder._position_scores.entries
+        assert model.encoder.position_biases.memo.entries
+        assert model.decoder.position_biases.memo.entries
     change(model)
     with torch.no_grad():
         after = model(**inputs, decoder_input_ids=texts).logits
         fresh = copy.deepcopy(model)
-        assert not fresh.encoder._position_scores.entries
+        assert not fresh.encoder.position_biases.memo.entries
         same(after, fresh(**inputs, decoder_input_ids=texts).logits)
     if change is not other_precision:
         assert (after - before).abs().max() > 1e-4
@@ -570,19 +569,17 @@ def test_scores_remembered_in_inference_mode_serve_training_afterwards(tiny_mode
 
 
 def test_copies_and_pickles_remember_nothing(tiny_model, inputs, texts, reference):
-    assert tiny_model.encoder._position_scores.entries
+    assert tiny_model.encoder.position_biases.memo.entries
     for other in (copy.deepcopy(tiny_model), pickle.loads(pickle.dumps(tiny_model))):
-        assert not other.encoder._position_scores.entries
+        assert not other.encoder.position_biases.memo.entries
         with torch.no_grad():
             same(other(**inputs, decoder_input_ids=texts).logits, reference.logits)
 
 
 def test_scores_are_computed_once_a_shape(tiny_model, inputs, texts, monkeypatch):
     model, computed = copy.deepcopy(tiny_model), []
-    compute = model.encoder._compute_position_scores
-    monkeypatch.setattr(
-        model.encoder, "_compute_position_scores", lambda *shape: computed.append(shape) or compute(*shape)
-    )
+    biases, compute = model.encoder.position_biases, model.encoder.position_biases.compute
+    monkeypatch.setattr(biases, "compute", lambda *shape: computed.append(shape) or compute(*shape))
     with torch.no_grad():
         for _ in range(3):
             model(**inputs, decoder_input_ids=texts)
@@ -592,7 +589,7 @@ def test_scores_are_computed_once_a_shape(tiny_model, inputs, texts, monkeypatch
 
 def test_memory_keeps_within_its_bound_and_forgets_the_oldest(tiny_model, inputs, monkeypatch):
     model, sizes = copy.deepcopy(tiny_model), (32, 48, 64, 80)
-    monkeypatch.setattr(ShapeMemory, "max_bytes", 25_000)
+    model.encoder.position_biases.memo.max_bytes = 25_000
     with torch.no_grad():
         for side in sizes:
             pixels = torch.randn(3, 3, side, side)
@@ -601,10 +598,10 @@ def test_memory_keeps_within_its_bound_and_forgets_the_oldest(tiny_model, inputs
                 encoded.last_hidden_state,
                 copy.deepcopy(model).encoder(inputs["input_ids"], pixel_values=pixels).last_hidden_state,
             )
-            kept = model.encoder._position_scores.entries.values()
-            held = sum(tensor.nbytes for (value, _) in kept for tensor in torch.utils._pytree.tree_leaves(value))
+            kept = model.encoder.position_biases.memo.entries.values()
+            held = sum(tensor.nbytes for (value, *_) in kept for tensor in torch.utils._pytree.tree_leaves(value))
             assert held <= 25_000
-    assert 0 < len(model.encoder._position_scores.entries) < len(sizes)
+    assert 0 < len(model.encoder.position_biases.memo.entries) < len(sizes)
 
 
 @pytest.mark.parametrize("number", [1, 3])
@@ -615,7 +612,8 @@ def test_packed_copies_follow_every_change_of_a_weight(tiny_model, inputs, numbe
     if not kernels.onednn_works():
         pytest.skip("torch has no oneDNN operators here")
     before = model.generate(**inputs, **settings)
-    assert [bool(memory.entries) for memory in decoder._packed] == [True, number < 3], "packed once, kept"
+    copies = model._decoding_weights
+    assert [bool(memo.entries) for memo in (copies.of_vocabulary, copies.of_layers)] == [True, number < 3]
     decoder.layers[0].fc2.weight.data[0, 0] += 5  # leaves no trace in version counters
     decoder.output_projection.weight.data[7, 0] += 5
     after = model.generate(**inputs, **settings)
@@ -626,20 +624,20 @@ def test_packed_copies_follow_every_change_of_a_weight(tiny_model, inputs, numbe
 
 def test_copies_that_would_be_too_large_are_not_made(tiny_model, inputs, monkeypatch):
     model = copy.deepcopy(tiny_model)
-    monkeypatch.setattr(PackedMemory, "max_bytes", 1000)
+    monkeypatch.setattr(decoding, "LARGEST_COPY", 1000)
     with torch.no_grad():
-        assert model.decoder.beam_cache(1) is None
+        assert model._decoding_weights.make_cache(model, 1) is None
     expected = tiny_model.generate(**inputs, max_new_tokens=5, num_beams=3)
     assert torch.equal(model.generate(**inputs, max_new_tokens=5, num_beams=3), expected)
 
 
 def test_scores_of_one_source_are_never_given_for_another():
-    memory, embedding = ShapeMemory(), torch.nn.Embedding(2, 4)
+    memory, embedding = kernels.WeightMemo(), torch.nn.Embedding(2, 4)
     with torch.no_grad():
         memory.check([embedding])
         for number in range(20):  # each source would come to lie where the one before it lay
             source = torch.full((64, 64), float(number))
-            (found,) = memory.get(("cross",), 128, lambda source=source: (source[0, 0] * 2,), source)
+            (found,) = memory.get(("cross",), lambda source=source: (source[0, 0] * 2,), source)
             assert found.item() == 2 * number
             del source
 

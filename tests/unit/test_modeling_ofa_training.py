@@ -1,4 +1,4 @@
-"""Training: the loss in pieces, several captions per image, locking, recomputing, stochastic depth."""
+"""Training: the loss, several texts per image, locking, recomputing, stochastic depth."""
 
 import copy
 
@@ -6,16 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ofa_hf import modeling_ofa_kernels
-from ofa_hf.modeling_ofa import FusedCrossEntropy, OFAForConditionalGeneration, token_losses
-
-
-def smoothed_cross_entropy(features, weight, labels, smoothing):
-    """The official formula, token by token, in float64."""
-    log_probabilities = (features.double() @ weight.double().T).log_softmax(-1)
-    spread = smoothing / (weight.shape[0] - 1)
-    own = -log_probabilities.gather(-1, labels[:, None])[:, 0]
-    return (1 - smoothing - spread) * own - spread * log_probabilities.sum(-1)
+from ofa_hf.modeling_ofa import OFAForConditionalGeneration
 
 
 def gradients(model) -> dict[str, torch.Tensor | None]:
@@ -55,65 +46,31 @@ def steady(tiny_config, tiny_model):
 # --------------------------------------------------------------------------------------------------- loss
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("tokens_per_chunk", [1, 4, 7, 512])
-def test_fused_loss_equals_plain_cross_entropy_in_value_and_gradients(monkeypatch, dtype, smoothing, tokens_per_chunk):
-    monkeypatch.setattr(FusedCrossEntropy, "tokens_per_chunk", tokens_per_chunk)
-    features, weight = torch.randn(11, 8).to(dtype), torch.randn(23, 8).to(dtype)
-    labels = torch.randint(0, 23, (11,))
-    ours = [features.clone().requires_grad_(), weight.clone().requires_grad_()]
-    theirs = [features.clone().requires_grad_(), weight.clone().requires_grad_()]
-    loss = FusedCrossEntropy.apply(*ours, labels, smoothing)
-    losses = smoothed_cross_entropy(*theirs, labels, smoothing)
-    (3 * loss).backward()
-    (3 * losses.sum()).backward()
-    exact = dtype == torch.float32
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(losses.sum().item(), rel=1e-6 if exact else 1e-2)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert (mine.grad - other.grad).norm() < (1e-5 if exact else 2e-2) * other.grad.norm()
-    assert (token_losses(features, weight, labels, smoothing) - losses).abs().max() < (1e-5 if exact else 0.1)
-
-
-@pytest.mark.parametrize("needed", [(True, False), (False, True)])
-def test_fused_loss_computes_only_the_gradients_that_are_needed(needed):
-    features, weight, labels = torch.randn(5, 4), torch.randn(9, 4), torch.randint(0, 9, (5,))
-    tensors = [tensor.requires_grad_(need) for tensor, need in zip((features, weight), needed, strict=True)]
-    FusedCrossEntropy.apply(*tensors, labels, 0.1).backward()
-    assert tuple(tensor.grad is not None for tensor in tensors) == needed
-
-
-def test_evaluating_the_loss_computes_no_gradients(model, tiny_batch, monkeypatch):
-    expected = model(**tiny_batch).loss.item()
-    monkeypatch.setattr(FusedCrossEntropy, "apply", lambda *_: pytest.fail("the training kernel ran"))
-    with torch.no_grad():
-        assert model(**tiny_batch).loss.item() == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_loss_is_the_mean_over_real_tokens(model, tiny_batch, smoothing):
+def test_loss_is_the_mean_over_real_tokens(model, tiny_batch):
     labels = tiny_batch["labels"]
-    output = model(**tiny_batch, label_smoothing=smoothing, output_hidden_states=True)
-    features = output.decoder_hidden_states[-1][labels != -100]
-    weight = model.get_output_embeddings().weight
-    expected = smoothed_cross_entropy(features, weight, labels[labels != -100], smoothing).mean()
-    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    output = model(**tiny_batch)
+    expected = nn.functional.cross_entropy(output.logits[labels != -100], labels[labels != -100])
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_smoothing_comes_from_the_config_unless_given(model, tiny_batch):
-    plain, smoothed = (model(**tiny_batch, label_smoothing=one).loss.item() for one in (0.0, 0.2))
-    model.config.label_smoothing = 0.2
-    assert model(**tiny_batch).loss.item() == smoothed != plain
-    assert model(**tiny_batch, label_smoothing=0.0).loss.item() == plain
+def test_the_loss_function_can_be_replaced(model, tiny_batch):
+    seen = {}
+    model.loss_function = lambda **kwargs: seen.update(kwargs) or kwargs["features"].sum()
+    output = model(**tiny_batch, output_hidden_states=True, my_option=3)
+    assert torch.equal(output.loss, output.decoder_hidden_states[-1].sum())
+    assert seen["weight"] is model.get_output_embeddings().weight
+    assert torch.equal(seen["labels"], tiny_batch["labels"])
+    assert torch.equal(seen["logits"], output.logits)
+    assert seen["my_option"] == 3
 
 
-def test_loss_without_logits_is_the_same_with_the_same_gradients(model, tiny_batch):
-    with_logits = trained(model, **tiny_batch, label_smoothing=0.1)
-    assert model(**tiny_batch, return_logits=False).logits is None
-    without = trained(model, **tiny_batch, label_smoothing=0.1, return_logits=False)
-    assert without[0] == pytest.approx(with_logits[0], rel=1e-6)
-    assert_same_gradients(with_logits[1], without[1], 1e-6)
+def test_logits_are_computed_where_they_are_kept(model, tiny_batch):
+    everything = model(**tiny_batch).logits
+    inputs = {key: value for key, value in tiny_batch.items() if key != "labels"}
+    inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(tiny_batch["labels"])
+    for kept, expected in ((1, everything[:, -1:]), (torch.tensor([0, 2]), everything[:, [0, 2]])):
+        torch.testing.assert_close(model(**inputs, logits_to_keep=kept).logits, expected, rtol=0, atol=1e-5)
+    assert model(**inputs, logits_to_keep=torch.empty(0, dtype=torch.long)).logits is None
 
 
 @pytest.mark.parametrize("number", [40, torch.tensor(40)])
@@ -123,16 +80,7 @@ def test_loss_is_divided_by_the_number_of_items_the_trainer_gives(model, tiny_ba
     assert shared.item() == pytest.approx(mean.item() * real / 40, rel=1e-6)
 
 
-def test_worst_tokens_are_left_out_on_request(model, tiny_batch):
-    labels = tiny_batch["labels"]
-    output = model(**tiny_batch, drop_worst_ratio=0.3, output_hidden_states=True)
-    features = output.decoder_hidden_states[-1][labels != -100]
-    losses = smoothed_cross_entropy(features, model.get_output_embeddings().weight, labels[labels != -100], 0.0)
-    kept = losses.sort().values[: int(len(losses) * 0.7)]
-    assert output.loss.item() == pytest.approx(kept.mean().item(), rel=1e-5)
-
-
-def test_several_captions_of_an_image_train_like_as_many_passes(model, tiny_batch):
+def test_several_texts_of_an_image_train_like_as_many_passes(model, tiny_batch):
     first, second = tiny_batch["labels"], torch.randint(4, 120, (3, 5))
     inputs = {key: value for key, value in tiny_batch.items() if key != "labels"}
     total = int((first != -100).sum() + second.numel())
@@ -196,7 +144,7 @@ def test_locked_encoder_gives_the_states_of_inference_while_training(model, tiny
         torch.testing.assert_close(model(**tiny_batch).encoder_last_hidden_state, expected, rtol=0, atol=2e-5)
 
 
-def test_embedding_of_a_locked_encoder_is_trained_by_the_decoder_alone(model, tiny_batch):
+def test_embedding_of_a_locked_encoder_is_trained_by_the_decoder_only(model, tiny_batch):
     only_in_prompts = 14
     assert (tiny_batch["input_ids"] == only_in_prompts).any()
     model.lock_encoder(train_embeddings=True)
@@ -220,7 +168,7 @@ def test_embedding_may_also_be_trained_through_the_locked_encoder(model, tiny_ba
     assert_same_gradients({name: unlocked[name] for name in names}, found, 1e-5)
 
 
-def test_cells_in_the_place_of_images_give_the_same_states_and_train_the_same(model, tiny_batch):
+def test_image_embeds_instead_of_images_give_the_same_states_and_train_the_same(model, tiny_batch):
     model.lock_encoder(train_embeddings=True, through_encoder=True)
     with torch.no_grad():
         cells = model.encoder.embed_image_cells(tiny_batch["pixel_values"])
@@ -230,7 +178,7 @@ def test_cells_in_the_place_of_images_give_the_same_states_and_train_the_same(mo
     again, from_cells = trained(model, **others, image_embeds=cells)
     assert again == loss
     assert_same_gradients(from_images, from_cells, 0.0)
-    with pytest.raises(ValueError, match="beside 3 prompts"):
+    with pytest.raises(ValueError, match="for 3 prompts"):
         model(**others, image_embeds=cells[:2])
 
 
@@ -290,7 +238,7 @@ def test_recomputing_gives_the_same_gradients(steady, tiny_batch, use_reentrant,
 # ------------------------------------------------------------------------------------------ stochastic depth
 
 
-def test_stochastic_depth_rises_from_nothing_and_acts_in_training_alone(tiny_config, tiny_batch):
+def test_stochastic_depth_rises_from_zero_and_acts_only_in_training(tiny_config, tiny_batch):
     config = copy.deepcopy(tiny_config)
     config.dropout, config.encoder_drop_path_rate, config.decoder_drop_path_rate = 0.0, 0.4, 0.6
     model = OFAForConditionalGeneration(config)
@@ -310,47 +258,3 @@ def test_a_dropped_sample_loses_all_its_tokens_at_once(tiny_config, tiny_model):
         changed, _ = layer(states, bias)
     outcomes = {tuple(one.flatten().mul(1e3).round().tolist()) for one in changed}
     assert len(outcomes) == 4  # attention kept or dropped × feed-forward kept or dropped
-
-
-# ---------------------------------------------------------------------------------------------- precision
-
-
-def in_bfloat16(model, batch) -> tuple[float, dict]:
-    model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(**batch).loss
-    loss.backward()
-    return loss.item(), gradients(model)
-
-
-def test_autocast_is_passed_over_where_the_processor_has_no_half_precision(model, tiny_batch, slow_halves):
-    loss, found = in_bfloat16(model, tiny_batch)
-    found = {name: None if gradient is None else gradient.clone() for name, gradient in found.items()}
-    expected_loss, expected = trained(model, **tiny_batch)
-    assert loss == expected_loss
-    assert all(found[name] is None or torch.equal(found[name], gradient) for name, gradient in expected.items())
-
-
-def test_what_was_computed_in_half_precision_before_is_taken_too(model, tiny_batch, slow_halves):
-    images = {name: tiny_batch[name] for name in ("input_ids", "pixel_values")}
-    encoded = model.encode(**images)
-    half = (encoded.last_hidden_state.bfloat16(), encoded.position_embeddings, encoded.attention_mask)
-    loss, _ = in_bfloat16(model, {"encoder_outputs": half, "labels": tiny_batch["labels"]})
-    assert loss == pytest.approx(model(**images, labels=tiny_batch["labels"]).loss.item(), rel=1e-2)
-
-
-def test_autocast_around_a_half_precision_model_is_passed_over_too(model, tiny_batch, slow_halves):
-    model.bfloat16()
-    images = {"input_ids": tiny_batch["input_ids"], "pixel_values": tiny_batch["pixel_values"].bfloat16()}
-    encoded = model.encode(**images)
-    batch = {"encoder_outputs": tuple(encoded.to_tuple()), "labels": tiny_batch["labels"]}
-    loss, _ = in_bfloat16(model, batch)
-    assert loss == model(**batch).loss.item()
-
-
-def test_autocast_stays_where_the_processor_has_half_precision(model, tiny_batch, monkeypatch):
-    monkeypatch.setattr(modeling_ofa_kernels, "is_slow", lambda dtype: False)
-    loss, _ = in_bfloat16(model, tiny_batch)
-    expected, _ = trained(model, **tiny_batch)
-    assert loss != expected
-    assert loss == pytest.approx(expected, rel=2e-2)

@@ -80,6 +80,16 @@ def test_every_kind_of_input_gives_the_same_captions(captioner, files):
     assert captioner([]) == []
 
 
+def test_a_photo_is_turned_upright_once(captioner, files, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    Image.open(files[1]).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo.png", exif=exif.tobytes())
+    upright = captioner(files[1], return_scores=True)
+    assert captioner(str(tmp_path / "photo.png"), return_scores=True) == upright
+    lying = captioner(Image.open(files[1]).transpose(Image.Transpose.ROTATE_90), return_scores=True)
+    assert lying != upright
+
+
 def test_several_captions_of_several_images_stay_with_their_image(captioner, files):
     alone = [captioner(file, num_return_sequences=3) for file in files]
     assert len({str(rows) for rows in alone}) > 1  # the images do differ
@@ -114,7 +124,7 @@ def test_scores_are_the_mean_log_probability_of_the_tokens(captioner, files, set
 
 def test_scores_that_the_search_returns_need_no_second_pass(captioner, files, monkeypatch):
     expected = captioner(files[0], num_return_sequences=3)
-    monkeypatch.setattr(captioner.model, "caption_scores", lambda *_, **__: pytest.fail("a second pass"))
+    monkeypatch.setattr(captioner.model, "sequence_scores", lambda *_, **__: pytest.fail("a second pass"))
     found = captioner(files[0], num_return_sequences=3, output_scores=True)
     assert [row["generated_text"] for row in found] == [row["generated_text"] for row in expected]
     assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)

@@ -84,7 +84,7 @@ def test_damaged_numbers_are_found_when_they_are_read(tmp_path):
         (b"", "empty"),
         (b"<!DOCTYPE html><html>404</html>", "text or web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "text or web page"),
-        (b"\xff\xd8\xff\xe0" + bytes(600), "no file that torch.save wrote"),
+        (b"\xff\xd8\xff\xe0" + bytes(600), "not written by torch.save"),
         (bytes(1) + bytes(256) + b"ustar" + bytes(500), "tar archive"),
         (pickle.dumps({"a": 1}), "not one that torch.save wrote"),
     ],

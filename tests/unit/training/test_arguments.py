@@ -112,7 +112,8 @@ def test_values_that_cannot_be_are_refused_by_name(parse, changes, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [('{"a": 1,', "is not JSON"), ("[1]", "holds a list"), ("", "is not JSON")]
+    ("text", "words"),
+    [('{"a": 1,', "cannot be read as JSON"), ("[1]", "holds a list"), ("", "cannot be read as JSON")],
 )
 def test_a_file_that_is_no_json_object_is_refused(tmp_path, text, words):
     file = tmp_path / "args.json"
@@ -187,5 +188,5 @@ def test_a_value_of_another_kind_is_refused_by_name(tmp_path, name, value):
 def test_a_file_nested_without_end_is_no_json(tmp_path):
     path = tmp_path / "args.json"
     path.write_text("[" * 100_000)
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(UserError, match="cannot be read as JSON"):
         parse_arguments(path)

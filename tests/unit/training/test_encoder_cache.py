@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_shop import NOISE, largest_difference, weights
 
-from ofa_hf import modeling_ofa_kernels
+from ofa_hf import fast_ofa
 from ofa_hf.data import collator, load_muge
 from ofa_hf.errors import UserError
 from ofa_hf.models import load_model
@@ -235,7 +235,7 @@ def test_what_has_no_fixed_outputs_is_not_cached(plan, change):
 def test_the_encoder_may_compute_in_half_precision_while_the_decoder_does_not(
     train, freeze_word_embed, is_cached, monkeypatch
 ):
-    monkeypatch.setattr(modeling_ofa_kernels, "is_slow", lambda dtype: False)
+    monkeypatch.setattr(fast_ofa, "is_slow", lambda dtype: False)
     changes = {"freeze_word_embed": freeze_word_embed, "max_steps": 4}
     full = train("full", **changes)
     half = train("half", **changes, encoder_dtype="bfloat16", cache_encoder_outputs=is_cached)

@@ -1,12 +1,11 @@
 """Products and convolutions: the same numbers whichever kernel computes them."""
 
-import threading
-
 import pytest
 import torch
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ofa_hf import modeling_ofa_kernels as kernels
+from ofa_hf import fast_ofa as kernels
 from ofa_hf.modeling_ofa_resnet import OFAResNet
 
 
@@ -21,14 +20,14 @@ def test_linear_gives_what_torch_gives(shape, has_bias):
     torch.testing.assert_close(kernels.linear(x, weight, bias), expected, **TOLERANCE)
 
 
-def test_linear_gives_the_gradients_torch_gives():
+def test_linear_gives_the_gradients_torch_gives(monkeypatch):
     layer, x = kernels.OFALinear(12, 5), torch.randn(3, 7, 12, requires_grad=True)
     (layer(x) ** 2).sum().backward()
     found = [x.grad.clone(), layer.weight.grad.clone(), layer.bias.grad.clone()]
     x.grad = None
     layer.zero_grad()
-    with kernels.plain_kernels():
-        (layer(x) ** 2).sum().backward()
+    monkeypatch.setattr(kernels, "IS_OPEN", False)
+    (layer(x) ** 2).sum().backward()
     for mine, plain in zip(found, [x.grad, layer.weight.grad, layer.bias.grad], strict=True):
         torch.testing.assert_close(mine, plain, **TOLERANCE)
 
@@ -60,7 +59,7 @@ def test_torch_without_the_operators_falls_back(monkeypatch):
     try:
         x, weight = torch.randn(3, 8), torch.randn(4, 8)
         assert not kernels.onednn_works()
-        assert not kernels.can_pack(weight)
+        assert not kernels.can_reorder(weight)
         assert torch.equal(kernels.linear(x, weight), nn.functional.linear(x, weight))
     finally:
         kernels.onednn_works.cache_clear()
@@ -82,8 +81,8 @@ def test_a_processor_without_half_precision_computes_in_float32(slow_halves, dty
     if rows > kernels.MANY_ROWS:
         assert torch.equal(found, kernels.linear(x.float(), weight.float(), bias.float()).to(dtype))
     torch.testing.assert_close(found.float(), exact, rtol=0, atol=8 * torch.finfo(dtype).eps * exact.abs().max())
-    if kernels.can_pack(weight):
-        assert kernels.pack(weight).dtype == torch.float32
+    if kernels.can_reorder(weight):
+        assert kernels.reorder_weight(weight).dtype == torch.float32
 
 
 def test_what_the_processor_has_is_asked_of_torch():
@@ -109,18 +108,14 @@ def test_a_hook_sees_the_product_without_gelu():
     assert torch.equal(nn.functional.gelu(seen[0]), found)
 
 
-@pytest.mark.parametrize("where", ["trunk", "encoder"])
 @pytest.mark.parametrize("padded", [True, False])
-def test_a_batch_computed_in_parts_gives_the_same_bits(tiny_model, tiny_batch, monkeypatch, where, padded):
+def test_a_batch_computed_in_parts_gives_the_same_bits(tiny_model, monkeypatch, padded):
     pixels, prompts = torch.randn(5, 3, 64, 48), torch.randint(5, 30, (5, 6))
     if padded:
         prompts[1, 4:] = tiny_model.config.pad_token_id
 
     def encode():
-        if where == "encoder":
-            return tiny_model.encode(input_ids=prompts, pixel_values=pixels).last_hidden_state
-        with torch.no_grad(), kernels.folding():
-            return tiny_model.encoder.embed_images(pixels)
+        return tiny_model.encode(input_ids=prompts, pixel_values=pixels, output_hidden_states=True)
 
     whole = encode()
     counted = []
@@ -129,30 +124,33 @@ def test_a_batch_computed_in_parts_gives_the_same_bits(tiny_model, tiny_batch, m
     monkeypatch.setattr(kernels, "REUSED_BYTES", 2 * 64 * 32 * 24 * 4)
     parts = encode()
     assert max(counted) > 1
-    assert torch.equal(parts, whole)
+    assert torch.equal(parts.last_hidden_state, whole.last_hidden_state)
+    assert all(map(torch.equal, parts.hidden_states, whole.hidden_states))
+    assert (parts.attention_mask is None) == (whole.attention_mask is None)
+    assert not padded or torch.equal(parts.attention_mask, whole.attention_mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 5, 40])
-def test_packed_weights_give_the_product_of_the_weights(dtype, rows):
+def test_reordered_weights_give_the_product_of_the_weights(dtype, rows):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(rows, 96).to(dtype), torch.randn(64, 96).to(dtype), torch.randn(64).to(dtype)
-    if not kernels.can_pack(weight):
+    if not kernels.can_reorder(weight):
         pytest.skip("torch has no oneDNN operators here")
-    packed = kernels.pack(weight)
+    packed = kernels.reorder_weight(weight)
     found = kernels.onednn_linear(x.to(packed.dtype), packed, bias.to(packed.dtype)).to(dtype)
     expected = nn.functional.linear(x, weight, bias)
     torch.testing.assert_close(found, expected, rtol=0, atol=64 * torch.finfo(dtype).eps)
 
 
-def test_weights_of_other_kinds_are_not_packed(monkeypatch):
+def test_weights_of_other_kinds_are_not_reordered(monkeypatch):
     monkeypatch.setattr(kernels, "is_slow", lambda dtype: False)
     weight = torch.randn(8, 8)
-    assert not kernels.can_pack(weight.half())
-    assert not kernels.can_pack(weight.double())
-    assert not kernels.can_pack(weight, weight.bfloat16())
-    with kernels.plain_kernels():
-        assert not kernels.can_pack(weight)
+    assert not kernels.can_reorder(weight.half())
+    assert not kernels.can_reorder(weight.double())
+    assert not kernels.can_reorder(weight, weight.bfloat16())
+    monkeypatch.setattr(kernels, "IS_OPEN", False)
+    assert not kernels.can_reorder(weight)
 
 
 @pytest.fixture
@@ -173,10 +171,7 @@ def test_a_folded_trunk_gives_the_same_features_and_keeps_its_weights(trunk, dty
     before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
     with torch.no_grad():
         plain = trunk(pixel_values)
-        with kernels.folding():
-            folded = trunk(pixel_values)
-            with kernels.plain_kernels():
-                assert torch.equal(trunk(pixel_values), plain)
+        folded = kernels.trunk_features(trunk, pixel_values, kernels.WeightMemo())
     assert not torch.equal(folded, plain), "nothing was folded"
     assert (folded - plain).abs().max() <= tolerance * plain.abs().max()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
@@ -185,49 +180,42 @@ def test_a_folded_trunk_gives_the_same_features_and_keeps_its_weights(trunk, dty
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_processor_without_half_precision_folds_into_float32(slow_halves, trunk, dtype):
     pixel_values = torch.randn(2, 3, 48, 33).to(dtype)
-    with torch.no_grad(), kernels.folding():
-        found = trunk.to(dtype)(pixel_values)
-        expected = trunk.float()(pixel_values.float())
+    with torch.no_grad():
+        found = kernels.trunk_features(trunk.to(dtype), pixel_values, kernels.WeightMemo())
+        expected = kernels.trunk_features(trunk.float(), pixel_values.float(), kernels.WeightMemo())
     assert found.dtype == dtype
     assert torch.equal(found, expected.to(dtype))
 
 
-def test_copies_of_a_trunk_that_are_not_kept_give_the_same_bits(trunk, monkeypatch):
-    pixel_values = torch.randn(5, 3, 32, 32)
-    monkeypatch.setattr(kernels, "REUSED_BYTES", 2 * 64 * 16 * 16 * 4)  # several parts
+def test_copies_of_a_trunk_that_are_not_kept_give_the_same_bits(trunk):
+    pixel_values, memo = torch.randn(5, 3, 32, 32), kernels.WeightMemo()
     with torch.no_grad():
-        with kernels.folding():
-            kept = trunk(pixel_values)
-        assert trunk._folded.entries
-        with kernels.folding(keep=False):
-            assert torch.equal(trunk(pixel_values), kept)
-        assert not trunk._folded.entries
+        kept = kernels.trunk_features(trunk, pixel_values, memo)
+        assert memo.entries
+        assert torch.equal(kernels.trunk_features(trunk, pixel_values, None), kept)
 
 
 def test_folding_notices_new_statistics(trunk):
-    pixel_values = torch.randn(1, 3, 32, 32)
-    with torch.no_grad(), kernels.folding():
-        trunk(pixel_values)
-        trunk.bn1.running_mean.data.add_(1.0)
-        after = trunk(pixel_values)
+    pixel_values, memo = torch.randn(1, 3, 32, 32), kernels.WeightMemo()
     with torch.no_grad():
+        kernels.trunk_features(trunk, pixel_values, memo)
+        trunk.bn1.running_mean.data.add_(1.0)
+        after = kernels.trunk_features(trunk, pixel_values, memo)
         torch.testing.assert_close(after, trunk(pixel_values), rtol=1e-3, atol=1e-4)
 
 
-def test_folding_is_left_behind_with_its_block_and_does_not_reach_other_threads():
-    seen = []
-    with kernels.folding():
-        thread = threading.Thread(target=lambda: seen.append(kernels.is_folding()))
-        thread.start()
-        thread.join()
-        assert kernels.is_folding()
-    assert seen == [False]
-    assert not kernels.is_folding()
+def test_nothing_is_folded_with_gradients_in_training_or_behind_a_closed_door(trunk, monkeypatch):
+    pixel_values, memo = torch.randn(1, 3, 32, 32), kernels.WeightMemo()
+    assert torch.equal(kernels.trunk_features(trunk, pixel_values, memo), trunk(pixel_values))
+    with torch.no_grad():
+        assert not torch.equal(kernels.trunk_features(trunk, pixel_values, memo), trunk(pixel_values))
+        monkeypatch.setattr(kernels, "IS_OPEN", False)
+        assert torch.equal(kernels.trunk_features(trunk, pixel_values, memo), trunk(pixel_values))
 
 
 def test_gradients_of_a_weight_are_summed_over_all_rows_however_many():
     gradient, x = torch.randn(1700, 3), torch.randn(1700, 4)
-    torch.testing.assert_close(kernels._onednn_weight_gradient(gradient, x), gradient.T @ x, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(kernels._weight_gradient(gradient, x), gradient.T @ x, rtol=1e-4, atol=1e-3)
 
 
 # ------------------------------------------------------------------------------- attention with a trained bias
@@ -240,8 +228,9 @@ def test_attention_with_a_trained_bias_gives_the_values_and_gradients_of_torchs(
     tensors = [torch.randn(shape).to(dtype) for shape in shapes]
     ours = [tensor.clone().requires_grad_() for tensor in tensors]
     theirs = [tensor.double().requires_grad_() for tensor in tensors]
-    assert kernels.biased_attention_pays(ours[0], ours[3])
-    result, goal = kernels.biased_attention(*ours, 0.4), torch.randn(2, 5, 3, 4)
+    attend = kernels.attention_function("sdpa", ours[0], ours[3], dropout=0.0)
+    assert attend is kernels.trained_bias_attention
+    result, goal = attend(None, *ours, scaling=0.4)[0], torch.randn(2, 5, 3, 4)
     query, key, value, bias = theirs
     expected = nn.functional.scaled_dot_product_attention(query, key, value, bias, scale=0.4).transpose(1, 2)
     (result * goal).sum().backward()
@@ -255,43 +244,23 @@ def test_attention_with_a_trained_bias_gives_the_values_and_gradients_of_torchs(
 def test_attention_with_a_trained_bias_may_go_back_inside_of_autocast():
     shapes = ((1, 2, 5, 4), (1, 2, 7, 4), (1, 2, 7, 4), (1, 2, 5, 7))
     tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    kernels.biased_attention(*tensors, 0.5).square().sum().backward()
+    kernels.trained_bias_attention(None, *tensors, 0.5)[0].square().sum().backward()
     expected = [tensor.grad.clone() for tensor in tensors]
     for tensor in tensors:
         tensor.grad = None
-    result = kernels.biased_attention(*tensors, 0.5)
+    result = kernels.trained_bias_attention(None, *tensors, 0.5)[0]
     with torch.autocast("cpu", torch.bfloat16):
         result.square().sum().backward()
     assert all(torch.equal(tensor.grad, before) for tensor, before in zip(tensors, expected, strict=True))
 
 
-def test_torchs_attention_is_used_where_no_bias_is_trained():
+def test_torchs_attention_is_used_where_no_bias_is_trained(monkeypatch):
     query, bias = torch.randn(1, 1, 2, 2), torch.randn(1, 1, 2, 2, requires_grad=True)
-    assert not kernels.biased_attention_pays(query, bias.detach())
-    with kernels.plain_kernels():
-        assert not kernels.biased_attention_pays(query, bias)
+    torchs = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert kernels.attention_function("sdpa", query, bias.detach(), dropout=0.0) is torchs
+    assert kernels.attention_function("sdpa", query, bias, dropout=0.1) is torchs
     with torch.no_grad():
-        assert not kernels.biased_attention_pays(query, bias)
-
-
-# ------------------------------------------------------------------------------------------------------ dropout
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_drops_its_share_and_keeps_the_mean(dtype):
-    x = torch.ones(301, 333, dtype=dtype, requires_grad=True)  # no multiple of the four that are drawn at once
-    dropped = kernels.OFADropout(0.3)(x)
-    dropped.sum().backward()
-    assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
-    assert dropped.float().unique().tolist() == pytest.approx([0, 1 / 0.7], rel=1e-2)
-    assert torch.equal(x.grad, dropped)
-
-
-def test_dropout_follows_the_seed_and_draws_anew_each_time():
-    layer, x = kernels.OFADropout(0.5), torch.ones(100)
-    torch.manual_seed(1)
-    first, second = layer(x), layer(x)
-    torch.manual_seed(1)
-    assert torch.equal(layer(x), first)
-    assert not torch.equal(first, second)
-    assert torch.equal(layer.eval()(x), x)
+        assert kernels.attention_function("sdpa", query, bias, dropout=0.0) is torchs
+        assert kernels.attention_function("sdpa", query.bfloat16(), bias, 0.0) is kernels.product_attention
+    monkeypatch.setattr(kernels, "IS_OPEN", False)
+    assert kernels.attention_function("sdpa", query, bias, dropout=0.0) is torchs

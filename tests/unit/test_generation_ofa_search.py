@@ -15,16 +15,13 @@ from transformers.generation import (
     StoppingCriteriaList,
 )
 
-from ofa_hf import modeling_ofa
-from ofa_hf import modeling_ofa_kernels as kernels
-from ofa_hf.modeling_ofa_search import (
-    BLOCK,
+from ofa_hf import fast_ofa as kernels
+from ofa_hf import generation_ofa, modeling_ofa
+from ofa_hf.generation_ofa import (
     EndAtMaxLength,
-    EndFrom,
     SoftmaxTemperature,
-    best_of_rows,
-    process,
-    repeating,
+    process_scores,
+    repeating_tokens,
 )
 
 
@@ -41,8 +38,8 @@ def inputs(tiny_batch):
 @pytest.fixture
 def searches(monkeypatch) -> list:
     """How often the search of steps ran."""
-    found, search = [], modeling_ofa.beam_search
-    monkeypatch.setattr(modeling_ofa, "beam_search", lambda *args: found.append(1) or search(*args))
+    found, search = [], generation_ofa.beam_search
+    monkeypatch.setattr(generation_ofa, "beam_search", lambda *args: found.append(1) or search(*args))
     return found
 
 
@@ -56,7 +53,7 @@ def run(model, inputs: dict, logits_processor=None, stopping_criteria=None, **se
 
 def as_transformers_searches(model, inputs: dict, **settings):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modeling_ofa.Rules, "of", lambda *args: None)
+        patch.setattr(generation_ofa.SearchSettings, "of", lambda *args: None)
         return run(model, inputs, **settings)
 
 
@@ -200,33 +197,22 @@ def test_a_model_of_another_forward_is_searched_with_it(tiny_model, inputs, sear
 # ------------------------------------------------------------------------------------------------- scores
 
 
-@pytest.mark.parametrize("size", [7, 10 * BLOCK, 11 * BLOCK, 40 * BLOCK, 40 * BLOCK + 5])
-def test_the_best_are_those_of_topk(size):
-    scores = torch.randn(6, size).log_softmax(-1)
-    scores[2, 3:] = -torch.inf
-    values, places = best_of_rows(scores, min(10, size))
-    expected = scores.topk(min(10, size))
-    assert torch.equal(values, expected.values)
-    assert torch.equal(places[values.isfinite()], expected.indices[values.isfinite()])
-    assert torch.equal(scores.gather(1, places), values)
-
-
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("length", [1, 2, 9, 30])
 def test_repeats_are_those_of_transformers(size, length):
     for text in torch.randint(0, 4, (20, length)):
         forbidden = NoRepeatNGramLogitsProcessor(size)(text[None], torch.zeros(1, 4)).isinf()[0]
-        assert set(repeating(text.tolist(), size)) == set(forbidden.nonzero()[:, 0].tolist())
+        assert set(repeating_tokens(text.tolist(), size)) == set(forbidden.nonzero()[:, 0].tolist())
 
 
 def test_processing_equals_one_processor_after_the_other():
     texts = torch.randint(3, 9, (4, 6))
-    processors = [EndFrom(8, torch.tensor([EOS])), NoRepeatNGramLogitsProcessor(2), SoftmaxTemperature(1.7)]
+    processors = [MinLengthLogitsProcessor(8, EOS), NoRepeatNGramLogitsProcessor(2), SoftmaxTemperature(1.7)]
     expected = scores = torch.randn(4, 9)
     for processor in processors:
         expected = processor(texts, expected)
     assert expected.isinf().sum() > 4
-    assert torch.equal(process(scores.clone(), texts.tolist(), processors), expected)
+    assert torch.equal(process_scores(scores.clone(), texts.tolist(), processors), expected)
 
 
 def test_temperature_divides_the_logits():
@@ -237,9 +223,9 @@ def test_temperature_divides_the_logits():
 
 def test_last_token_is_the_end_with_its_true_score():
     scores = torch.randn(2, 5)
-    process = EndAtMaxLength(max_length=6, eos_token_id=EOS)
-    assert process(torch.zeros(2, 4), scores) is scores
-    ended = process(torch.zeros(2, 5), scores)
+    processor = EndAtMaxLength(max_length=6, eos_token_id=EOS)
+    assert processor(torch.zeros(2, 4), scores) is scores
+    ended = processor(torch.zeros(2, 5), scores)
     assert torch.equal(ended[:, EOS], scores[:, EOS])
     assert ended.isinf().sum(1).tolist() == [4, 4]
 
@@ -248,9 +234,6 @@ def test_last_token_is_the_end_with_its_true_score():
 @pytest.mark.parametrize("length", [3, 4, 5])
 def test_no_end_before_its_time_as_transformers_has_it(ends, length):
     ids, scores = torch.randint(3, 9, (2, length)), torch.randn(2, 9)
-    before = scores.clone()
-    for theirs in (MinLengthLogitsProcessor(4, ends), MinNewTokensLengthLogitsProcessor(1, 4, ends)):
-        mine = EndFrom.of(theirs)
-        assert type(mine) is EndFrom
-        assert torch.equal(mine(ids, scores), theirs(ids, scores))
-        assert torch.equal(scores, before)
+    for processor in (MinLengthLogitsProcessor(4, ends), MinNewTokensLengthLogitsProcessor(1, 4, ends)):
+        expected = processor(ids, scores)
+        assert torch.equal(process_scores(scores.clone(), ids.tolist(), [processor]), expected)

@@ -6,9 +6,8 @@ import gc
 import pytest
 import torch
 
-from ofa_hf import modeling_ofa_int8
-from ofa_hf.modeling_ofa_int8 import int8_works, is_int8
-from ofa_hf.modeling_ofa_kernels import linear, plain_kernels
+from ofa_hf import fast_ofa
+from ofa_hf.fast_ofa import int8_works, is_int8_product, linear
 
 
 quantization = pytest.importorskip("torchao.quantization", reason="torchao (the extra int8) is not installed")
@@ -23,8 +22,7 @@ def quantised(config=None) -> torch.nn.Linear:
 
 
 def torchaos(x: torch.Tensor, layer: torch.nn.Linear) -> torch.Tensor:
-    with plain_kernels():
-        return linear(x, layer.weight, layer.bias)
+    return torch.nn.functional.linear(x, layer.weight, layer.bias)
 
 
 @needs_instructions
@@ -32,7 +30,7 @@ def torchaos(x: torch.Tensor, layer: torch.nn.Linear) -> torch.Tensor:
 def test_products_are_torchaos(shape):
     layer, x = quantised(), 5 * torch.randn(shape)
     x[0] = 0  # a row of zeros has no scale of its own
-    assert is_int8(x, layer.weight)
+    assert is_int8_product(x, layer.weight)
     torch.testing.assert_close(linear(x, layer.weight, layer.bias), torchaos(x, layer), rtol=0, atol=1e-5)
     torch.testing.assert_close(linear(x, layer.weight), torchaos(x, layer) - layer.bias, rtol=0, atol=1e-5)
 
@@ -59,18 +57,18 @@ def test_packed_copies_go_with_their_weights_and_do_not_hinder_copying():
     layer = quantised()
     linear(torch.randn(3, 96), layer.weight)
     gc.collect()
-    before = len(modeling_ofa_int8._packed_weights)
+    before = len(fast_ofa._packed_int8)
     copy.deepcopy(layer)
     del layer
     gc.collect()
-    assert len(modeling_ofa_int8._packed_weights) == before - 1
+    assert len(fast_ofa._packed_int8) == before - 1
 
 
 def test_what_is_quantised_otherwise_is_left_to_torchao():
     x = torch.randn(3, 96)
-    assert not is_int8(x, quantised(quantization.Int8WeightOnlyConfig()).weight)
-    assert not is_int8(x.requires_grad_(), quantised().weight)
-    assert not is_int8(x, torch.nn.Linear(96, 40).weight)
+    assert not is_int8_product(x, quantised(quantization.Int8WeightOnlyConfig()).weight)
+    assert not is_int8_product(x.requires_grad_(), quantised().weight)
+    assert not is_int8_product(x, torch.nn.Linear(96, 40).weight)
 
 
 def test_a_processor_without_the_instructions_multiplies_in_float32(monkeypatch):

@@ -7,8 +7,8 @@ import functools
 import pytest
 import torch
 
-from ofa_hf import modeling_ofa_decoding as decoding
-from ofa_hf import modeling_ofa_kernels as kernels
+from ofa_hf import fast_decoding_ofa as decoding
+from ofa_hf import fast_ofa as kernels
 
 
 pytestmark = pytest.mark.skipif(not kernels.onednn_works(), reason="torch has no oneDNN operators here")
@@ -38,7 +38,7 @@ def generate(model, inputs: dict, **settings):
 def by_layers(model):
     """The same model without the steps."""
     plain = copy.deepcopy(model)
-    plain.decoder.beam_cache = lambda num_images: None
+    plain._decoding_weights.make_cache = lambda model, num_images: None
     return plain
 
 
@@ -49,8 +49,8 @@ def test_steps_give_the_texts_and_scores_of_the_layers(tiny_model, inputs, way, 
     inputs = {name: value[:number] for name, value in inputs.items()}
     stepped = generate(tiny_model, inputs, **WAYS[way])
     expected = generate(by_layers(tiny_model), inputs, **WAYS[way])
-    assert isinstance(stepped.past_key_values, decoding.BeamCache)
-    assert not isinstance(expected.past_key_values, decoding.BeamCache)
+    assert isinstance(stepped.past_key_values, decoding.StepCache)
+    assert not isinstance(expected.past_key_values, decoding.StepCache)
     assert torch.equal(stepped.sequences, expected.sequences)
     for one, other in zip(stepped.logits, expected.logits, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -61,7 +61,7 @@ def test_a_text_begun_by_the_caller_is_gone_on_with(tiny_model, inputs, num_beam
     begun = {**inputs, "decoder_input_ids": torch.tensor([[START, 5, 9], [START, 40, 41], [START, 7, 7]])}
     stepped = generate(tiny_model, begun, num_beams=num_beams)
     expected = generate(by_layers(tiny_model), begun, num_beams=num_beams)
-    assert isinstance(stepped.past_key_values, decoding.BeamCache)
+    assert isinstance(stepped.past_key_values, decoding.StepCache)
     assert torch.equal(stepped.sequences, expected.sequences)
 
 
@@ -92,7 +92,7 @@ def test_a_processor_without_half_precision_takes_its_steps_in_float32(tiny_mode
         generate(model, {"input_ids": inputs["input_ids"]}, encoder_outputs=outputs, num_beams=3)
         for model, outputs in ((half, encoded), (rounded, as_float32))
     )
-    assert isinstance(found.past_key_values, decoding.BeamCache)
+    assert isinstance(found.past_key_values, decoding.StepCache)
     assert found.past_key_values.self_attention_cache.kept.dtype == torch.float32
     first, exact = found.logits[0].float(), expected.logits[0]
     assert (first - exact).norm() < 16 * torch.finfo(dtype).eps * exact.norm()
@@ -101,7 +101,7 @@ def test_a_processor_without_half_precision_takes_its_steps_in_float32(tiny_mode
 def test_tokens_can_be_taken_back(tiny_model, inputs):
     encoded = tiny_model.encode(**inputs)
     with torch.no_grad():
-        cache = tiny_model.decoder.beam_cache(3)
+        cache = tiny_model._decoding_weights.make_cache(tiny_model, 3)
         tokens = torch.tensor([[START, 5, 9, 11], [START, 40, 41, 3], [START, 7, 7, 9]])
         whole = tiny_model(decoder_input_ids=tokens, encoder_outputs=encoded, past_key_values=cache).logits
         cache.crop(9)
@@ -145,16 +145,16 @@ CHANGES = {
 def test_layers_that_are_not_as_they_were_run_themselves(tiny_model, change):
     model = copy.deepcopy(tiny_model)
     with torch.no_grad():
-        assert model.decoder.beam_cache(1) is not None
+        assert model._decoding_weights.make_cache(model, 1) is not None
         CHANGES[change](model)
-        assert model.decoder.beam_cache(1) is None
+        assert model._decoding_weights.make_cache(model, 1) is None
 
 
 def test_a_vocabulary_of_another_size_is_stepped_too(tiny_model, inputs):
     model = copy.deepcopy(tiny_model)
     model.resize_token_embeddings(130)
     stepped, expected = generate(model, inputs, num_beams=3), generate(by_layers(model), inputs, num_beams=3)
-    assert isinstance(stepped.past_key_values, decoding.BeamCache)
+    assert isinstance(stepped.past_key_values, decoding.StepCache)
     assert torch.equal(stepped.sequences, expected.sequences)
 
 
@@ -170,7 +170,7 @@ def test_a_vocabulary_of_another_size_is_stepped_too(tiny_model, inputs):
 )
 def test_what_steps_cannot_give_comes_from_the_layers(tiny_model, inputs, asked, monkeypatch):
     model = copy.deepcopy(tiny_model)
-    monkeypatch.setattr(model.decoder, "beam_cache", lambda num_images: pytest.fail("steps were taken"))
+    monkeypatch.setattr(model._decoding_weights, "make_cache", lambda *_: pytest.fail("steps were taken"))
     model.set_attn_implementation("eager" if "output_attentions" in asked else "sdpa")
     one = {name: value[:1] for name, value in inputs.items()}
     generate(model, one, num_beams=1, max_new_tokens=4, min_new_tokens=4, **asked)

@@ -10,8 +10,8 @@ from transformers.generation import utils
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import generic
 
-from ofa_hf.modeling_ofa import OFAEncoderOutput
-from ofa_hf.modeling_ofa_decoding import TextCache
+from ofa_hf.fast_decoding_ofa import TextCache
+from ofa_hf.generation_ofa import OFAEncoderOutput
 
 
 PAD, EOS = 1, 2
@@ -73,7 +73,7 @@ def test_a_cache_never_changes_a_token(tiny_model, inputs, way, cache):
 def test_a_step_computes_no_more_than_the_new_token(tiny_model, inputs, monkeypatch, num_beams, way, lengths):
     """Also where transformers calls the cache by another name than it used to."""
     if way == "layers":
-        monkeypatch.setattr(tiny_model.decoder, "beam_cache", lambda num_images: None)
+        monkeypatch.setattr(tiny_model._decoding_weights, "make_cache", lambda *_: None)
     settings = {"static": {"cache_implementation": "static"}, "without": {"use_cache": False}}.get(way, {})
     seen, decode = [], tiny_model.decoder.forward
 
@@ -154,7 +154,7 @@ def test_text_of_a_padded_batch_equals_the_text_alone(tiny_model, inputs):
 def test_encoder_runs_once_an_image_and_its_keys_are_not_repeated_for_beams(tiny_model, inputs, monkeypatch, in_steps):
     seen = []
     if not in_steps:
-        monkeypatch.setattr(tiny_model.decoder, "beam_cache", lambda num_images: None)
+        monkeypatch.setattr(tiny_model._decoding_weights, "make_cache", lambda *_: None)
     encode = tiny_model.encoder.forward
     monkeypatch.setattr(
         tiny_model.encoder, "forward", lambda *args, **kwargs: seen.append(1) or encode(*args, **kwargs)
@@ -244,18 +244,18 @@ def test_temperature_divides_the_logits_in_beam_search_too(tiny_model, inputs):
 
 @pytest.mark.parametrize("given", ["inputs", "encoder outputs"])
 @pytest.mark.parametrize("num_return_sequences", [1, 3])
-def test_caption_scores_equal_the_scores_of_beam_search(tiny_model, inputs, given, num_return_sequences):
+def test_sequence_scores_equal_the_scores_of_beam_search(tiny_model, inputs, given, num_return_sequences):
     settings = {"num_return_sequences": num_return_sequences, "return_dict_in_generate": True, "output_scores": True}
     output = run(
         tiny_model, inputs, num_beams=3, length_penalty=1.0, end_at_max_length=True, suppress_tokens=[PAD], **settings
     )
     if given == "inputs":
-        scores = tiny_model.caption_scores(output.sequences, **inputs)
+        scores = tiny_model.sequence_scores(output.sequences, **inputs)
     else:
         with torch.no_grad():
             encoded = tiny_model.get_encoder()(**inputs)
         assert isinstance(encoded, OFAEncoderOutput)
-        scores = tiny_model.caption_scores(output.sequences, encoder_outputs=encoded)
+        scores = tiny_model.sequence_scores(output.sequences, encoder_outputs=encoded)
     assert scores.dtype == torch.float32
     assert not scores.requires_grad
     torch.testing.assert_close(scores, output.sequences_scores, rtol=0, atol=1e-5)

@@ -1,21 +1,27 @@
-"""Generation on a CPU in few operations: one token a text and step, and keys and values that never move.
+"""Generation on a CPU in few operations: one token per text and step, and keys and values that never move.
 
 With the few rows of a step the processor waits for weights to arrive from memory and for operations to be called, not
 for arithmetic. So weights are read from copies in the layout that arrives fastest, queries, keys and values are one
-product, and no step copies what earlier steps kept. What comes out is what `OFADecoderLayer` gives, up to rounding.
+product, and no step copies what earlier steps kept. The results equal those of `OFADecoderLayer` up to rounding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
-from .modeling_ofa_kernels import onednn_linear, pack
+from .fast_ofa import OFALinear, WeightMemo, can_reorder, is_observed, onednn_linear, reorder_weight
 
 
-ROOM = 32  # positions that a cache is made for at first; doubled whenever they are used up
-Product = tuple[Tensor, Tensor | None]  # weight, maybe packed, and bias
+ROOM = 32  # positions that a cache has room for at first; doubled whenever they are used up
+FEW_IMAGES = 2  # captioned at once: steps then wait for memory, and copies of all weights pay
+LARGEST_COPY = 2 * 2**30  # bytes; a large decoder has 830 MB in float32
+PLAIN_MODULES = (nn.Linear, OFALinear, nn.LayerNorm, nn.Dropout, nn.ModuleList)
+Product = tuple[Tensor, Tensor | None]  # weight, maybe reordered, and bias
+
+
+# ----------------------------------------------------------------------------------------------------- layers
 
 
 def step_modules(layer: nn.Module) -> list[nn.Linear]:
@@ -28,16 +34,12 @@ def products_of(layer: nn.Module) -> list[Product]:
     return [(module.weight, module.bias) for module in step_modules(layer)]
 
 
-def packed_products_of(layer: nn.Module) -> list[Product]:
+def reordered_products_of(layer: nn.Module) -> list[Product]:
     """The same in the layout that arrives fastest, with one product for queries, keys and values."""
     products = products_of(layer)
     joined = (torch.cat([part.detach() for part in parts]) for parts in zip(*products[:3], strict=True))
-    return [_packed(*product) for product in (joined, *products[3:])]
-
-
-def _packed(weight: Tensor, bias: Tensor) -> Product:
-    weight = pack(weight)
-    return weight, bias.to(weight.dtype)
+    reordered = [(reorder_weight(weight), bias) for weight, bias in (joined, *products[3:])]
+    return [(weight, bias.to(weight.dtype)) for weight, bias in reordered]
 
 
 class StepLayer:
@@ -45,26 +47,23 @@ class StepLayer:
 
     Args:
         layer: an `OFADecoderLayer`.
-        products: of `products_of` or `packed_products_of` this layer.
+        products: what `products_of` or `reordered_products_of` gave for this layer.
     """
 
     def __init__(self, layer: nn.Module, products: Sequence[Product]):
         own, cross = layer.self_attn, layer.cross_attn
-        self.cross, self.dtype = cross, products[0][0].dtype
+        *self.joined, self.own_out, self.cross_query, self.cross_out, self.wide, self.narrow = products
+        self.cross, self.dtype = cross, self.own_out[0].dtype
         self.num_heads, self.scaling = own.num_heads, own.scaling
         self.own_scales, self.cross_scales = (one.c_attn[:, None].to(self.dtype) for one in (own, cross))
-        self.norms = [
-            ((norm.weight.shape[0],), norm.weight.to(self.dtype), norm.bias.to(self.dtype), norm.eps, False)
-            for norm in (
-                layer.self_attn_layer_norm,
-                layer.self_attn_mid_layer_norm,
-                layer.cross_attn_layer_norm,
-                layer.cross_attn_mid_layer_norm,
-                layer.final_layer_norm,
-                layer.ffn_layer_norm,
-            )
-        ]
-        self.joined, self.products = products[:-5], products[-5:]
+        self.before_own, self.after_own = map(self._norm, (layer.self_attn_layer_norm, layer.self_attn_mid_layer_norm))
+        self.before_cross = self._norm(layer.cross_attn_layer_norm)
+        self.after_cross = self._norm(layer.cross_attn_mid_layer_norm)
+        self.before_wide, self.inside_wide = map(self._norm, (layer.final_layer_norm, layer.ffn_layer_norm))
+
+    def _norm(self, norm: nn.LayerNorm) -> tuple:
+        """Arguments of `torch.layer_norm` behind the input."""
+        return (norm.weight.shape[0],), norm.weight.to(self.dtype), norm.bias.to(self.dtype), norm.eps, False
 
     def encode(self, encoder_states: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of cross-attention: `(B, S, C)` → twice `(B, H, S, D)`."""
@@ -85,41 +84,42 @@ class StepLayer:
             own: where this step's keys and values go, `(2, B, H, n, D)`; all keys and all values so far.
             own_bias, cross_bias: `(B * H, n, keys)`, added to the scores.
         """
-        before_own, after_own, before_cross, after_cross, before_wide, inside_wide = self.norms
-        own_out, cross_query, cross_out, wide, narrow = self.products
         new, keys, values = own
         batch_size, texts = keys.shape[0], new.shape[3]
 
-        normed = torch.layer_norm(states, *before_own)
+        normed = torch.layer_norm(states, *self.before_own)
         three = torch.cat([onednn_linear(normed, *product) for product in self.joined], dim=-1)
         three = three.view(batch_size, texts, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         new.copy_(three[1:])
         heads = self._attend(three[0], keys, values, own_bias, self.own_scales)
-        states = states + torch.layer_norm(onednn_linear(heads, *own_out), *after_own)
+        states = states + torch.layer_norm(onednn_linear(heads, *self.own_out), *self.after_own)
 
-        query = onednn_linear(torch.layer_norm(states, *before_cross), *cross_query)
+        query = onednn_linear(torch.layer_norm(states, *self.before_cross), *self.cross_query)
         query = query.view(batch_size, texts, self.num_heads, -1).transpose(1, 2)
         heads = self._attend(query, *cross, cross_bias, self.cross_scales)
-        states = states + torch.layer_norm(onednn_linear(heads, *cross_out), *after_cross)
+        states = states + torch.layer_norm(onednn_linear(heads, *self.cross_out), *self.after_cross)
 
-        inside = onednn_linear(torch.layer_norm(states, *before_wide), *wide, "gelu")
-        return states + onednn_linear(torch.layer_norm(inside, *inside_wide), *narrow)
+        inside = onednn_linear(torch.layer_norm(states, *self.before_wide), *self.wide, "gelu")
+        return states + onednn_linear(torch.layer_norm(inside, *self.inside_wide), *self.narrow)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scales: Tensor) -> Tensor:
         """`(B, H, n, D)` queries, `(B, H, keys, D)` keys and values → `(B * n, H * D)`."""
         batch_size, heads, texts, width = query.shape
         scores = torch.baddbmm(bias, query.flatten(0, 1), keys.flatten(0, 1).mT, alpha=self.scaling)
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-        found = torch.bmm(weights, values.flatten(0, 1)).view(batch_size, heads, texts, width).transpose(1, 2)
+        attended = torch.bmm(weights, values.flatten(0, 1)).view(batch_size, heads, texts, width).transpose(1, 2)
         out = query.new_empty(batch_size, texts, heads, width)
-        return torch.mul(found, scales, out=out).view(batch_size * texts, heads * width)
+        return torch.mul(attended, scales, out=out).view(batch_size * texts, heads * width)
+
+
+# ----------------------------------------------------------------------------------------------------- caches
 
 
 class TextCache(Cache):
     """Keys and values of all tokens so far, of which none is ever moved.
 
-    The texts of an image keep their tokens side by side, and each of them is shown the tokens of all: which are its
-    own is part of the bias. When a search goes on from other texts than before, no more than that changes.
+    The texts of an image keep their tokens next to each other, and each text is shown the tokens of all: which are its
+    own is part of the bias. When a search continues from other texts than before, only that changes.
     """
 
     is_compileable = False
@@ -134,7 +134,7 @@ class TextCache(Cache):
         return self.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i goes on from what row `beam_idx[i]` was, of the same image."""
+        """Row i continues what row `beam_idx[i]`, of the same image, was."""
         self.owners = self.owners.index_select(0, beam_idx)
 
     def crop(self, max_length: int) -> None:
@@ -156,7 +156,7 @@ class TextCache(Cache):
         num_layers, batch_size, heads, texts, width = shape
         begin, end = self.length * texts, (self.length + 1) * texts
         if self.kept is None or self.kept.shape[4] < end:
-            with torch.inference_mode(False):  # so that it can be gone on with outside of such a mode
+            with torch.inference_mode(False):  # so that it can be used outside of such a mode later
                 larger = like.new_empty(num_layers, 2, batch_size, heads, max(ROOM * texts, 2 * begin), width)
             if self.kept is not None:
                 larger[:, :, :, :, :begin] = self.kept
@@ -175,12 +175,12 @@ class TextCache(Cache):
         return torch.where(own, bias, torch.finfo(bias.dtype).min).flatten(4).flatten(1, 2).unbind()
 
 
-class BeamCache(EncoderDecoderCache):
-    """What a generation keeps of its texts and, once, of its images, with the steps that read it.
+class StepCache(EncoderDecoderCache):
+    """What a generation keeps of its texts and, once, of its images, with the layers that read it.
 
     Args:
         layers: of the decoder.
-        vocabulary: packed weight of the output projection.
+        vocabulary: reordered weight of the output projection.
     """
 
     def __init__(self, layers: Sequence[StepLayer], vocabulary: Tensor):
@@ -227,3 +227,60 @@ class BeamCache(EncoderDecoderCache):
         for layer, own, bias, image in zip(self._layers, places, biases, of_images, strict=True):
             states = layer(states, own, bias, (image.keys, image.values), cross_bias)
         return states
+
+
+# ----------------------------------------------------------------------------------------- whether steps serve
+
+
+class DecodingWeights:
+    """Copies of a decoder's weights in the layout that steps read fastest, made anew when a weight has changed.
+
+    Args:
+        forward: of the model that steps stand in for; a subclass with another one runs itself.
+        modules: classes of its decoder layers and of what they are made of.
+    """
+
+    def __init__(self, forward: Callable, modules: tuple[type, ...]):
+        self.forward, self.plain_modules = forward, (*PLAIN_MODULES, *modules)
+        self.of_vocabulary, self.of_layers = WeightMemo(LARGEST_COPY), WeightMemo(LARGEST_COPY)
+
+    def make_cache(self, model: nn.Module, num_images: int) -> StepCache | None:
+        """A cache whose steps compute what the model's decoder does; None where plain layers must run.
+
+        With few images all weights are copied. With many, steps compute instead of waiting for memory, and in float32
+        only the copy of the vocabulary pays.
+        """
+        decoder, vocabulary = model.decoder, model.decoder.output_projection
+        if not self._serve(model):
+            return None
+        modules = [module for layer in decoder.layers for module in step_modules(layer)]
+        if not self._fits([vocabulary]) or not self.of_vocabulary.check([vocabulary]):
+            return None
+        reordered = self.of_vocabulary.get(("vocabulary",), lambda: reorder_weight(vocabulary.weight))
+        products = [products_of(layer) for layer in decoder.layers]
+        if num_images <= FEW_IMAGES or vocabulary.weight.dtype != torch.float32:
+            if not self._fits(modules) or not self.of_layers.check(modules):
+                return None
+            products = self.of_layers.get(
+                ("layers",), lambda: [reordered_products_of(layer) for layer in decoder.layers]
+            )
+        return StepCache([StepLayer(*pair) for pair in zip(decoder.layers, products, strict=True)], reordered)
+
+    @staticmethod
+    def _fits(modules: list[nn.Linear]) -> bool:
+        return sum(module.weight.nbytes for module in modules) <= LARGEST_COPY
+
+    def _serve(self, model: nn.Module) -> bool:
+        """Whether the model's decoder is unchanged, unwatched, and in inference mode."""
+        config, decoder = model.config, model.decoder
+        if model.training or torch.is_grad_enabled() or config._attn_implementation != "sdpa":
+            return False
+        if config.output_attentions or config.output_hidden_states or type(model).forward is not self.forward:
+            return False
+        inside = [decoder.output_projection, *decoder.layers.modules()]
+        if not all(type(module) in self.plain_modules for module in inside):
+            return False
+        if any(is_observed(module) for module in (model, *decoder.modules())):
+            return False
+        weights = [module.weight for layer in decoder.layers for module in step_modules(layer)]
+        return can_reorder(decoder.output_projection.weight, *weights)

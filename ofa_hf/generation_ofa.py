@@ -1,0 +1,531 @@
+"""Generation: the encoder runs once per image, beams share its states, and searches find what OFA's own found.
+
+transformers keeps the hypotheses of a beam search in tensors of one size and spends about a hundred operations per
+step on them, for one image on a CPU as long as a fifth of the model takes. Here the scores of tokens are tensors, as
+there, and the few hypotheses are lists. The texts found are the same.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerateBeamEncoderDecoderOutput,
+    GenerationConfig,
+    GenerationMixin,
+    GenerationMode,
+    LogitsProcessor,
+    MaxLengthCriteria,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    StoppingCriteria,
+)
+from transformers.modeling_outputs import ModelOutput
+
+from .fast_decoding_ofa import DecodingWeights, StepCache
+from .fast_ofa import WeightMemo, in_parts, linear, trunk_features
+from .modeling_ofa_positions import PIXELS_PER_CELL
+from .versions_ofa import CACHE_NAME
+
+
+IMPOSSIBLE = -1e9  # score of a hypothesis that does not exist
+ONE_TOKEN_PER_STEP = {GenerationMode(name) for name in ("greedy_search", "sample", "beam_search", "beam_sample")}
+TOKENS_PER_CHUNK = 192  # whose logits exist at once; 23 MB
+
+
+# ------------------------------------------------------------------------------------------- encoder's output
+
+
+@dataclass
+class OFAEncoderOutput(ModelOutput):
+    """What the decoder needs of a batch of images and prompts.
+
+    Args:
+        last_hidden_state: `(batch, S, d_model)`, image cells first, then text, after the final LayerNorm.
+        position_embeddings: `(1, S, d_model)`, normalized; the same for every sample.
+        attention_mask: `(batch, S)`, 0 where the decoder must not look; None where it may look everywhere.
+        hidden_states, attentions: per layer, on request; the last hidden state is the normalized one.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    position_embeddings: torch.FloatTensor | None = None
+    attention_mask: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+    @classmethod
+    def of(cls, value) -> "OFAEncoderOutput":
+        """Accept what callers pass as `encoder_outputs`.
+
+        Args:
+            value: this class, another output or mapping with its fields, or a tuple of its tensors in their order.
+        """
+        if isinstance(value, (tuple, list)):
+            tensors = [item for item in value if isinstance(item, Tensor)]
+            value = dict(zip(("last_hidden_state", "position_embeddings", "attention_mask"), tensors, strict=False))
+        get = value.get if hasattr(value, "get") else lambda name: getattr(value, name, None)
+        output = cls(**{name: get(name) for name in cls.__dataclass_fields__})
+        if output.position_embeddings is None:
+            raise ValueError(
+                "encoder_outputs has no position_embeddings, which OFA's decoder needs to score positions. "
+                "Pass everything that `model.get_encoder()(...)` returned."
+            )
+        return output
+
+    def repeat(self, count: int) -> "OFAEncoderOutput":
+        """Every row `count` times, one copy next to the other."""
+        mask = self.attention_mask
+        mask = None if mask is None else mask.repeat_interleave(count, dim=0)
+        states = self.last_hidden_state.repeat_interleave(count, dim=0)
+        return type(self)(states, self.position_embeddings, mask, self.hidden_states, self.attentions)
+
+    @classmethod
+    def join(cls, parts: "list[OFAEncoderOutput]") -> "OFAEncoderOutput":
+        """Outputs of consecutive parts of a batch → one."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def join_levels(name: str) -> tuple[Tensor, ...] | None:
+            levels = [getattr(part, name) for part in parts]
+            return None if levels[0] is None else tuple(torch.cat(level) for level in zip(*levels, strict=True))
+
+        states, mask = [part.last_hidden_state for part in parts], None
+        if any(part.attention_mask is not None for part in parts):
+            everything = [torch.ones(state.shape[:2], dtype=torch.long, device=state.device) for state in states]
+            masks = [part.attention_mask for part in parts]
+            mask = torch.cat([full if own is None else own for own, full in zip(masks, everything, strict=True)])
+        return cls(
+            last_hidden_state=torch.cat(states),
+            position_embeddings=parts[0].position_embeddings,
+            attention_mask=mask,
+            hidden_states=join_levels("hidden_states"),
+            attentions=join_levels("attentions"),
+        )
+
+
+# ------------------------------------------------------------------------------------------------- processors
+
+
+class EndAtMaxLength(LogitsProcessor):
+    """At the last position only `</s>` is allowed, with its true log-probability.
+
+    A forced token that costs nothing, like transformers' `forced_eos_token_id`, would favor texts that never end by
+    themselves.
+
+    Source: OFA `models/sequence_generator.py`.
+    """
+
+    def __init__(self, max_length: int, eos_token_id: int):
+        self.max_length, self.eos_token_id = max_length, eos_token_id
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if input_ids.shape[1] < self.max_length - 1:
+            return scores
+        ended = torch.full_like(scores, -torch.inf)
+        ended[:, self.eos_token_id] = scores[:, self.eos_token_id]
+        return ended
+
+
+class SoftmaxTemperature(LogitsProcessor):
+    """Divide the logits by a temperature before they become log-probabilities: scores in, normalized scores out.
+
+    transformers applies `temperature` only when it samples; the original applies it in beam search too.
+    """
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        return (scores / self.temperature).log_softmax(-1)
+
+
+def min_length_of(processor: LogitsProcessor) -> int | None:
+    """Tokens that a text must have before it may end, if that is what this processor of transformers is about."""
+    if type(processor) is MinLengthLogitsProcessor:
+        return processor.min_length
+    if type(processor) is MinNewTokensLengthLogitsProcessor:
+        return processor.prompt_length_to_skip + processor.min_new_tokens
+    return None
+
+
+def process_scores(scores: Tensor, texts: list[list[int]], processors: Sequence[LogitsProcessor]) -> Tensor:
+    """Apply processors to `(rows, vocabulary)` scores after texts of one length; may write to the scores.
+
+    Two of transformers' processors, which pass over all scores at every step, write only the few they forbid.
+    """
+    tokens = None
+    for processor in processors:
+        if (min_length := min_length_of(processor)) is not None:
+            if len(texts[0]) < min_length:
+                scores.index_fill_(1, processor.eos_token_id, -torch.inf)
+        elif type(processor) is NoRepeatNGramLogitsProcessor:
+            size = processor.ngram_size
+            repeats = [(row, token) for row, text in enumerate(texts) for token in repeating_tokens(text, size)]
+            if repeats:
+                scores[tuple(torch.tensor(repeats, device=scores.device).T)] = -torch.inf
+        else:
+            tokens = torch.tensor(texts, device=scores.device) if tokens is None else tokens
+            scores = processor(tokens, scores)
+    return scores
+
+
+def repeating_tokens(text: list[int], size: int) -> list[int]:
+    """Tokens that would complete an n-gram of this size that the text already has."""
+    begin = len(text) + 1 - size
+    last = text[begin:]
+    return [text[place + size - 1] for place in range(begin) if text[place : place + size - 1] == last]
+
+
+# ------------------------------------------------------------------------------------------------ beam search
+
+
+@dataclass
+class SearchSettings:
+    """What beam search needs of a `GenerationConfig`."""
+
+    num_beams: int
+    max_length: int
+    eos_token_ids: list[int]
+    length_penalty: float
+    early_stopping: bool | str
+
+    @classmethod
+    def of(cls, config: GenerationConfig, criteria: Sequence[StoppingCriteria]) -> "SearchSettings | None":
+        """None where another search than this one is asked for."""
+        if config.do_sample or config.output_scores or config.output_logits:
+            return None
+        if getattr(config, "prefill_chunk_size", None) or getattr(config, "low_memory", None):
+            return None
+        known = {type(criterion): criterion for criterion in criteria}
+        if not known.keys() <= {EosTokenCriteria, MaxLengthCriteria} or len(known) < len(criteria):
+            return None
+        if MaxLengthCriteria not in known or known[MaxLengthCriteria].max_length != config.max_length:
+            return None
+        ends = known[EosTokenCriteria].eos_token_id.tolist() if EosTokenCriteria in known else []
+        return cls(config.num_beams, config.max_length, ends, config.length_penalty, config.early_stopping)
+
+
+@dataclass
+class Hypothesis:
+    """A text: its score, its tokens with those of the prompt, and in which row each of the others was found."""
+
+    score: float
+    tokens: list[int]
+    rows: list[int]
+
+
+class ImageSearch:
+    """The search of one image: texts that are still running and texts that have ended.
+
+    Args:
+        prompt: tokens that all texts begin with.
+        first_row: of the batch, the first of `num_beams`.
+    """
+
+    def __init__(self, settings: SearchSettings, prompt: list[int], first_row: int):
+        self.settings, self.prompt, self.first_row = settings, prompt, first_row
+        scores = [0.0] + [IMPOSSIBLE] * (settings.num_beams - 1)  # they are all the same text, so one counts
+        self.running = [Hypothesis(score, prompt, []) for score in scores]
+        self.ended: list[Hypothesis] = []  # best first
+        self.can_improve = True  # a running text may still beat the worst that has ended
+        self.can_continue = True  # some candidate of the last step has not ended
+
+    @property
+    def is_done(self) -> bool:
+        """Whether enough texts have ended, where that alone stops a search."""
+        return len(self.ended) == self.settings.num_beams and self.settings.early_stopping is True
+
+    def step(self, scores: list[float], beams: list[int], tokens: list[int]) -> None:
+        """Continue with the best candidates.
+
+        Args:
+            scores: sums of log-probabilities, best first.
+            beams: the running text that each candidate continues.
+            tokens: the token that it adds.
+        """
+        num_beams, length = self.settings.num_beams, len(self.running[0].tokens) + 1
+        candidates, ended = [], []
+        self.can_continue = False
+        for place, (score, beam, token) in enumerate(zip(scores, beams, tokens, strict=True)):
+            text = self.running[beam]
+            tokens_and_rows = [*text.tokens, token], [*text.rows, self.first_row + beam]
+            if length >= self.settings.max_length or token in self.settings.eos_token_ids:
+                if place < num_beams:
+                    ended.append(Hypothesis(self._final_score(score, length), *tokens_and_rows))
+                score += IMPOSSIBLE  # runs on only where too few others do
+            else:
+                self.can_continue = True
+            candidates.append(Hypothesis(score, *tokens_and_rows))
+        if self.can_improve and not self.is_done:
+            self.ended = best_of([*self.ended, *(text for text in ended if text.score > IMPOSSIBLE)], num_beams)
+        self.running = best_of(candidates, num_beams)
+        is_patient = self.settings.early_stopping == "never" and self.settings.length_penalty > 0
+        best_score = self._final_score(self.running[0].score, self.settings.max_length if is_patient else length)
+        worst_ended = self.ended[-1].score if len(self.ended) == num_beams else IMPOSSIBLE
+        self.can_improve = self.can_improve and best_score > worst_ended
+
+    def results(self) -> list[Hypothesis]:
+        """As many as there are beams, best first; empty ones where the processors allowed no more."""
+        empty = Hypothesis(IMPOSSIBLE, self.prompt, [])
+        return self.ended + [empty] * (self.settings.num_beams - len(self.ended))
+
+    def _final_score(self, score: float, length: int) -> float:
+        return score / (length - len(self.prompt)) ** self.settings.length_penalty
+
+
+def best_of(texts: list[Hypothesis], number: int) -> list[Hypothesis]:
+    return sorted(texts, key=lambda text: -text.score)[:number]
+
+
+def beam_search(
+    next_scores: Callable[[Tensor], Tensor],
+    reorder: Callable[[Tensor], None],
+    prompts: Tensor,
+    processors: Sequence[LogitsProcessor],
+    settings: SearchSettings,
+) -> list[list[Hypothesis]]:
+    """Search as `GenerationMixin._beam_search` does: the same texts, `num_beams` per image.
+
+    Args:
+        next_scores: the tokens that are new to the model, `(rows, T)` → log-probabilities of the next one,
+            `(rows, vocabulary)`, a tensor that may be written to.
+        reorder: called with the row that each row continues, `(rows,)`.
+        prompts: `(images * num_beams, P)`.
+
+    Returns:
+        per image what was found, best first.
+    """
+    num_beams, device = settings.num_beams, prompts.device
+    number = max(2, 1 + len(settings.eos_token_ids)) * num_beams  # whatever ends, as many as there are beams run on
+    firsts = range(0, len(prompts), num_beams)
+    images = [ImageSearch(settings, prompts[first].tolist(), first) for first in firsts]
+    tokens = prompts
+    while True:
+        running = [text for image in images for text in image.running]
+        scores = process_scores(next_scores(tokens), [text.tokens for text in running], processors)
+        values, candidates = scores.topk(min(number, scores.shape[1]))
+        sums = values + torch.tensor([[text.score] for text in running], device=device)
+        sums, places = sums.view(len(images), -1).topk(number)
+        candidates = candidates.view(len(images), -1).gather(1, places)
+        best = (sums.tolist(), (places // values.shape[1]).tolist(), candidates.tolist())
+        for image, *of_image in zip(images, *best, strict=True):
+            image.step(*of_image)
+
+        is_over = all(image.is_done for image in images) or not any(image.can_improve for image in images)
+        if is_over or not any(image.can_continue for image in images):
+            return [image.results() for image in images]
+        running = [text for image in images for text in image.running]
+        reorder(torch.tensor([text.rows[-1] for text in running], device=device))
+        tokens = torch.tensor([text.tokens[-1:] for text in running], device=device)
+
+
+def pad_lists(lists: list[list[int]], fill: int, device: torch.device) -> Tensor:
+    """Lists of different lengths → `(lists, longest)`."""
+    longest = max(map(len, lists))
+    filled = [[*one, *[fill] * (longest - len(one))] for one in lists]
+    return torch.tensor(filled, dtype=torch.int64, device=device)
+
+
+# ----------------------------------------------------------------------------------------------------- scores
+
+
+@torch.no_grad()
+def token_log_probabilities(features: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of each token: `(N, C)` features, `(V, C)` weight, `(N,)` ids → `(N,)` float32."""
+    chunks = zip(features.split(TOKENS_PER_CHUNK), tokens.split(TOKENS_PER_CHUNK), strict=True)
+    results = []
+    for part, target in chunks:  # the logits never exist as a whole
+        logits = linear(part, weight).float()
+        results.append(logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1))
+    return torch.cat(results)
+
+
+# ------------------------------------------------------------------------------------------------------ mixin
+
+
+class OFAGenerationMixin(GenerationMixin):
+    """`generate` for a model with an `encoder` and a `decoder`: encoder states exist once per image, not per beam."""
+
+    def _init_fast_paths(self, forward: Callable, modules: tuple[type, ...]) -> None:
+        """Prepare what the fast paths keep between calls; see `DecodingWeights` for the arguments."""
+        self._folded_trunk, self._decoding_weights = WeightMemo(), DecodingWeights(forward, modules)
+
+    # -- encoding at full speed, without gradients
+
+    @torch.no_grad()
+    def embed_image_cells(self, pixel_values: Tensor) -> Tensor:
+        """`(batch, 3, height, width)` → `image_embeds`, `(batch, rows, columns, d_model)`, on the fastest path."""
+        memo = None if self.training else self._folded_trunk
+        trunk = self.encoder.embed_images
+        return self.encoder.embed_image_cells(pixel_values, lambda pixels: trunk_features(trunk, pixels, memo))
+
+    @torch.no_grad()
+    def encode(self, **inputs) -> OFAEncoderOutput:
+        """Images and prompts → `encoder_outputs`, on the fastest path: equal to `get_encoder()(...)` up to rounding.
+
+        Args:
+            inputs: arguments of `OFAEncoder.forward`.
+        """
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if "patch_images" in inputs:
+            inputs.setdefault("pixel_values", inputs.pop("patch_images"))
+        num_tokens = inputs["inputs_embeds" if "inputs_embeds" in inputs else "input_ids"].shape[1]
+        first_feature_map = 0
+        if "pixel_values" in inputs:
+            height, width = inputs["pixel_values"].shape[-2:]
+            num_tokens += (height // PIXELS_PER_CELL) * (width // PIXELS_PER_CELL)
+            first_feature_map = 64 * (height // 2) * (width // 2)
+        largest = max(num_tokens * self.config.encoder_ffn_dim, first_feature_map)
+        return OFAEncoderOutput.join(in_parts(self._encode_part, inputs, largest * self.dtype.itemsize))
+
+    def _encode_part(self, pixel_values: Tensor | None = None, **inputs) -> OFAEncoderOutput:
+        if pixel_values is not None and "image_embeds" not in inputs:
+            inputs["image_embeds"] = self.embed_image_cells(pixel_values)
+        return self.encoder(**inputs | {"return_dict": True})
+
+    # -- transformers' hooks
+
+    @torch.no_grad()
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *args, **kwargs
+    ):
+        """`GenerationMixin.generate`, with the encoder on its fastest path.
+
+        Raises:
+            ValueError: no prompt. An image without its prompt would silently get another text.
+        """
+        prompt = inputs if inputs is not None else kwargs.get("input_ids")
+        if "encoder_outputs" not in kwargs:
+            if prompt is None and kwargs.get("inputs_embeds") is None:
+                raise ValueError(
+                    "generate() got no prompt. Pass input_ids, as `processor(images=..., return_tensors='pt')` gives "
+                    "them: they hold the prompt that the checkpoint was trained with."
+                )
+            settings = generation_config or self.generation_config
+            names = ("attention_mask", "pixel_values", "patch_images", "patch_masks", "image_embeds", "inputs_embeds")
+            encoder_inputs = {name: kwargs.get(name) for name in names}
+            for name in ("output_attentions", "output_hidden_states"):
+                encoder_inputs[name] = kwargs.get(name, getattr(settings, name))
+            if encoder_inputs["inputs_embeds"] is None:
+                encoder_inputs["input_ids"] = prompt
+            kwargs["encoder_outputs"] = self.encode(**encoder_inputs)
+        return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode=None, *args, **kwargs):
+        """A `StepCache` where it serves and each step adds one token that stays; else transformers' own."""
+        special = (CACHE_NAME, "decoder_attention_mask", "code_masks", "output_attentions", "output_hidden_states")
+        is_special = any(model_kwargs.get(name) is not None for name in special)
+        is_special |= bool(generation_config.output_attentions or generation_config.output_hidden_states)
+        is_special |= bool(generation_config.cache_implementation or not generation_config.use_cache)
+        if generation_mode in ONE_TOKEN_PER_STEP and not is_special:
+            num_images = len(OFAEncoderOutput.of(model_kwargs["encoder_outputs"]).last_hidden_state)
+            cache = self._decoding_weights.make_cache(self, num_images)
+            if cache is not None:
+                model_kwargs[CACHE_NAME] = cache
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        past_key_values=None,
+        encoder_outputs: OFAEncoderOutput | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        code_masks: torch.BoolTensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        cache=None,
+        **kwargs,
+    ) -> dict:
+        past_key_values = cache if past_key_values is None else past_key_values
+        if past_key_values is not None:
+            input_ids = input_ids[:, int(past_key_values.get_seq_length()) :]
+        return {
+            "decoder_input_ids": input_ids,
+            CACHE_NAME: past_key_values,
+            "encoder_outputs": encoder_outputs,
+            "decoder_attention_mask": decoder_attention_mask,
+            "code_masks": code_masks,
+            "use_cache": use_cache,
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+        }
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=True, input_ids=None, **model_kwargs):
+        if expand_size > 1:
+            if input_ids is not None:
+                input_ids = input_ids.repeat_interleave(expand_size, dim=0)
+            for name, value in model_kwargs.items():
+                if isinstance(value, Tensor) and (name.startswith("decoder_") or name == "code_masks"):
+                    model_kwargs[name] = value.repeat_interleave(expand_size, dim=0)
+        return input_ids, model_kwargs
+
+    def _reorder_cache(self, past_key_values, beam_idx: Tensor):
+        past_key_values.self_attention_cache.reorder_cache(beam_idx)  # keys and values of images stay where they are
+        return past_key_values
+
+    def _get_logits_processor(self, generation_config, *args, **kwargs):
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        temperature = generation_config.temperature
+        if not generation_config.do_sample and temperature not in (None, 1.0):
+            processors.insert(0, SoftmaxTemperature(temperature))
+        if getattr(generation_config, "end_at_max_length", False):
+            processors.append(EndAtMaxLength(generation_config.max_length, self.config.eos_token_id))
+        return processors
+
+    def _beam_search(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, **model_kwargs
+    ):
+        """`GenerationMixin._beam_search`, with fewer operations around the model where a `StepCache` serves."""
+        cache, settings = model_kwargs.get(CACHE_NAME), SearchSettings.of(generation_config, stopping_criteria)
+        if settings is None or synced_gpus or not isinstance(cache, StepCache):
+            arguments = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus)
+            return super()._beam_search(*arguments, **model_kwargs)
+        encoder_outputs = OFAEncoderOutput.of(model_kwargs["encoder_outputs"])
+
+        def next_scores(tokens: Tensor) -> Tensor:
+            decoded = self.decoder(input_ids=tokens, encoder_outputs=encoder_outputs, past_key_values=cache)
+            return cache.logits(decoded.last_hidden_state[:, -1]).float().log_softmax(-1)
+
+        with torch.inference_mode():
+            reorder = cache.self_attention_cache.reorder_cache
+            images = beam_search(next_scores, reorder, input_ids, logits_processor, settings)
+        texts = [text for of_image in images for text in of_image[: generation_config.num_return_sequences]]
+        ends = settings.eos_token_ids
+        padding = (generation_config.pad_token_id or ends[0]) if ends else -1
+        sequences = pad_lists([text.tokens for text in texts], padding, input_ids.device)
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        return GenerateBeamEncoderDecoderOutput(
+            sequences=sequences,
+            sequences_scores=torch.tensor([text.score for text in texts], device=input_ids.device),
+            beam_indices=pad_lists([text.rows for text in texts], -1, input_ids.device).int(),
+            **{CACHE_NAME: cache},
+        )
+
+    # -- scores of texts
+
+    @torch.no_grad()
+    def sequence_scores(self, sequences: torch.LongTensor, encoder_outputs=None, **encoder_inputs) -> Tensor:
+        """Mean log-probability of the tokens, `</s>` included, of texts that `generate` returned.
+
+        Args:
+            sequences: `(rows, L)`, beginning with the start token; rows = batch × n, those of one image together.
+            encoder_outputs: what `get_encoder()` returned; else `encoder_inputs` are its arguments.
+
+        Returns:
+            `(rows,)` float32.
+        """
+        encoder_outputs = self.encode(**encoder_inputs) if encoder_outputs is None else encoder_outputs
+        tokens = sequences[:, 1:]
+        is_end = (tokens == self.config.eos_token_id).long()
+        is_real = (is_end.cumsum(1) - is_end == 0) & (tokens != self.config.pad_token_id)
+        encoder_outputs = OFAEncoderOutput.of(encoder_outputs)
+        features = self.decoder(input_ids=sequences[:, :-1], encoder_outputs=encoder_outputs).last_hidden_state
+        scores = torch.zeros(tokens.shape, device=tokens.device)
+        weight = self.decoder.output_projection.weight
+        scores[is_real] = token_log_probabilities(features[is_real], weight, tokens[is_real])
+        return scores.sum(1) / is_real.sum(1).clamp(min=1)

@@ -1,0 +1,265 @@
+"""What attention knows of positions: numbers of places, buckets of distances, and the biases made of them.
+
+OFA adds two kinds of position to every attention score: absolute positions, whose embeddings are projected and
+multiplied apart from the content, and relative ones, looked up in tables per layer. Both depend on shapes only, never
+on what a batch holds, so they are computed once per shape.
+
+Source: OFA `models/ofa/unify_transformer.py`.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .fast_ofa import WeightMemo
+
+
+PIXELS_PER_CELL = 16  # stride of the image trunk
+PIXELS_PER_CODE = 8  # of a generated image
+BEYOND_CODE_GRID = 1024  # position that OFA gives image codes past their window
+STEPS_PER_TABLE = 64  # tables of decoding steps grow by so many
+
+
+# ------------------------------------------------------------------------------------------ places and buckets
+
+
+def token_position_buckets(bucket_size: int, max_position: int) -> Tensor:
+    """Bucket of every signed distance between two tokens.
+
+    Args:
+        bucket_size: distances up to half of this have a bucket each, longer ones share logarithmic buckets.
+        max_position: longest text in tokens.
+
+    Returns:
+        `(2 * max_position - 1,)` int64; entry `query - key + max_position - 1`, values from 0 to 2 * bucket_size - 2.
+
+    Source: OFA `make_token_bucket_position`; float64 gives the buckets of the original's float32.
+    """
+    middle = bucket_size // 2
+    distance = torch.arange(max_position, dtype=torch.float64, device="cpu")
+    growth = torch.log(distance.clamp(min=middle - 1) / middle) / math.log((max_position - 1) / middle)
+    bucket = torch.where(distance <= middle, distance, torch.ceil(growth * (middle - 1)) + middle).long()
+    return torch.cat([-bucket[1:].flip(0), bucket]) + bucket_size - 1
+
+
+def image_grid_positions(height: int, width: int, bucket_size: int, device: torch.device | None = None) -> Tensor:
+    """Number the cells of a feature map row by row inside a `bucket_size` × `bucket_size` grid.
+
+    Args:
+        height, width: size of the feature map in cells of 16 pixels.
+
+    Returns:
+        `(height * width,)` int64, values from 1; 0 is the position outside the image.
+    """
+    rows = torch.arange(height, device=device)[:, None]
+    columns = torch.arange(width, device=device)[None, :]
+    return (rows * bucket_size + columns + 1).flatten()
+
+
+def image_position_buckets(query_ids: Tensor, key_ids: Tensor, bucket_size: int) -> Tensor:
+    """Bucket of the 2-D offset between grid positions: `(Q,)`, `(K,)` → `(Q, K)` int64.
+
+    Position 0 is outside the grid and has three buckets of its own, after those of the offsets.
+
+    Source: OFA `make_image_bucket_position` (as in BEiT), computed for the positions in use instead of for all.
+    """
+    side = 2 * bucket_size - 1
+    rows, columns = (query_ids - 1) // bucket_size, (query_ids - 1) % bucket_size
+    key_rows, key_columns = (key_ids - 1) // bucket_size, (key_ids - 1) % bucket_size
+    offset = (rows[:, None] - key_rows + bucket_size - 1) * side + columns[:, None] - key_columns + bucket_size - 1
+    from_outside, to_outside = (query_ids == 0)[:, None], (key_ids == 0)[None, :]
+    offset = torch.where(to_outside, side * side + 1, torch.where(from_outside, side * side, offset))
+    return torch.where(from_outside & to_outside, side * side + 2, offset)
+
+
+def num_image_buckets(bucket_size: int) -> int:
+    """Number of values of `image_position_buckets`: offsets, and from, to and both outside the grid."""
+    return (2 * bucket_size - 1) ** 2 + 3
+
+
+def code_position_ids(code_image_size: int, bucket_size: int, length: int) -> Tensor:
+    """Grid position of each decoder step when the text is an image's codes, 8 × 8 pixels per code.
+
+    Returns:
+        `(length,)` int64: 0 for the start token, then the code window row by row, then `BEYOND_CODE_GRID`.
+    """
+    window = code_image_size // PIXELS_PER_CODE
+    grid = image_grid_positions(window, window, bucket_size, torch.device("cpu"))
+    positions = torch.full((max(length, len(grid) + 1),), min(BEYOND_CODE_GRID, bucket_size**2), device="cpu")
+    positions[0], positions[1 : len(grid) + 1] = 0, grid
+    return positions[:length]
+
+
+# ----------------------------------------------------------------------------------------------------- biases
+
+
+def absolute_position_bias(queries: Tensor, keys: Tensor, num_heads: int, scaling: float) -> Tensor:
+    """Score positions against positions: `(B, Q, C)`, `(B, K, C)` → `(B, num_heads, Q, K)`."""
+    queries = queries.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    keys = keys.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return (queries * scaling) @ keys.mT
+
+
+def relative_position_bias(table: nn.Embedding, buckets: Tensor) -> Tensor:
+    """Look up a learned score per head: `(Q, K)` buckets → `(num_heads, Q, K)`, on the device of the buckets."""
+    return table(buckets).permute(2, 0, 1).to(buckets.device)  # a device map may put tables elsewhere
+
+
+def mask_keys(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """Forbid keys: `(1 or B, H, Q, K)` bias, `(B, K)` mask with 0 = forbidden → `(B, H, Q, K)`."""
+    if mask is None:
+        return bias
+    return bias.masked_fill(mask[:, None, None, :] == 0, torch.finfo(bias.dtype).min)
+
+
+def fold_rows(bias: Tensor, rows_per_image: int) -> Tensor:
+    """Move the texts of one image into the query length: `(1 or rows, H, T, S)` → `(1 or batch, H, n * T, S)`."""
+    if rows_per_image == 1:
+        return bias
+    if bias.shape[0] == 1:
+        return bias[:, :, None].expand(-1, -1, rows_per_image, -1, -1).flatten(2, 3)
+    return bias.unflatten(0, (-1, rows_per_image)).transpose(1, 2).flatten(2, 3)
+
+
+class PositionBiases:
+    """Base of the two classes below.
+
+    Args:
+        stack: the `OFAEncoder` or `OFADecoder` whose embeddings, projections and tables are read.
+        projections: names of the stack's position projections.
+    """
+
+    projections: tuple[str, ...]
+
+    def __init__(self, stack: nn.Module):
+        self.stack, self.memo = stack, WeightMemo()
+
+    def check_weights(self) -> None:
+        """Forget what earlier weights gave. Called once per pass."""
+        stack = self.stack
+        embeddings = [stack.embed_positions, stack.embed_image_positions, stack.pos_ln, stack.image_pos_ln]
+        tables = [*stack.token_rel_pos_table_list, *stack.image_rel_pos_table_list]
+        self.memo.check([*embeddings, *(getattr(stack, name) for name in self.projections), *tables])
+
+    def text_buckets(self, query_ids: Tensor, key_ids: Tensor) -> Tensor:
+        """Bucket of the distance between text positions: `(Q,)`, `(K,)` → `(Q, K)`."""
+        return self.stack.text_buckets[query_ids[:, None] - key_ids + self.stack.config.max_position_embeddings - 1]
+
+    def absolute(self, queries: Tensor, keys: Tensor, query_proj: nn.Module, key_proj: nn.Module) -> Tensor:
+        """Bias of position embeddings `(1, Q, C)` and `(1, K, C)` → `(1, H, Q, K)`."""
+        attention = self.stack.layers[0].self_attn
+        return absolute_position_bias(query_proj(queries), key_proj(keys), attention.num_heads, attention.scaling)
+
+
+class EncoderBiases(PositionBiases):
+    """Position embeddings and attention biases of the encoder: image cells first, then text."""
+
+    projections = ("pos_q_linear", "pos_k_linear")
+
+    def __call__(self, grid: tuple[int, int] | None, text_length: int) -> tuple[Tensor, list[Tensor]]:
+        """Biases of a feature map of `grid` cells (None: no image) and a prompt.
+
+        Returns:
+            normalized position embeddings `(1, S, C)` and, per layer, the bias `(1, H, S, S)`.
+        """
+        self.check_weights()
+        return self.memo.get((grid, text_length), lambda: self.compute(grid, text_length))
+
+    def compute(self, grid: tuple[int, int] | None, text_length: int) -> tuple[Tensor, list[Tensor]]:
+        stack, device, num_cells = self.stack, self.stack.text_buckets.device, 0
+        text_ids = torch.arange(text_length, device=device)
+        embeddings = stack.pos_ln(stack.embed_positions(text_ids))
+        if grid is not None:
+            num_cells, bucket_size = grid[0] * grid[1], stack.config.image_bucket_size
+            image_ids = image_grid_positions(*grid, bucket_size, device)
+            image_buckets = image_position_buckets(image_ids, image_ids, bucket_size)
+            embeddings = torch.cat([stack.image_pos_ln(stack.embed_image_positions(image_ids)), embeddings])
+        embeddings = embeddings[None]
+        absolute = self.absolute(embeddings, embeddings, stack.pos_q_linear, stack.pos_k_linear)
+        text_buckets, biases = self.text_buckets(text_ids, text_ids), []
+        tables = zip(stack.token_rel_pos_table_list, stack.image_rel_pos_table_list, strict=True)
+        for text_table, image_table in tables:
+            bias = absolute.clone()
+            bias[:, :, num_cells:, num_cells:] += relative_position_bias(text_table, text_buckets)
+            if grid is not None:  # tables act within the text and within the image, none across
+                bias[:, :, :num_cells, :num_cells] += relative_position_bias(image_table, image_buckets)
+            biases.append(bias)
+        return embeddings, biases
+
+
+class DecoderBiases(PositionBiases):
+    """Attention biases of the decoder's steps, as text or as codes of an image."""
+
+    projections = ("self_pos_q_linear", "self_pos_k_linear", "cross_pos_q_linear", "cross_pos_k_linear")
+
+    def __call__(self, past: int | Tensor, num_tokens: int, num_keys: int, encoder_positions: Tensor, code_masks):
+        """Biases of the steps from `past` on.
+
+        Args:
+            encoder_positions: `(1, S, C)`, from `EncoderBiases`.
+            code_masks: `(rows,)`, True = this row's text is image codes; or None.
+
+        Returns:
+            per layer the bias `(1 or rows, H, num_tokens, num_keys)` of self-attention, later steps forbidden, and
+            the bias `(1 or rows, H, num_tokens, S)` of cross-attention, which is the same in every layer.
+        """
+        steps = (past, num_tokens, num_keys, encoder_positions)
+        if code_masks is None or not bool(code_masks.any()):
+            return self._of_steps(*steps, as_codes=False)
+        codes = self._of_steps(*steps, as_codes=True)
+        if bool(code_masks.all()):
+            return codes
+        text, is_code = self._of_steps(*steps, as_codes=False), code_masks[:, None, None, None]
+        own = tuple(torch.where(is_code, code, plain) for code, plain in zip(codes[0], text[0], strict=True))
+        return own, torch.where(is_code, codes[1], text[1])
+
+    def _of_steps(self, past: int | Tensor, num_tokens: int, num_keys: int, encoder_positions: Tensor, as_codes: bool):
+        """Biases of steps that are all text or all codes; without gradients they are rows of tables kept for later."""
+        device = self.stack.text_buckets.device
+        query_ids = torch.arange(num_tokens, device=device) + past
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            key_ids = torch.arange(num_keys, device=device)
+            own = self.compute_self(query_ids, key_ids, as_codes)
+            return own, self.compute_cross(query_ids, encoder_positions, as_codes)
+        limit = self.stack.config.max_position_embeddings
+        length = min(STEPS_PER_TABLE * math.ceil(num_keys / STEPS_PER_TABLE), limit)
+        ids = torch.arange(length, device=device)
+        own = self.memo.get(("self", length, as_codes), lambda: self.compute_self(ids, ids, as_codes))
+        cross = self.memo.get(
+            ("cross", length, as_codes),
+            lambda: self.compute_cross(ids, encoder_positions, as_codes),
+            encoder_positions,
+        )
+        rows = slice(past, past + num_tokens) if isinstance(past, int) else query_ids
+        return tuple(table[:, :, rows, :num_keys] for table in own), cross[:, :, rows]
+
+    def embeddings(self, ids: Tensor, as_codes: bool) -> tuple[Tensor, Tensor]:
+        """Normalized embeddings `(1, L, C)` of decoding steps, and their grid positions if they are image codes."""
+        stack, config = self.stack, self.stack.config
+        if not as_codes:
+            return stack.pos_ln(stack.embed_positions(ids))[None], ids
+        grid = code_position_ids(config.code_image_size, config.image_bucket_size, config.max_position_embeddings)
+        grid_ids = grid.to(ids.device)[ids]
+        return stack.image_pos_ln(stack.embed_image_positions(grid_ids))[None], grid_ids
+
+    def compute_self(self, query_ids: Tensor, key_ids: Tensor, as_codes: bool) -> tuple[Tensor, ...]:
+        """Per layer the bias `(1, H, Q, K)` of self-attention, later steps forbidden."""
+        stack = self.stack
+        queries, query_grid = self.embeddings(query_ids, as_codes)
+        keys, key_grid = self.embeddings(key_ids, as_codes)
+        absolute = self.absolute(queries, keys, stack.self_pos_q_linear, stack.self_pos_k_linear)
+        if as_codes:
+            buckets = image_position_buckets(query_grid, key_grid, stack.config.image_bucket_size)
+            tables = stack.image_rel_pos_table_list
+        else:
+            buckets, tables = self.text_buckets(query_ids, key_ids), stack.token_rel_pos_table_list
+        is_later, lowest = key_ids > query_ids[:, None], torch.finfo(absolute.dtype).min
+        biases = (absolute + relative_position_bias(table, buckets) for table in tables)
+        return tuple(bias.masked_fill(is_later, lowest) for bias in biases)
+
+    def compute_cross(self, query_ids: Tensor, encoder_positions: Tensor, as_codes: bool) -> Tensor:
+        """The bias `(1, H, Q, S)` of cross-attention."""
+        queries, _ = self.embeddings(query_ids, as_codes)
+        stack = self.stack
+        return self.absolute(queries, encoder_positions, stack.cross_pos_q_linear, stack.cross_pos_k_linear)
