@@ -56,6 +56,11 @@ def test_weights_that_do_not_match_the_config_are_refused_by_name(folder, change
     assert "\n" not in str(caught.value)
 
 
+def test_constants_of_old_checkpoints_are_not_unknown(folder):
+    change_weights(folder, lambda weights: weights.update({"decoder.image_position_idx": torch.zeros(2)}))
+    assert load_model(folder, device="cpu").model.device.type == "cpu"
+
+
 @pytest.mark.parametrize(
     ("file", "text", "seen"),
     [
