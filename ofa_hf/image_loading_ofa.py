@@ -116,15 +116,15 @@ def _load_text(text: str, timeout: float | None, max_pixels: int) -> Image.Image
 
 
 def _fetch(url: str, timeout: float | None, max_pixels: int) -> Image.Image:
-    """Download an image with the HTTP client that transformers uses."""
-    from transformers.image_utils import load_image as download  # imports torch
+    from .versions_ofa import http_get  # here, since it imports torch
 
     try:
-        return load_image(download(url, timeout=timeout or URL_TIMEOUT), max_pixels=max_pixels)
+        data = http_get(url, URL_TIMEOUT if timeout is None else timeout)
     except Exception as error:  # the HTTP clients of transformers 4 and 5 have no error in common
         raise ImageError(
-            f"{url} gives no image ({_one_line(error, 300)}). Check the URL, or download the file first."
+            f"{url} cannot be fetched ({_one_line(error, 300)}). Check the URL, or download the file first."
         ) from error
+    return _decode(io.BytesIO(data), url, max_pixels)
 
 
 def _load_file(path: str, max_pixels: int) -> Image.Image:

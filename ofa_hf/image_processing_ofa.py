@@ -4,7 +4,7 @@ Source: OFA `data/mm_data/caption_dataset.py` (RGB, square bicubic resize, mean 
 480 pixels, OFA-Chinese uses 256; the size belongs to the checkpoint.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,10 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .image_loading_ofa import ImageError, load_image
+
+
+if TYPE_CHECKING:  # never runs: `load_image` needs the file, and transformers 4 loads only the files named here
+    from .versions_ofa import http_get  # noqa: F401
 
 
 def _square_or_size(size: int | dict[str, int]) -> dict[str, int]:

@@ -58,6 +58,22 @@ def pipeline_generate_kwargs(pipeline: Any, given: Mapping[str, Any]) -> dict[st
     return {**given, "generation_config": pipeline.generation_config, "use_model_defaults": False}
 
 
+def http_get(url: str, timeout: float) -> bytes:
+    """Download a URL with the HTTP client of transformers itself, which 5 changed.
+
+    Args:
+        timeout: seconds to wait for the server.
+    """
+    from transformers import image_utils  # imports torchvision
+
+    if hasattr(image_utils, "httpx"):
+        response = image_utils.httpx.get(url, timeout=timeout, follow_redirects=True)
+    else:
+        response = image_utils.requests.get(url, timeout=timeout)
+    response.raise_for_status()
+    return response.content
+
+
 def mismatched_names(loading_info: Mapping[str, Any]) -> list[str]:
     """Names of weights of another shape in `output_loading_info`; transformers 5 gives their shapes as well."""
     return sorted(item if isinstance(item, str) else item[0] for item in loading_info["mismatched_keys"])

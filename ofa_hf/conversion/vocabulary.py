@@ -50,8 +50,8 @@ def read_word_pieces(vocab_file: str | os.PathLike) -> list[str]:
         lines = Path(vocab_file).read_bytes().decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"The vocabulary {vocab_file} cannot be read: {error}. Expected: a BERT vocab.txt in UTF-8, one word piece "
-            f"per line. Give the path of OFA's utils/BERT_CN_dict/vocab.txt."
+            f"The vocabulary {vocab_file} cannot be read: {error}. Expected: a BERT vocab.txt in UTF-8, one piece "
+            f"per line. Pass the path of OFA's utils/BERT_CN_dict/vocab.txt."
         ) from error
     if not lines[-1]:  # the end of the last line is no line of its own
         lines.pop()
@@ -83,7 +83,7 @@ def build_tokenizer(vocab_file: str | os.PathLike, unk_token: str = "[UNK]") -> 
 
     Args:
         vocab_file: one word piece per line; 21,128 of them in the released checkpoints, any number in a small model.
-            Two entries matter beyond the words: `[UNK]`, and `<`, without which a typed `<s>` would become the special.
+            Two entries matter: `[UNK]`, and `<`, without which a typed `<s>` would become the special.
         unk_token: what stands for text outside the vocabulary: `[UNK]` (id 104) in the official code, `<unk>` (id 3)
             in checkpoints that OFA-Chinese finetuned.
 

@@ -35,7 +35,7 @@ EXAMPLE = {"zh": "红色裙子", "en": "the red dress"}  # fills the slots of a 
 SCORES_NOTE = {"caption": "Scores are percentages over characters; a run of Latin letters or digits is one token."}
 
 # Arguments of a run that say nothing about the model, and those that count only if another one is set.
-SILENT_ARGUMENTS = {"model_name_or_path", "num_proc", "strict", "image_column", "target_column"}
+SILENT_ARGUMENTS = {"model_name_or_path", "num_proc", "strict", "image_column", "target_column", "id_column"}
 DEPENDENT_ARGUMENTS = {"lora_alpha": "lora_rank", "merge_lora": "lora_rank"}
 DEPENDENT_ARGUMENTS |= {"dataset_split": "dataset_name", "eval_split": "dataset_name"}
 SILENT_GENERATION = {"transformers_version", "use_cache"}

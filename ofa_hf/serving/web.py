@@ -1,7 +1,7 @@
 """The page: an image in, captions with their scores out, in Chinese and in English.
 
 This file is the whole page, and it imports nothing of this package: `ofa-hf demo --web` serves it on this machine, and
-`python -m hub_upload space` sends it up as a Space's `app.py`, with `page.json` and `example_*.jpg` beside it.
+`python -m hub_upload space` uploads it as a Space's `app.py`, with `page.json` and `example_*.jpg` next to it.
 """
 
 import functools
@@ -69,19 +69,19 @@ WORDS = {
         "model": "Model",
         "settings": "More settings",
         "prompt": "Question",
-        "prompt_info": "Empty: the one the model was trained with",
+        "prompt_info": "Leave empty for the one the model was trained with",
         "num_beams": "Beams",
-        "num_beams_info": "More are more thorough and slower; at least one for each caption",
-        "max_length": "Longest",
+        "num_beams_info": "More search longer and slower; at least one per caption",
+        "max_length": "Maximum length",
         "max_length_info": "In tokens; a Chinese character is about one",
-        "hint": "The score is the mean log-probability of a token: the closer to 0, the surer the model.",
+        "hint": "The score is the mean log-probability per token: the closer to 0, the more confident the model.",
         "no_image": "There is no image yet",
         "no_image_advice": "Add an image first, or choose an example.",
         "large_image": "The image is too large",
         "large_image_advice": "The file has {megabytes:.1f} MB, the most is {most} MB. Make the image smaller.",
         "bad_image": "This image cannot be used",
         "bad_model": "This model cannot be loaded",
-        "failed": "That did not work; the server's log says why",
+        "failed": "Something went wrong; see the server log",
     },
 }
 
@@ -109,7 +109,7 @@ STYLE = """
 #hint p { color: var(--body-text-color-subdued); font-size: .85rem; }
 """
 EMPTY = '<p class="empty">描述会出现在这里<br>Captions appear here</p>'
-# Ctrl-V anywhere on the page is an image chosen; and images that browsers cannot show, as TIFF, leave no torn icon.
+# Ctrl-V anywhere on the page chooses an image; images that browsers cannot show, such as TIFF, leave no broken icon.
 SCRIPT = """() => {
     document.addEventListener("paste", event => {
         const file = [...event.clipboardData.files].find(file => file.type.startsWith("image/"));
@@ -130,7 +130,7 @@ ASKED_LANGUAGE = f"() => ({TELL_LANGUAGE})(new URLSearchParams(location.search).
 
 
 def theme() -> gr.Theme:
-    """Gradio's default in another colour, with the fonts that the visitor's machine has."""
+    """Gradio's default theme in another color, with fonts of the visitor's machine."""
     fonts = ["system-ui", "-apple-system", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
     look = gr.themes.Default(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"])
     return look.set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
@@ -140,13 +140,13 @@ def theme() -> gr.Theme:
 
 
 def load_from_hub(model: str) -> Pipeline:
-    """Load a model with its own code, as somebody without this package does."""
+    """Load a model with its own code, as on a machine without this package."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return pipeline("image-to-text", model=model, trust_remote_code=True, device=device)
 
 
 def loader(models: Collection[str], load: Callable[[str], Pipeline]) -> Callable[[str], Pipeline]:
-    """Load each of these models once, and no other: its code runs, so a visitor must not choose freely."""
+    """Load each of these models once and no other: loading runs a model's code, so visitors cannot choose freely."""
 
     @functools.cache
     def load_once(model: str) -> Pipeline:
@@ -158,7 +158,7 @@ def loader(models: Collection[str], load: Callable[[str], Pipeline]) -> Callable
 
 
 class NamedImage(io.BytesIO):
-    """An image file's bytes under the name its owner gave it, which is what error messages call it."""
+    """An image file's bytes under the name its owner gave it, which error messages use."""
 
     def __init__(self, content: bytes, name: str):
         super().__init__(content)
@@ -174,7 +174,7 @@ def describe(
     max_length: float,
     prompt: str | None,
 ) -> list[dict]:
-    """Caption an image file; numbers outside of what the page allows are brought inside.
+    """Caption an image file; numbers are limited to what the page allows.
 
     Args:
         name: of the file, for messages.
@@ -203,7 +203,7 @@ def within(number: float, least: int, most: int) -> int:
 
 
 def limits(captioner: Pipeline) -> dict[str, Any]:
-    """A model's own settings, inside of what the page allows: `num_beams`, `max_length`, `most_tokens`, `prompt`."""
+    """A model's settings within what the page allows: `num_beams`, `max_length`, `most_tokens`, `prompt`."""
     settings = captioner.model.generation_config
     most_tokens = min(MAX_TOKENS, captioner.model.config.max_position_embeddings)
     return {
@@ -215,7 +215,7 @@ def limits(captioner: Pipeline) -> dict[str, Any]:
 
 
 def captions_html(captions: Sequence[dict]) -> str:
-    """Captions as a list; the bar is as long as the mean probability of a token."""
+    """Captions as a list; the length of the bar is the mean probability of a token."""
     return f"<ol>{''.join(map(caption_html, captions))}</ol>"
 
 
@@ -229,12 +229,12 @@ def caption_html(caption: dict) -> str:
 
 
 def error_html(head: str, text: str = "") -> str:
-    """What went wrong and what to do, in place of captions."""
+    """What went wrong and what to do, shown in place of captions."""
     return f'<div class="error" role="alert"><strong>{escape(head)}</strong><p>{escape(text)}</p></div>'
 
 
 def answer(load: Callable[[str], Pipeline], image: dict | None, model: str, language: str, *settings: Any) -> str:
-    """What the page shows for an image and its settings: captions, or an error in words.
+    """What the page shows for an image and its settings: captions, or an error message.
 
     Args:
         load: model name → pipeline.
@@ -243,7 +243,7 @@ def answer(load: Callable[[str], Pipeline], image: dict | None, model: str, lang
     """
     words = WORDS["en" if language == "en" else "zh"]
     path = (image or {}).get("path") or ""
-    if not os.path.isfile(path):  # none was added, or so long ago that it is deleted
+    if not os.path.isfile(path):  # none was added, or it expired
         return error_html(words["no_image"], words["no_image_advice"])
     megabytes = os.path.getsize(path) / 1e6
     if megabytes > MAX_MEGABYTES:
@@ -255,9 +255,9 @@ def answer(load: Callable[[str], Pipeline], image: dict | None, model: str, lang
         return broken_model(model, error, words)
     try:
         return captions_html(describe(captioner, path, image.get("orig_name") or "", *settings))
-    except ValueError as error:  # the hub files' ImageError is one; its text says what is wrong and what to do
+    except ValueError as error:  # ImageError is one; its text is for the visitor
         return error_html(words["bad_image"], str(error))
-    except Exception:  # a full memory, a fault of the code: a visitor can mend neither
+    except Exception:  # out of memory or a bug: a visitor can fix neither
         logger.exception("an image was not captioned")
         return error_html(words["failed"])
 
@@ -276,7 +276,7 @@ ASKED = ("image", "model", "language", "num_captions", "num_beams", "max_length"
 def build_page(
     models: Sequence[str], load: Callable[[str], Pipeline] = load_from_hub, examples: Sequence[str | Path] = ()
 ) -> gr.Blocks:
-    """Lay out the page and load the first model; the others are loaded when somebody chooses them, each once.
+    """Lay out the page and load the first model; the others are loaded when a visitor chooses them, each once.
 
     Args:
         models: folders or Hub ids, to choose from.
@@ -361,7 +361,7 @@ def slider(name: str, least: int, most: int, value: int) -> gr.Slider:
 
 
 def react(page: gr.Blocks, parts: dict[str, Any], load: Callable[[str], Pipeline]) -> None:
-    """What happens when a visitor does something; the model does one thing at a time."""
+    """Connect the visitor's actions; the model handles one at a time."""
     private: dict[str, Any] = {"api_visibility": "private"}
     with_model = {**private, "concurrency_id": "model", "concurrency_limit": 1}
     at_once = {**private, "queue": False, "show_progress": "hidden"}
@@ -369,7 +369,7 @@ def react(page: gr.Blocks, parts: dict[str, Any], load: Callable[[str], Pipeline
         "fn": functools.partial(answer, load),
         "inputs": [parts[name] for name in ASKED],
         "outputs": parts["result"],
-        "preprocess": False,  # the file as it came: the model's own reader decodes it, and tells what is wrong
+        "preprocess": False,  # the file as uploaded: the model's own reader decodes it and reports errors
         **with_model,
     }
     gr.on([parts["image"].upload, parts["ask"].click, parts["prompt"].submit], **asking)
@@ -386,7 +386,7 @@ def react(page: gr.Blocks, parts: dict[str, Any], load: Callable[[str], Pipeline
 
 
 def choose(load: Callable[[str], Pipeline], model: str, language: str) -> list:
-    """Load the chosen model; its settings become the page's: updates of prompt, beams, length and result."""
+    """Load the chosen model and show its settings: updates of prompt, beams, length and result."""
     try:
         its = limits(load(model))
     except Exception as error:
@@ -396,7 +396,7 @@ def choose(load: Callable[[str], Pipeline], model: str, language: str) -> list:
 
 
 def translate(names: Sequence[str], language: str) -> list:
-    """The page's words in a language: an update for each named part."""
+    """The page's texts in a language: an update for each named part."""
     return [update_of(name, WORDS[language]) for name in names]
 
 
@@ -410,7 +410,7 @@ def update_of(name: str, words: dict[str, str]) -> Any:
 
 
 def launch(page: gr.Blocks, **options) -> tuple:
-    """Serve a page; `options` are those of Gradio's `launch`, whose answer comes back."""
+    """Serve a page; `options` and result are those of Gradio's `launch`."""
     return page.queue(max_size=MAX_WAITING).launch(
         theme=theme(),
         css=STYLE,
@@ -425,7 +425,7 @@ def launch(page: gr.Blocks, **options) -> tuple:
 
 
 def main() -> None:
-    """Serve the models that `page.json` beside this file names."""
+    """Serve the models named in `page.json` next to this file."""
     folder = Path(__file__).parent
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     launch(build_page(settings["models"], examples=sorted(folder.glob(EXAMPLE_FILES))))

@@ -54,6 +54,7 @@ def test_every_kind_of_source_gives_the_same_pixels(tmp_path):
 
 def test_urls_are_fetched_and_failures_name_them(tmp_path):
     (tmp_path / "photo.png").write_bytes(encoded(photo()))
+    (tmp_path / "clear.png").write_bytes(encoded(Image.new("RGBA", (4, 4), 0)))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -61,8 +62,11 @@ def test_urls_are_fetched_and_failures_name_them(tmp_path):
     try:
         assert same(load_image(f"{url}/photo.png", timeout=5), photo())
         assert same(load_image({"path": f"{url}/photo.png"}), photo())
-        with pytest.raises(ImageError, match=f"{url}/nothing.png gives no image"):
+        assert load_image(f"{url}/clear.png").getpixel((0, 0)) == (255, 255, 255)  # as from a file
+        with pytest.raises(ImageError, match=f"{url}/nothing.png cannot be fetched .*404"):
             load_image(f"{url}/nothing.png")
+        with pytest.raises(ImageError, match=f"{url}/ is not an image"):
+            load_image(f"{url}/")
         with pytest.raises(ImageError, match="does not exist"):
             load_image(Path(f"{url}/photo.png"))  # a Path is a path, whatever it looks like
     finally:
