@@ -95,6 +95,9 @@ class OFAImageToTextPipeline(Pipeline):
     `captioner("photo.jpg")` gives `[{"generated_text": "…"}]`, a list of images gives a list of such lists, and a
     generator or data set gives them one by one. An image is anything that `load_image` takes, or
     `{"image": image, "text": text}`.
+
+    `pipeline("image-to-text", model=folder_or_id, trust_remote_code=True)` makes one. For a model in memory call
+    `OFAImageToTextPipeline(model=model, processor=processor)`: `pipeline()` would take a class of transformers.
     """
 
     _load_processor = True  # brings tokenizer and image processor with it

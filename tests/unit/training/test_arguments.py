@@ -106,7 +106,7 @@ def test_an_unknown_name_is_refused_with_the_one_that_was_meant(parse, as_flags)
         ({"deepspeed": [1]}, "deepspeed is .1."),
     ],
 )
-def test_values_that_cannot_be_are_refused_by_name(parse, changes, words):
+def test_impossible_values_are_refused_by_name(parse, changes, words):
     with pytest.raises(UserError, match=words):
         parse(**changes)
 

@@ -1,4 +1,4 @@
-"""The image of a run."""
+"""The curve of a run."""
 
 import math
 

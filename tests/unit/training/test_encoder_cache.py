@@ -175,7 +175,7 @@ def test_a_cache_that_does_not_fit_on_the_disk_is_refused_before_training(train,
         train(cache_encoder_outputs=True, freeze_word_embed=True)
 
 
-def test_a_disk_that_fills_up_during_training_is_told(train, monkeypatch):
+def test_a_disk_that_fills_up_during_training_is_reported(train, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_another_base_model_is_not_resumed_with_this_cache(train
         ({"encoder_dtype": "int8"}, "must be one of float32, bfloat16"),
     ],
 )
-def test_wishes_that_do_not_go_together_are_refused(train, changes, words):
+def test_arguments_that_do_not_fit_together_are_refused(train, changes, words):
     with pytest.raises(UserError, match=words):
         train(**changes)
 

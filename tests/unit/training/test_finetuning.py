@@ -167,7 +167,7 @@ def test_streaming_without_a_number_of_steps_or_with_a_cache_is_refused(train, s
         train(**NO_FILES, dataset_name=saved_rows, streaming=True, **changes)
 
 
-def test_captions_that_are_cut_are_counted(train, caplog):
+def test_targets_that_are_cut_are_counted(train, caplog):
     ran = train(max_seq_length=4, max_steps=4, test_caption_file=None, test_image_file=None)
     assert ran.cut_targets == 48
     assert train("2", max_steps=4).cut_targets == 0
@@ -259,7 +259,7 @@ def test_a_finished_folder_is_pushed_once_without_checkpoints(train, monkeypatch
     assert not {name for name in files if "/" in name or name == "training_args.bin"}, files
 
 
-def test_a_hub_that_cannot_be_reached_is_told_before_training(train, tmp_path):
+def test_a_hub_that_cannot_be_reached_is_reported_before_training(train, tmp_path):
     with pytest.raises(UserError, match="Hub|reach|connection|offline"):
         train(push_to_hub=True, hub_token="hf_nobody")  # tests have no network
     assert not (tmp_path / "out/model.safetensors").exists()
@@ -277,7 +277,7 @@ def test_a_hub_that_cannot_be_reached_is_told_before_training(train, tmp_path):
         ({"model_name_or_path": "/nowhere/at/all"}, "The model /nowhere/at/all is neither a folder"),
     ],
 )
-def test_wishes_that_cannot_come_true_are_refused(train, changes, words):
+def test_arguments_that_do_not_fit_together_are_refused(train, changes, words):
     with pytest.raises(UserError, match=words):
         train(**changes)
 
@@ -290,7 +290,7 @@ def test_a_run_that_locks_other_parts_cannot_be_resumed(train, change):
         train(save_strategy="steps", save_steps=4, resume_from_checkpoint=True, **change)
 
 
-def test_a_damaged_optimizer_file_is_told(train):
+def test_a_damaged_optimizer_file_is_reported(train):
     folder = train(save_strategy="steps", save_steps=4).folder
     (folder / "checkpoint-8/optimizer.pt").write_bytes(b"")
     with pytest.raises(UserError, match="Cannot resume from .*checkpoint-8"):
@@ -318,7 +318,7 @@ def test_a_killed_data_loader_worker_is_one_line_with_what_to_do(reason):
         raise RuntimeError("shape mismatch")
 
 
-def test_a_worker_killed_while_it_hands_over_a_batch_is_told_the_same(monkeypatch):
+def test_a_worker_killed_while_it_hands_over_a_batch_is_reported_the_same(monkeypatch):
     looks = iter([None, "DataLoader worker (pid 12) is killed by signal: Killed. "])
 
     def look():
@@ -326,8 +326,10 @@ def test_a_worker_killed_while_it_hands_over_a_batch_is_told_the_same(monkeypatc
             raise RuntimeError(found)
 
     monkeypatch.setattr(torch._C, "_error_if_any_worker_fails", look)
-    told = pytest.raises(UserError, match=r"\(DataLoader worker \(pid 12\) is killed by signal: Killed\), most likely")
-    with told, finetuning.explain_dead_workers():
+    reported = pytest.raises(
+        UserError, match=r"\(DataLoader worker \(pid 12\) is killed by signal: Killed\), most likely"
+    )
+    with reported, finetuning.explain_dead_workers():
         raise ConnectionResetError(104, "Connection reset by peer")
     with pytest.raises(ConnectionResetError), finetuning.explain_dead_workers():
         raise ConnectionResetError(104, "of a tracker")

@@ -67,7 +67,7 @@ def test_a_run_killed_before_its_first_checkpoint_was_complete_may_start_again(p
     ],
     ids=["device", "quota", "torch position", "torch write", "safetensors"],
 )
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, error):
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(tmp_path, error):
     folder = tmp_path / "checkpoint-4"
 
     def save_half() -> None:
