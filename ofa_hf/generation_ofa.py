@@ -26,7 +26,7 @@ from transformers.generation import (
 from transformers.modeling_outputs import ModelOutput
 
 from .fast_decoding_ofa import DecodingWeights, StepCache
-from .fast_ofa import WeightMemo, in_parts, linear, trunk_features
+from .fast_ofa import WeightMemo, in_parts, trunk_features
 from .modeling_ofa_positions import PIXELS_PER_CELL
 from .versions_ofa import CACHE_NAME
 
@@ -333,12 +333,12 @@ def pad_lists(lists: list[list[int]], fill: int, device: torch.device) -> Tensor
 
 
 @torch.no_grad()
-def token_log_probabilities(features: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of each token: `(N, C)` features, `(V, C)` weight, `(N,)` ids → `(N,)` float32."""
+def token_log_probabilities(features: Tensor, project: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    """Log-probability of each token: `(N, C)` features, their projection to `(N, V)`, `(N,)` ids → `(N,)` float32."""
     chunks = zip(features.split(TOKENS_PER_CHUNK), tokens.split(TOKENS_PER_CHUNK), strict=True)
     results = []
     for part, target in chunks:  # the logits never exist as a whole
-        logits = linear(part, weight).float()
+        logits = project(part).float()
         results.append(logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1))
     return torch.cat(results)
 
@@ -526,6 +526,6 @@ class OFAGenerationMixin(GenerationMixin):
         encoder_outputs = OFAEncoderOutput.of(encoder_outputs)
         features = self.decoder(input_ids=sequences[:, :-1], encoder_outputs=encoder_outputs).last_hidden_state
         scores = torch.zeros(tokens.shape, device=tokens.device)
-        weight = self.decoder.output_projection.weight
-        scores[is_real] = token_log_probabilities(features[is_real], weight, tokens[is_real])
+        project = self.decoder.output_projection
+        scores[is_real] = token_log_probabilities(features[is_real], project, tokens[is_real])
         return scores.sum(1) / is_real.sum(1).clamp(min=1)
