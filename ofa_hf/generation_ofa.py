@@ -420,8 +420,11 @@ class OFAGenerationMixin(GenerationMixin):
         is_special = any(model_kwargs.get(name) is not None for name in special)
         is_special |= bool(generation_config.output_attentions or generation_config.output_hidden_states)
         is_special |= bool(generation_config.cache_implementation or not generation_config.use_cache)
+        num_images = len(OFAEncoderOutput.of(model_kwargs["encoder_outputs"]).last_hidden_state)
+        kept = getattr(self, "_cache", None)  # a static one; transformers 4 would use it for other numbers of images
+        if kept is not None and kept.cross_attention_cache.max_batch_size != num_images:
+            del self._cache
         if generation_mode in ONE_TOKEN_PER_STEP and not is_special:
-            num_images = len(OFAEncoderOutput.of(model_kwargs["encoder_outputs"]).last_hidden_state)
             cache = self._decoding_weights.make_cache(self, num_images)
             if cache is not None:
                 model_kwargs[CACHE_NAME] = cache
@@ -473,7 +476,10 @@ class OFAGenerationMixin(GenerationMixin):
         if not generation_config.do_sample and temperature not in (None, 1.0):
             processors.insert(0, SoftmaxTemperature(temperature))
         if getattr(generation_config, "end_at_max_length", False):
-            processors.append(EndAtMaxLength(generation_config.max_length, self.config.eos_token_id))
+            # Before top_k and the like, which only sampling has and which may forbid `</s>`.
+            place = 0 if generation_config.do_sample else len(processors)
+            ending = EndAtMaxLength(generation_config.max_length, self.config.eos_token_id)
+            processors.insert(place, ending)
         return processors
 
     def _beam_search(
