@@ -5,8 +5,8 @@
 The last column is the percentage of the speed of a large matrix product, measured in the same run and precision, that
 the arithmetic of a row reaches (multiplications and additions as torch's counter sees them). "Busy" is the share of
 the time in which a kernel ran; the rest is spent launching kernels. For captioning the weights have that precision;
-for LiT-tuning they are float32 under autocast, as with the Trainer's `bf16`. Weights are random, images have 256 pixels,
-captions exactly 20 tokens and five beams. Without a GPU it runs in small on the CPU, to show that it runs.
+for LiT-tuning they are float32 under autocast, as with the Trainer's `bf16`. Weights are random, images have 256
+pixels, captions exactly 20 tokens and five beams. Without a GPU it runs in small on the CPU, to show that it runs.
 """
 
 import argparse

@@ -5,8 +5,8 @@
 The baseline ("plain") is the same network with torch's own kernels, BatchNorm not folded, and one copy of an image's
 encoder states for every beam. Weights are random, captions have exactly 20 tokens, the prompt has 10. The limits of
 the machine (a large product, reading memory) are measured in the same run, and the last column is the percentage of
-them that a row reaches. transformers' BLIP of a similar size is measured with the same image, beams and length, int8 where
-torchao is installed.
+them that a row reaches. transformers' BLIP of a similar size is measured with the same image, beams and length, int8
+where torchao is installed.
 """
 
 import argparse
