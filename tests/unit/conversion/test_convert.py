@@ -91,7 +91,7 @@ def test_a_legacy_folder_says_what_it_said_before(legacy_folder, vocab_file, out
     account = convert_quickly(legacy_folder, out, vocab_file)
     generation = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))
     processor = OFAProcessor.from_pretrained(out)
-    assert account.values["source"]["kind"] == "legacy OFA-Chinese folder"
+    assert account.values["source"]["kind"] == "legacy OFA folder"
     assert (generation["num_beams"], generation["max_length"], generation["forced_eos_token_id"]) == (5, 20, 2)
     assert "end_at_max_length" not in generation
     assert processor.tokenizer.unk_token == "<unk>"
