@@ -15,7 +15,7 @@ ARGS ?=
 BENCHES ?= speed memory training folder
 EXTRAS_TESTS = $(addprefix tests/unit/,test_reference.py test_fast_ofa_int8.py demo export evaluation \
 conversion/test_fairseq_reader.py training/test_finetuning.py) tests/end_to_end/test_web.py tests/end_to_end/test_export.py
-LOWEST_TESTS = tests/unit/test_*.py $(addprefix tests/unit/,captioning cli conversion data evaluation hub_upload \
+LOWEST_TESTS = tests/unit/test_*.py $(addprefix tests/unit/,cli conversion data evaluation hub_upload model_card prediction \
 publishing training/test_trainer.py training/test_finetuning.py)
 
 export TOKENIZERS_PARALLELISM ?= false

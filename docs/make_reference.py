@@ -10,12 +10,12 @@ from pathlib import Path
 import pdoc
 
 
-MODULES = ["ofa_hf", *(f"ofa_hf.{name}" for name in ("captioning", "conversion", "data", "evaluation", "export"))]
-MODULES += ["ofa_hf.publishing", "ofa_hf.training"]
+PACKAGES = ("conversion", "data", "evaluation", "export", "models", "prediction", "publishing", "training")
+MODULES = ["ofa_hf", *(f"ofa_hf.{name}" for name in PACKAGES)]
 
 
 def load_public_names() -> None:
-    """Our packages load their public names when these are first used, and pdoc looks only at what is there."""
+    """Load the public names, which our packages load only when they are first used: pdoc does not see others."""
     for name in MODULES:
         module = import_module(name)
         for public in getattr(module, "__all__", ()):

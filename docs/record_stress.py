@@ -1,4 +1,4 @@
-"""Put the figures of a stress run into docs/promises.md and keep the run beside it: after `make stress`.
+"""Write the figures of a stress run into docs/promises.md and keep the run in docs/stress.json: after `make stress`.
 
 python docs/record_stress.py [outputs/stress.json]
 """

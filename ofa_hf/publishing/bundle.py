@@ -14,7 +14,7 @@ from transformers.tokenization_utils_base import ADDED_TOKENS_FILE, SPECIAL_TOKE
 from transformers.utils import CHAT_TEMPLATE_FILE, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from ofa_hf.errors import UserError
-from ofa_hf.files import json_text, read_json
+from ofa_hf.files import json_text, new_folder, read_json
 from ofa_hf.model_card.card import current_card
 from ofa_hf.model_card.facts import (
     ACCOUNT_FILE,
@@ -57,31 +57,19 @@ class Bundle:
         """
         folder = Path(folder)
         marker = folder.with_name(f".{folder.name}.staged")
-        if folder.exists() and any(folder.iterdir()) and not marker.exists():
-            raise UserError(f"{folder} holds other files, which are never replaced. Name another --work folder.")
-        new, old = (folder.with_name(f".{folder.name}.{age}") for age in ("new", "old"))
-        for leftover in (new, old):  # of a run that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        self._write(new)
-        marker.touch()
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-        return folder
 
-    def _write(self, folder: Path) -> None:
-        """Write all files into a new folder, or none."""
-        folder.mkdir(parents=True)
-        try:
+        def check(target: Path) -> None:
+            if target.exists() and any(target.iterdir()) and not marker.exists():
+                raise UserError(f"{target} holds other files, which are never replaced. Pass another --work folder.")
+
+        with new_folder(folder, check) as (new, _):
             for name, one in self.files.items():
                 if isinstance(one, bytes):
-                    (folder / name).write_bytes(one)
+                    (new / name).write_bytes(one)
                 else:
-                    link_or_copy(one, folder / name)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+                    link_or_copy(one, new / name)
+            marker.touch()
+        return folder
 
 
 def link_or_copy(source: Path, target: Path) -> None:

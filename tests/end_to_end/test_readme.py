@@ -1,46 +1,58 @@
-"""Every block of code in the README runs as it is printed, in a folder that holds the files it speaks of."""
+"""The documents keep their word: the code of the README runs, and every file, command and option named exists."""
 
+import dataclasses
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
+import datasets
 import pytest
 import small_checkpoints
 import tiny_shop
-from PIL import Image
+from PIL import Image, ImageChops
+
+from ofa_hf.samples.shop import is_right
 
 
 ROOT = Path(__file__).resolve().parents[2]
+READMES = ("README.md", "README_zh.md")
+DOCUMENTS = (
+    *READMES,
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md"))),
+    "notebooks/finetune_on_your_images.ipynb",
+)
 BLOCK = re.compile(r"(?:(?P<mark><!-- not a test[^\n]*)\n)?```(?P<language>bash|python)\n(?P<code>.*?)```", re.DOTALL)
+FOREIGN_OPTIONS = {"--help", "--nproc_per_node"}  # argparse's, torchrun's
+
+
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------ the code runs
 
 
 def blocks(readme: str) -> list[tuple[str, str]]:
     """Language and code of every block that is to run."""
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    return [(found["language"], found["code"]) for found in BLOCK.finditer(text) if not found["mark"]]
+    return [(found["language"], found["code"]) for found in BLOCK.finditer(text_of(readme)) if not found["mark"]]
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
-    """What a reader has: a checkpoint, the vocabulary, images, MUGE's files, predictions."""
+    """What a reader has: a checkpoint, the vocabulary, images, tables, MUGE's files, predictions."""
     folder = tmp_path_factory.mktemp("reader")
     config = small_checkpoints.make_config()
     weights = small_checkpoints.make_official_weights(config, small_checkpoints.make_weights(config))
     small_checkpoints.write_official(folder / "caption_cn_base.pt", weights, small_checkpoints.make_arguments())
     small_checkpoints.write_vocabulary(folder / "vocab.txt")
-    (folder / "photos").mkdir()
-    for number, colour in enumerate(tiny_shop.COLOURS.values()):
-        Image.new("RGB", (64, 48), colour).save(folder / "photos" / f"{number}.jpg")
-    Image.new("RGB", (90, 60), "#cc2222").save(folder / "photo.jpg")
-    rows = "".join(
-        f"{number}.jpg,{text.format(name)}\n"
-        for number, name in enumerate(tiny_shop.COLOURS)
-        for text in tiny_shop.CAPTIONS[:2]
-    )
-    (folder / "captions.csv").write_text("image,caption\n" + rows, encoding="utf-8")
+    write_images_and_tables(folder)
     tiny_shop.write_muge(folder, "train", 8)
     tiny_shop.write_muge(folder, "valid", 3)
     lines = [
@@ -48,6 +60,21 @@ def workplace(tmp_path_factory) -> Path:
     ]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def write_images_and_tables(folder: Path) -> None:
+    (folder / "photos").mkdir()
+    Image.new("RGB", (90, 60), "#cc2222").save(folder / "photo.jpg")
+    captions, materials, products = ["image,caption"], ["image,product,material"], []
+    for number, (name, colour) in enumerate(tiny_shop.COLOURS.items()):
+        photo = folder / "photos" / f"{number}.jpg"
+        Image.new("RGB", (64, 48), colour).save(photo)
+        captions += [f"{number}.jpg,{text.format(name)}" for text in tiny_shop.CAPTIONS[:2]]
+        materials.append(f"{number}.jpg,裙子,红色")
+        products.append({"photo": photo.read_bytes(), "sku": f"A{number}"})
+    (folder / "captions.csv").write_text("\n".join(captions) + "\n", encoding="utf-8")
+    (folder / "materials.csv").write_text("\n".join(materials) + "\n", encoding="utf-8")
+    datasets.Dataset.from_list(products).to_parquet(folder / "products.parquet")
 
 
 def run(language: str, code: str, folder: Path) -> subprocess.CompletedProcess:
@@ -61,31 +88,86 @@ def run(language: str, code: str, folder: Path) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_every_block_of_the_readme_runs(workplace):
     todo = blocks("README.md")
-    todo.sort(
-        key=lambda block: "ofa-hf convert" not in block[1]
-    )  # the page shows a caption before it tells how to convert
-    assert len(todo) >= 6
+    assert len(todo) >= 11
     for language, code in todo:
         ran = run(language, code, workplace)
         assert ran.returncode == 0, f"{code}\n{ran.stdout}\n{ran.stderr}"
         assert "Traceback" not in ran.stderr, f"{code}\n{ran.stderr}"
-    assert len((workplace / "captions.jsonl").read_text(encoding="utf-8").splitlines()) == len(tiny_shop.COLOURS)
+    for table in ("photos.csv", "products.csv"):
+        assert len((workplace / table).read_text(encoding="utf-8").splitlines()) >= 1 + len(tiny_shop.COLOURS)
     assert (workplace / "shop-captioner" / "model.safetensors").exists()
+    assert json.loads((workplace / "materials" / "processor_config.json").read_text())["default_task"] == "material"
     assert "<img" in (workplace / "scores.html").read_text(encoding="utf-8")
 
 
 def test_both_languages_show_the_same_code():
     def without_comments(readme: str) -> list[str]:
-        text = (ROOT / readme).read_text(encoding="utf-8")
-        return [re.sub(r" +#.*", "", code) for code in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)]
+        return [re.sub(r" +#.*", "", code) for code in re.findall(r"```\w*\n(.*?)```", text_of(readme), re.DOTALL)]
 
     assert without_comments("README.md") == without_comments("README_zh.md")
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
-def test_the_readme_is_short_and_its_links_lead_somewhere(readme):
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 250
-    targets = re.findall(r"\]\(([^)#:]+)\)", text)
-    assert targets
-    assert not [target for target in targets if not (ROOT / target).exists()]
+def test_the_image_of_the_readme_is_the_one_that_its_command_draws():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        draw_image = import_module("draw_image")
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    drawn, shown = draw_image.draw_image(), Image.open(draw_image.PATH)
+    difference = ImageChops.difference(drawn, shown).convert("L").resize((16, 16), Image.Resampling.BOX)
+    assert difference.getextrema()[1] < 8  # JPEG, and another version of Pillow
+    captions = {re.search(r"^> (.+)$", text_of(readme), re.MULTILINE)[1] for readme in READMES}
+    assert len(captions) == 1
+    assert is_right(captions.pop(), draw_image.PRODUCT)
+
+
+# -------------------------------------------------------------------------------------- what they name exists
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_readme_is_short(readme):
+    assert len(text_of(readme).splitlines()) <= 250
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_paths_lead_somewhere(document):
+    text, place = text_of(document), (ROOT / document).parent
+    links = [target for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", text) if not (place / target).exists()]
+    named = set(re.findall(r"(?<![\w/])(?:ofa_hf|hub_upload|tests|benchmarks|docs|notebooks)/[\w*/.-]*\w", text))
+    assert not links + [path for path in named if not list(ROOT.glob(path))]
+
+
+def test_the_tree_of_the_house_is_complete():
+    drawn = set(re.findall(r"^[├└]── ([\w/.]+)", text_of("CONTRIBUTING.md"), re.MULTILINE))
+    package = ROOT / "ofa_hf"
+    files = {file.name for file in package.glob("*.py") if not file.name.startswith("__")}
+    assert drawn == files | {f"{file.parent.name}/" for file in package.glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_modules_and_names_of_the_package_exist(document):
+    for dotted in set(re.findall(r"\bofa_hf\.(?!git)[\w.]*\w", text_of(document))):
+        module, _, name = dotted.rpartition(".")
+        found = import_module(module)
+        assert hasattr(found, name) or import_module(dotted), dotted
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_options_and_targets_exist(document):
+    text = text_of(document)
+    options = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text)) - FOREIGN_OPTIONS - known_options()
+    targets = set(re.findall(r"`make ([a-z][\w-]*)", text)) - set(re.findall(r"^([\w-]+):", text_of("Makefile"), re.M))
+    assert not options | targets
+
+
+@functools.cache
+def known_options() -> set[str]:
+    """Options of every command here: written as `"--name"` in its source, or a field of the training arguments."""
+    from transformers import Seq2SeqTrainingArguments
+
+    from ofa_hf.training.arguments import FinetuneArguments
+
+    folders = ("ofa_hf/cli", "hub_upload", "benchmarks", "tests/stress")
+    sources = "".join(file.read_text(encoding="utf-8") for name in folders for file in (ROOT / name).glob("*.py"))
+    fields = dataclasses.fields(FinetuneArguments) + dataclasses.fields(Seq2SeqTrainingArguments)
+    return set(re.findall(r'"(--[a-z][\w-]+)"', sources)) | {f"--{field.name}" for field in fields}

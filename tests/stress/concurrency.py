@@ -43,7 +43,7 @@ def preparing(seed: int, amount: int, folder: Path) -> Figures:
 def converting(seed: int, amount: int, folder: Path) -> Figures:
     """Two processes convert into the same folder: one does, the other is told so."""
     statuses = race(Convert(folder / "inputs"), 2, seed, amount, folder)
-    return {"races": amount, "told to wait": count_told(statuses, "Another process is converting")}
+    return {"races": amount, "told to wait": count_told(statuses, "Another process is writing")}
 
 
 def captioning(seed: int, amount: int, folder: Path) -> Figures:

@@ -350,7 +350,7 @@ class Bundle(Job):
     def look(self, place: Path) -> None:
         folder = place / "new" / "bundle"
         if not folder.exists():  # killed between two renames
-            folder = place / "new" / ".bundle.new"
+            (folder,) = (place / "new").glob(".bundle.unfinished-*/previous")
         assert digests(folder) == self.expected, f"{folder.name} is not the earlier layout"
 
     def check(self, place: Path) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -139,13 +138,12 @@ def test_the_bundle_of_before_stays_whole_until_the_new_one_is(model_folder, tmp
         bundle.stage(staged)
     assert (staged / "of_before.txt").exists()
     assert {*bundle.files} <= {path.name for path in staged.iterdir()}
-    assert [path.name for path in tmp_path.glob(".bundle.new*")] == []
+    assert [path.name for path in tmp_path.glob(".bundle.unfinished-*")] == []
 
 
 def test_what_a_killed_bundling_left_does_not_reach_the_next_one(model_folder, tmp_path):
-    bundle, leftovers = bundle_of(model_folder), (tmp_path / ".bundle.new", tmp_path / ".bundle.old")
-    for leftover in leftovers:
-        leftover.mkdir()
-        (leftover / "half.safetensors").touch()
+    bundle, leftover = bundle_of(model_folder), tmp_path / ".bundle.unfinished-abc" / "folder"
+    leftover.mkdir(parents=True)
+    (leftover / "half.safetensors").touch()
     assert {path.name for path in bundle.stage(tmp_path / "bundle").iterdir()} == set(bundle.files)
-    assert not any(map(Path.exists, leftovers))
+    assert not leftover.parent.exists()

@@ -33,6 +33,7 @@ FILES = {
 def _versions(monkeypatch):
     version = importlib.metadata.version  # of packages that are first imported while this test runs
     monkeypatch.setattr("importlib.metadata.version", lambda name: VERSIONS.get(name) or version(name))
+    monkeypatch.setattr(space, "CAN_RUN_IN_A_SPACE", True)
 
 
 @pytest.fixture
