@@ -191,7 +191,8 @@ class OFAConfig(PretrainedConfig):
             if value != expected:
                 raise ValueError(
                     f"OFAConfig got {name}={value!r}, which is another variant of OFA. This network is written for "
-                    f"{name}={expected!r}, as every published checkpoint has it. Use the official code for that variant."
+                    f"{name}={expected!r}, as all published checkpoints have it. Use the official code for "
+                    f"that variant."
                 )
 
     def _check_sizes(self) -> None:

@@ -2,8 +2,8 @@
 
 `catalogue.json` holds the facts; this module reads them.
 
-Source: OFA `checkpoints.md`, `checkpoints_cn.md` and `transformers.md`, the evaluation scripts in `run_scripts/`, the prompts in `data/mm_data/`; the article
-of OFA-Chinese for the legacy repositories.
+Source: OFA `checkpoints.md`, `checkpoints_cn.md` and `transformers.md`, the evaluation scripts in `run_scripts/`, the
+prompts in `data/mm_data/`; the article of OFA-Chinese for its legacy repositories.
 """
 
 from collections.abc import Mapping

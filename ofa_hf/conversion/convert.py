@@ -240,11 +240,12 @@ class Conversion:
             tokenizer, language = self.make_chinese_tokenizer(vocab), "zh"
         if len(tokenizer) != self.config.vocab_size:
             name = VOCABULARY_LANGUAGES.get(self.config.vocab_size)
+            hint = f" It is of the {name} checkpoints." if name else ""
             raise UserError(
                 f"The vocabulary gives {len(tokenizer):,} symbols, but {self.source.name} has "
-                f"{self.config.vocab_size:,}.{f' It is of the {name} checkpoints.' if name else ''} Give the vocabulary "
-                f"of this checkpoint with --vocab: the vocab.txt of 21,128 lines of the Chinese ones, or the folder "
-                f"with encoder.json, vocab.bpe and dict.txt of the English ones."
+                f"{self.config.vocab_size:,}.{hint} Give the vocabulary of this checkpoint with --vocab: the "
+                f"vocab.txt of 21,128 lines of the Chinese ones, or the folder with encoder.json, vocab.bpe and "
+                f"dict.txt of the English ones."
             )
         return tokenizer, language
 

@@ -133,7 +133,10 @@ def open_file(path: Path) -> Source:
 
 
 def open_folder(folder: Path, name: str) -> Source:
-    """A legacy folder of OFA-Chinese or of OFA-Sys (2022): `config.json` and `pytorch_model.bin` (or `model.safetensors`)."""
+    """A legacy folder of OFA-Chinese or of OFA-Sys (2022).
+
+    It holds `config.json` and `pytorch_model.bin` or `model.safetensors`.
+    """
     if (folder / ACCOUNT_FILE).exists():
         raise UserError(f"{folder} was written by this converter already: load it with from_pretrained.")
     file = next((folder / weights for weights in LEGACY_WEIGHTS if (folder / weights).is_file()), None)
