@@ -3,6 +3,8 @@
 Source: OFA (arXiv 2202.03052), `models/ofa/unify_transformer.py` and the architectures of `models/ofa/ofa.py`.
 """
 
+from collections.abc import Iterable
+
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
@@ -52,14 +54,26 @@ AUTO_MAP = {
     "AutoImageProcessor": "image_processing_ofa.OFAImageProcessor",
     "AutoProcessor": "processing_ofa.OFAProcessor",
 }
-CUSTOM_PIPELINES = {
-    "image-to-text": {
-        "impl": "pipeline_ofa.OFAImageToTextPipeline",
-        "pt": ["AutoModelForImageTextToText"],
-        "tf": [],
-        "type": "multimodal",
-    }
+PIPELINE_CLASSES = {  # names that transformers gives such pipelines → classes of `pipeline_ofa`
+    "image-to-text": "OFAImageToTextPipeline",
+    "zero-shot-object-detection": "OFAObjectDetectionPipeline",
 }
+
+
+def custom_pipelines(names: Iterable[str]) -> dict[str, dict]:
+    """Entries of `custom_pipelines` in a `config.json`, by which `pipeline()` finds the classes."""
+    return {
+        name: {
+            "impl": f"pipeline_ofa.{PIPELINE_CLASSES[name]}",
+            "pt": ["AutoModelForImageTextToText"],
+            "tf": [],
+            "type": "multimodal",
+        }
+        for name in names
+    }
+
+
+DEFAULT_PIPELINES = custom_pipelines(["image-to-text"])
 
 
 class OFAConfig(PretrainedConfig):
@@ -154,7 +168,7 @@ class OFAConfig(PretrainedConfig):
         self.init_range = init_range
         self.use_cache = use_cache
         self.auto_map = dict(AUTO_MAP) if auto_map is None else auto_map
-        self.custom_pipelines = dict(CUSTOM_PIPELINES) if custom_pipelines is None else custom_pipelines
+        self.custom_pipelines = dict(DEFAULT_PIPELINES) if custom_pipelines is None else custom_pipelines
         self._drop_foreign_code(kwargs)
         self._refuse_other_variants(kwargs)
         self._check_sizes()

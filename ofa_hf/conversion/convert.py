@@ -12,6 +12,7 @@ import transformers
 
 from ofa_hf import OFAImageProcessor, OFAProcessor, __version__  # from here: this registers them for saving
 from ofa_hf.catalogue.published import TaskDefaults
+from ofa_hf.configuration_ofa import custom_pipelines
 from ofa_hf.conversion.configuration import ConfigDecisions
 from ofa_hf.conversion.english_vocabulary import (
     build_english_tokenizer,
@@ -21,6 +22,7 @@ from ofa_hf.conversion.english_vocabulary import (
 )
 from ofa_hf.conversion.renames import WeightAccount, match_weights, rename_key
 from ofa_hf.conversion.sources import OFFICIAL_KIND, Source, open_source
+from ofa_hf.conversion.tasks import offered_tasks, pipelines_of
 from ofa_hf.conversion.torch_file import FileRefused
 from ofa_hf.conversion.verify import Verification, empty_model, verify_written
 from ofa_hf.conversion.vocabulary import build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
@@ -211,14 +213,16 @@ class Conversion:
         """Everything but the weights and the account; returns the processor, made from the source."""
         limit = self.config.max_position_embeddings
         image_processor = OFAImageProcessor(size=settings.image_size)
+        tasks = offered_tasks(self.source, settings, limit)
         processor = OFAProcessor(
             image_processor,
             tokenizer,
-            tasks={settings.task: {"prompt": settings.prompt}},
+            tasks=tasks,
             language=settings.language,
             max_prompt_tokens=limit,
             max_target_tokens=limit,
         )
+        self.config.custom_pipelines = custom_pipelines(pipelines_of(tasks, settings.language))
         write_config(folder, self.config, dtype)
         write_generation_config(folder, settings.generation)
         processor.save_pretrained(folder)

@@ -398,3 +398,57 @@ def test_every_recorded_english_text_gets_its_official_ids_and_comes_back():
         if "decoded" in case and not {0, 1, 2, 3, 50264} & set(case["ids"]):
             assert processor.decode(case["ids"]) == case["decoded"]
     assert processor.encode_bins([0, 999]) + processor.encode_codes([0, 8191]) == [58457, 59456, 50265, 58456]
+
+
+@pytest.fixture(scope="module")
+def locator(processor):
+    """Grounding, and the caption of a box with a prompt that the few word pieces have."""
+    tasks = {"grounding": {}, "region_caption": {"prompt": "什么颜色?{box}"}}
+    return OFAProcessor(processor.image_processor, processor.tokenizer, tasks=tasks)
+
+
+def test_a_box_stands_before_the_end_of_its_prompt(locator, images):
+    whole, half = (0, 0, 9, 70), (20, 0, 40, 20)
+    batch = locator(images, boxes=[half, whole], task="region_caption")
+    assert batch["attention_mask"].all()
+    texts = [locator.decode(ids) for ids in batch["input_ids"]]
+    # 32 of 512 pixels are 62 of 999 places
+    assert texts == ["什么颜色?<bin_31><bin_0><bin_62><bin_62>", "什么颜色?<bin_0><bin_0><bin_62><bin_62>"]
+    assert batch["input_ids"][:, -1].tolist() == [2, 2]
+    rows = locator(images, text=[{"box": half}, {"box": whole}], task="region_caption")
+    assert torch.equal(rows["input_ids"], batch["input_ids"])
+    one = locator(images[0], boxes=half, task="region_caption", return_tensors=None)
+    assert one["input_ids"] == batch["input_ids"][:1].tolist()
+
+
+def test_a_box_that_cannot_be_used_is_refused(locator, images):
+    with pytest.raises(ValueError, match="does not fit an image of 40×20 pixels"):
+        locator(images[0], boxes=(0, 0, 41, 20), task="region_caption")
+    with pytest.raises(ValueError, match="'grounding' takes no boxes"):
+        locator(images[0], boxes=(0, 0, 4, 4), text="猫", task="grounding")
+    with pytest.raises(ValueError, match="Got 2 images, 2 texts and 3 boxes"):
+        locator(images, boxes=[(0, 0, 4, 4)] * 3, task="region_caption")
+    with pytest.raises(ValueError, match="no value for box"):
+        locator(images[0], task="region_caption")
+    with pytest.raises(ValueError, match="needs the image"):
+        locator(boxes=(0, 0, 4, 4), task="region_caption")
+
+
+def test_places_are_answered_in_pixels_of_the_original_image(locator):
+    ids = [0, *locator.encode_bins([0, 0, 31, 62]), 2]
+    rows = torch.tensor([ids, ids, [0, 5, *ids[2:]]])
+    boxes = locator.post_process(rows, "grounding", [(40, 20), (64, 64), (40, 20)])
+    assert list(boxes[0].values()) == pytest.approx([0, 0, 19.86, 19.86], abs=0.01)
+    assert list(boxes[1].values()) == pytest.approx([0, 0, 31.78, 63.55], abs=0.01)
+    assert boxes[2] is None
+    with pytest.raises(ValueError, match="Got none"):
+        locator.post_process(rows, "grounding")
+    with pytest.raises(ValueError, match="3 rows. Got 1"):
+        locator.post_process(rows, "grounding", [(40, 20)])
+
+
+def test_only_places_are_generated_unless_the_official_behaviour_is_asked_for(locator):
+    (only,) = locator.generation_kwargs("grounding")["logits_processor"]
+    assert only.first_place == locator.encode_bins([0])[0]
+    assert "logits_processor" not in locator.generation_kwargs("grounding", official=True)
+    assert "logits_processor" not in locator.generation_kwargs("region_caption")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ofa_hf.configuration_ofa import AUTO_MAP, CUSTOM_PIPELINES
+from ofa_hf.configuration_ofa import AUTO_MAP, DEFAULT_PIPELINES
 from ofa_hf.files import hub_files
 
 
@@ -162,7 +162,7 @@ def test_the_list_notices_what_hostile_code_would_use(text):
 
 
 RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)  # as transformers finds them
-ENTRIES = {name.split(".")[0] for name in (*AUTO_MAP.values(), *(one["impl"] for one in CUSTOM_PIPELINES.values()))}
+ENTRIES = {name.split(".")[0] for name in (*AUTO_MAP.values(), *(one["impl"] for one in DEFAULT_PIPELINES.values()))}
 
 
 @pytest.mark.parametrize("entry", sorted(ENTRIES))
