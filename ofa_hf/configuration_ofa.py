@@ -50,7 +50,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_ofa.OFAModel",
     "AutoModelForSeq2SeqLM": "modeling_ofa.OFAForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_ofa.OFAForConditionalGeneration",
-    "AutoModelForVision2Seq": "modeling_ofa.OFAForConditionalGeneration",  # read by transformers 4 alone
+    "AutoModelForVision2Seq": "modeling_ofa.OFAForConditionalGeneration",  # read by transformers 4 only
     "AutoImageProcessor": "image_processing_ofa.OFAImageProcessor",
     "AutoProcessor": "processing_ofa.OFAProcessor",
 }
