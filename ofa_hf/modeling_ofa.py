@@ -129,7 +129,7 @@ class OFAAttention(nn.Module):
             cache.is_updated[self.layer_idx] = True
             keys, values = keys.contiguous(), values.contiguous()  # every step reads them
             return cache.cross_attention_cache.update(keys, values, self.layer_idx, None)
-        where = {"cache_position": context.positions}  # transformers 4 writes a static cache at 0 unless told where
+        where = {"cache_position": context.positions}  # or transformers 4 writes a static cache at 0
         return cache.self_attention_cache.update(keys, values, self.layer_idx, where)
 
     def forward(
