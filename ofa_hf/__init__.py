@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ofa_hf.image_processing_ofa import OFAImageProcessor
     from ofa_hf.modeling_ofa import OFAForConditionalGeneration, OFAModel, OFAPreTrainedModel
     from ofa_hf.modeling_ofa import OFAForConditionalGeneration as OFAModelForCaption
-    from ofa_hf.pipeline_ofa import OFAImageToTextPipeline
+    from ofa_hf.pipeline_ofa import OFAImageToTextPipeline, OFAObjectDetectionPipeline
     from ofa_hf.processing_ofa import OFAProcessor
 
 
@@ -26,6 +26,7 @@ __all__ = [
     "OFAImageToTextPipeline",
     "OFAModel",
     "OFAModelForCaption",
+    "OFAObjectDetectionPipeline",
     "OFAPreTrainedModel",
     "OFAProcessor",
 ]
@@ -36,6 +37,7 @@ _HOMES = {
     "OFAImageProcessor": "image_processing_ofa",
     "OFAImageToTextPipeline": "pipeline_ofa",
     "OFAModel": "modeling_ofa",
+    "OFAObjectDetectionPipeline": "pipeline_ofa",
     "OFAPreTrainedModel": "modeling_ofa",
     "OFAProcessor": "processing_ofa",
 }

@@ -458,7 +458,7 @@ class WeightMemo:
                 self.entries.popitem(last=False)
 
     def _fingerprint(self, modules: list[nn.Module]) -> tuple | None:
-        """What tells the weights from others; None where they are out of reach or do not tell everything."""
+        """Identifies the weights; None where they are out of reach, or do not determine the results."""
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         if any(type(module) not in self.plain_modules for module in modules):
             return None

@@ -1,8 +1,8 @@
-"""`pipeline("image-to-text", model=…, trust_remote_code=True)` for OFA: images in, answers out."""
+"""Pipelines of OFA, under transformers' names: `pipeline("image-to-text", model=…, trust_remote_code=True)`."""
 
 import os
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ logger = logging.get_logger(__name__)
 PLAIN_SCORES = {
     "length_penalty": 1.0,
     "temperature": 1.0,
+    "beam_temperature": 1.0,
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "do_sample": False,
@@ -26,8 +27,8 @@ PLAIN_SCORES = {
     "sequence_bias": None,
     "guidance_scale": None,
     "diversity_penalty": 0.0,
-    "logits_processor": None,
 }
+PHRASES_PER_BATCH = 16  # that are located together
 PIPELINE_NAMES = ("", "image-to-text", "image-text-to-text")  # what transformers passes as `task`
 ONE_IMAGE = (str, bytes, bytearray, memoryview, os.PathLike, Mapping)
 
@@ -68,6 +69,7 @@ def generate_answers(
         return generated.sequences, None
     from_search = getattr(generated, "sequences_scores", None)
     is_plain = all(_setting(model, name, generate) in (None, value) for name, value in PLAIN_SCORES.items())
+    is_plain &= all(getattr(each, "before_softmax", False) for each in generate.get("logits_processor") or ())
     if from_search is not None and is_plain:
         return generated.sequences, from_search
     return generated.sequences, model.sequence_scores(generated.sequences, encoder_outputs=encoder_outputs)
@@ -89,7 +91,47 @@ def is_stream(inputs: Any) -> bool:
     return isinstance(inputs, Iterable) or (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"))
 
 
-class OFAImageToTextPipeline(Pipeline):
+def _given(**values: Any) -> dict[str, Any]:
+    """Those that are not None, the value for "not given"."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+class OFAPipeline(Pipeline):
+    """What the pipelines of OFA share: the checkpoint's processor, and its task for this pipeline."""
+
+    pipeline_name = ""  # as transformers calls pipelines of this kind
+    _load_processor = True  # brings tokenizer and image processor with it
+    _load_image_processor = False
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+    _pipeline_calls_generate = True
+
+    def _task_for(self, name: str | None = None) -> str:
+        """Name of the task to answer: the one given, else the first of the checkpoint that this pipeline answers.
+
+        Raises:
+            ValueError: the checkpoint has no such task.
+        """
+        if name is not None:
+            return self.processor.find_task(name).name
+        names = [self.processor.default_task, *self.processor.tasks]
+        fitting = [name for name in names if self.processor.find_task(name).pipeline == self.pipeline_name]
+        if not fitting:
+            raise ValueError(
+                f"This checkpoint has no task for the pipeline {self.pipeline_name!r}. Its tasks: "
+                f"{', '.join(self.processor.tasks)}. Use the pipeline of one of those, or another checkpoint."
+            )
+        return fitting[0]
+
+    def _search_settings(self, task: str, given: Mapping[str, Any], **of_task: Any) -> dict[str, Any]:
+        """Keywords of `generate`: those of the task with those of a call on top."""
+        if "generation_config" not in given:
+            given = {**self.processor.generation_kwargs(task, **of_task), **given}
+        return pipeline_generate_kwargs(self, given)
+
+
+class OFAImageToTextPipeline(OFAPipeline):
     """Answers about images: captions, or another task of the checkpoint.
 
     `captioner("photo.jpg")` gives `[{"generated_text": "…"}]`, a list of images gives a list of such lists, and a
@@ -100,12 +142,7 @@ class OFAImageToTextPipeline(Pipeline):
     `OFAImageToTextPipeline(model=model, processor=processor)`: `pipeline()` would take a class of transformers.
     """
 
-    _load_processor = True  # brings tokenizer and image processor with it
-    _load_image_processor = False
-    _load_tokenizer = False
-    _load_feature_extractor = False
-    _load_video_processor = False
-    _pipeline_calls_generate = True
+    pipeline_name = "image-to-text"
 
     def __init__(self, *args, task: str = "", **kwargs):
         """Takes what `Pipeline` takes. `task` may be a task of the checkpoint instead of a pipeline's name.
@@ -160,14 +197,11 @@ class OFAImageToTextPipeline(Pipeline):
         generate_kwargs: dict | None = None,
         **kwargs,
     ) -> tuple[dict, dict, dict]:
-        def given(**values) -> dict:
-            return {name: value for name, value in values.items() if value is not None}
-
-        generating = given(task=task, max_new_tokens=max_new_tokens, return_scores=return_scores)
+        generating = _given(task=task, max_new_tokens=max_new_tokens, return_scores=return_scores)
         return (
-            given(task=task, prompt=prompt, timeout=timeout),
+            _given(task=task, prompt=prompt, timeout=timeout),
             {**generating, **(generate_kwargs or {}), **kwargs},
-            given(task=task),
+            _given(task=task),
         )
 
     def preprocess(
@@ -184,16 +218,18 @@ class OFAImageToTextPipeline(Pipeline):
                 f'The text must be one string but is {prompt!r}. Pass {{"image": image, "text": text}}, or no text.'
             )
         image = None if inputs is None else load_image(inputs, timeout=timeout)
-        return self.processor(images=image, text=prompt, task=task, return_tensors="pt")
+        encoded = self.processor(images=image, text=prompt, task=task, return_tensors="pt")
+        if image is not None and self.processor.find_task(task).answer == "boxes":
+            encoded["image_sizes"] = torch.tensor([image.size])
+        return encoded
 
     def _forward(
         self, model_inputs: dict, task: str | None = None, return_scores: bool | None = None, **generate_kwargs
     ) -> dict:
-        if "generation_config" not in generate_kwargs:
-            generate_kwargs = {**self.processor.generation_kwargs(task), **generate_kwargs}
-        generate_kwargs = pipeline_generate_kwargs(self, generate_kwargs)
+        generate_kwargs = self._search_settings(task, generate_kwargs)
         leave_lost_threads()
         inputs = dict(model_inputs)
+        image_sizes = inputs.pop("image_sizes", None)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         num_rows = len(inputs["input_ids"])
@@ -204,11 +240,122 @@ class OFAImageToTextPipeline(Pipeline):
         outputs = {"sequences": sequences.view(num_rows, len(sequences) // num_rows, -1)}
         if scores is not None:
             outputs["scores"] = scores.float().view(num_rows, -1)
+        if image_sizes is not None:
+            outputs["image_sizes"] = image_sizes
         return outputs
 
     def postprocess(self, model_outputs: dict, task: str | None = None) -> list[dict]:
-        answers = self.processor.post_process(model_outputs["sequences"].flatten(0, 1), task)
+        sequences = model_outputs["sequences"].flatten(0, 1)
+        sizes = model_outputs["image_sizes"].tolist() * len(sequences) if "image_sizes" in model_outputs else None
+        key = "generated_text" if sizes is None else "box"
+        answers = [{key: answer} for answer in self.processor.post_process(sequences, task, sizes)]
         if "scores" not in model_outputs:
-            return [{"generated_text": answer} for answer in answers]
+            return answers
         scores = model_outputs["scores"].flatten().tolist()
-        return [{"generated_text": answer, "score": score} for answer, score in zip(answers, scores)]
+        return [{**answer, "score": score} for answer, score in zip(answers, scores)]
+
+
+class OFAObjectDetectionPipeline(OFAPipeline):
+    """Locates phrases in images: one box per phrase, in pixels of the original image.
+
+    `pipe("photo.jpg", candidate_labels=["red dress", "hat"])` gives `[{"score": 0.9, "label": "red dress", "box":
+    {"xmin": …, "ymin": …, "xmax": …, "ymax": …}}, …]`, best first. `pipeline("zero-shot-object-detection",
+    model=folder_or_id, trust_remote_code=True)` makes one.
+    """
+
+    pipeline_name = "zero-shot-object-detection"
+
+    def __call__(self, image: Any = None, candidate_labels: str | Sequence[str] | None = None, **kwargs) -> Any:
+        """Locate phrases.
+
+        Args:
+            image: anything that `load_image` takes, a list of them, or `{"image", "candidate_labels"}`.
+            candidate_labels: phrases, or one string of them divided by commas.
+            threshold: boxes with a lower score are left out, 0 by default. A score is the mean probability of the
+                places (their geometric mean), so a phrase that is nowhere in the image has a low one.
+            top_k: at most so many boxes per image.
+            official: let the model generate any word, as the original scripts do; phrases without a box are left out.
+            task: a task of the checkpoint that answers with boxes.
+            timeout: seconds to wait for the server of a URL.
+            kwargs: for `generate`. An image passes the ResNet once for all its phrases.
+
+        Raises:
+            ImageError: an image cannot be read.
+            ValueError: no image or no phrases, or the checkpoint has no task that answers with boxes.
+        """
+        image = kwargs.pop("images", kwargs.pop("inputs", image))
+        kwargs.pop("batch_size", None)  # the phrases of an image are the batch
+        if image is None:
+            raise ValueError("The pipeline got no image. Pass a path, a URL, a PIL image, or a list of them.")
+        if isinstance(image, (list, tuple)):
+            return super().__call__([_with_labels(one, candidate_labels) for one in image], **kwargs)
+        return super().__call__(_with_labels(image, candidate_labels), **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        task: str | None = None,
+        timeout: float | None = None,
+        official: bool | None = None,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        generate_kwargs: dict | None = None,
+        **kwargs,
+    ) -> tuple[dict, dict, dict]:
+        return (
+            _given(task=task, timeout=timeout),
+            {**_given(task=task, official=official), **(generate_kwargs or {}), **kwargs},
+            _given(task=task, threshold=threshold, top_k=top_k),
+        )
+
+    def preprocess(self, inputs: Mapping[str, Any], task: str | None = None, timeout: float | None = None) -> dict:
+        task, labels = self._task_for(task), inputs["candidate_labels"]
+        if self.processor.find_task(task).answer != "boxes":
+            raise ValueError(f"The task {task!r} does not answer with boxes, which this pipeline gives.")
+        image = load_image(inputs["image"], timeout=timeout)
+        prompts = [self.processor._text(label, task) for label in labels]
+        pixels = self.processor(images=image, text=labels[0], task=task)["pixel_values"]
+        return {"pixel_values": pixels, **self.processor(text=prompts), "labels": labels, "image_size": image.size}
+
+    def _forward(self, model_inputs: dict, task: str | None = None, official: bool = False, **generate_kwargs) -> dict:
+        generate_kwargs = self._search_settings(self._task_for(task), generate_kwargs, official=official)
+        leave_lost_threads()
+        cells = self.model.embed_image_cells(model_inputs["pixel_values"].to(self.model.dtype))
+        texts = (model_inputs[name].split(PHRASES_PER_BATCH) for name in ("input_ids", "attention_mask"))
+        sequences, scores = [], []
+        for ids, mask in zip(*texts):
+            inputs = {"input_ids": ids, "attention_mask": mask, "image_embeds": cells.expand(len(ids), -1, -1, -1)}
+            found, found_scores = generate_answers(self.model, inputs, True, **generate_kwargs)
+            sequences += found.tolist()
+            scores += found_scores.float().exp().tolist()
+        return {**model_inputs, "sequences": sequences, "scores": scores}
+
+    def postprocess(
+        self, model_outputs: dict, task: str | None = None, threshold: float = 0.0, top_k: int | None = None
+    ) -> list[dict]:
+        sequences, labels = model_outputs["sequences"], model_outputs["labels"]
+        boxes = self.processor.post_process(
+            sequences, self._task_for(task), [model_outputs["image_size"]] * len(sequences)
+        )
+        per_label = len(sequences) // len(labels)
+        labels = [label for label in labels for _ in range(per_label)]
+        found = [
+            {"score": score, "label": label, "box": box}
+            for score, label, box in zip(model_outputs["scores"], labels, boxes, strict=True)
+            if box is not None and score >= threshold
+        ]
+        return sorted(found, key=lambda one: -one["score"])[:top_k]
+
+
+def _with_labels(image: Any, labels: str | Sequence[str] | None) -> dict[str, Any]:
+    """An image with its labels as a list.
+
+    Raises:
+        ValueError: no labels, or labels that are no strings.
+    """
+    if isinstance(image, Mapping) and "image" in image:
+        image, labels = image["image"], image.get("candidate_labels", labels)
+    labels = labels.split(",") if isinstance(labels, str) else list(labels or ())
+    labels = [label.strip() if isinstance(label, str) else "" for label in labels]
+    if not labels or not all(labels):
+        raise ValueError(f"candidate_labels must be texts, at least one and none of them empty; got {labels[:8]}.")
+    return {"image": image, "candidate_labels": labels}

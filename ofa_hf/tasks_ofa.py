@@ -11,8 +11,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 
-ANSWERS = ("text",)  # kinds of answer
+ANSWERS = ("text", "boxes")  # kinds of answer
 SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")  # `{text}` in a prompt
+BOX_SLOT = "box"  # filled with the symbols of four places, at the end of a prompt
+
+
+def clean_phrase(text: str, max_words: int = 80) -> str:
+    """A phrase as the original cleans it: lowercase, without hyphens, slashes and punctuation in front.
+
+    Source: OFA `data/ofa_dataset.py`, `pre_caption`.
+    """
+    text = text.lower().lstrip(",.!?*#:;~").replace("-", " ").replace("/", " ").replace("<person>", "person")
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+    return " ".join(text.split(" ")[:max_words])
+
+
+CLEANING = {"": str, "phrase": clean_phrase}  # what happens to the texts that fill a prompt
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,8 @@ class Task:
     Args:
         name: as users write it: `task="caption"`.
         prompts: language → the question. A slot such as `{text}` is filled with the row's field of that name.
-        answer: kind of answer, one of `ANSWERS`.
+        answer: kind of answer, one of `ANSWERS`: a text, or a box in pixels of the original image.
+        cleaning: what happens to a text before it fills a slot, a key of `CLEANING`.
         needs_image: a question without an image is refused.
         image: settings of the image processor, such as `{"size": 512}`, that differ from the checkpoint's.
         generation: keywords of `generate` that belong to the task, whatever the checkpoint.
@@ -33,6 +48,7 @@ class Task:
     name: str
     prompts: Mapping[str, str]
     answer: str = "text"
+    cleaning: str = ""
     needs_image: bool = True
     image: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
@@ -42,6 +58,11 @@ class Task:
     def __post_init__(self) -> None:
         if self.answer not in ANSWERS:
             raise ValueError(f"The task {self.name!r} has the answer {self.answer!r}. Accepted: {', '.join(ANSWERS)}.")
+        if self.cleaning not in CLEANING:
+            accepted = ", ".join(map(repr, CLEANING))
+            raise ValueError(f"The task {self.name!r} has the cleaning {self.cleaning!r}. Accepted: {accepted}.")
+        if any("{box}" in prompt.removesuffix("{box}") for prompt in self.prompts.values()):
+            raise ValueError(f"The prompts of the task {self.name!r} must end with {{box}}: {dict(self.prompts)}.")
         if len({slots(prompt) for prompt in self.prompts.values()}) > 1:
             raise ValueError(f"The prompts of the task {self.name!r} must have the same slots: {dict(self.prompts)}.")
 
@@ -51,7 +72,7 @@ class Task:
         return next((slots(prompt) for prompt in self.prompts.values()), ())
 
     def prompt(self, language: str, **values: str) -> str:
-        """Fill the prompt's slots; values without a slot are ignored.
+        """Fill the prompt's slots with cleaned texts; values without a slot are ignored.
 
         Raises:
             ValueError: no prompt in that language, or a slot without a value.
@@ -67,7 +88,8 @@ class Task:
                 f"The task {self.name!r} got no value for {', '.join(missing)}. Its prompt is "
                 f"{self.prompts[language]!r}: pass a value for each slot."
             )
-        return SLOT.sub(lambda slot: str(values[slot[1]]), self.prompts[language])
+        clean = CLEANING[self.cleaning]
+        return SLOT.sub(lambda slot: clean(str(values[slot[1]])), self.prompts[language])
 
 
 def slots(prompt: str) -> tuple[str, ...]:
@@ -75,9 +97,44 @@ def slots(prompt: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(SLOT.findall(prompt)))
 
 
+def official_generation(beam: int, min_tokens: int, max_tokens: int, no_repeat_ngram: int) -> dict[str, Any]:
+    """Keywords of `generate` for a task in a checkpoint whose own settings are another task's.
+
+    Args:
+        min_tokens, max_tokens: of the answer, before `</s>` (fairseq's min_len and max_len_b).
+    """
+    return {
+        "num_beams": beam,
+        "max_length": max_tokens + 2,  # the start token and </s> count here
+        "min_length": min_tokens + 1,
+        "no_repeat_ngram_size": no_repeat_ngram,
+        "early_stopping": True,
+    }
+
+
 TASKS = {
     task.name: task
-    for task in (Task(name="caption", prompts={"zh": "图片描述了什么内容?", "en": " what does the image describe?"}),)
+    for task in (
+        Task(name="caption", prompts={"zh": "图片描述了什么内容?", "en": " what does the image describe?"}),
+        Task(
+            name="grounding",
+            prompts={
+                "zh": '这段文字" {text} "描述的是哪个区域？',
+                "en": ' which region does the text " {text} " describe?',
+            },
+            answer="boxes",
+            cleaning="phrase",
+            generation=official_generation(beam=5, min_tokens=4, max_tokens=4, no_repeat_ngram=3),
+            pipeline="zero-shot-object-detection",
+        ),
+        Task(
+            name="ocr",
+            prompts={"zh": "图片上的文字是什么?", "en": " what are the texts on the image?"},
+            image={"fit": "center"},
+            generation=official_generation(beam=5, min_tokens=1, max_tokens=64, no_repeat_ngram=0),
+        ),
+        Task(name="region_caption", prompts={"en": "  what does the region describe? region:{box}"}),
+    )
 }
 
 
@@ -93,7 +150,7 @@ def find_task(name: str) -> Task:
 
 
 # What a checkpoint may set for a task; "prompt" is in the checkpoint's language.
-SETTINGS = ("prompt", "answer", "needs_image", "image", "generation", "metric", "pipeline")
+SETTINGS = ("prompt", "answer", "cleaning", "needs_image", "image", "generation", "metric", "pipeline")
 
 
 def checkpoint_task(name: str, settings: Mapping[str, Any], language: str) -> Task:

@@ -36,9 +36,10 @@ class EncodedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answers to one row, best first: `{"text": …}`, with a `"score"` if asked for; none for an unreadable image.
+    """The answers to one row, best first; none for an unreadable image.
 
-    A score is the mean log-probability of the answer's tokens, `</s>` included.
+    An answer is `{"text": …}`, or `{"box": …}` from a task that answers with boxes, with a `"score"` if asked for. A
+    score is the mean log-probability of the answer's tokens, `</s>` included.
     """
 
     id: str
@@ -46,8 +47,8 @@ class Prediction:
 
     @property
     def text(self) -> str:
-        """The best answer; empty if there is none."""
-        return self.answers[0]["text"] if self.answers else ""
+        """The best text; empty if there is none."""
+        return self.answers[0].get("text", "") if self.answers else ""
 
 
 def predict(
@@ -80,7 +81,7 @@ def predict(
         UserError: the checkpoint has no such task, or fewer beams than answers were asked for.
     """
     chosen = find_task(processor, task)
-    generate = {**chosen.generation, **generate}
+    generate = {**processor.generation_kwargs(chosen.name), **generate}
     settings = answer_settings(model.generation_config, num_answers, generate)
     on_failure = on_failure or _warn
     leave_lost_threads()
@@ -197,7 +198,8 @@ def _answer(
     sequences, scores = generate_answers(model, inputs, return_scores, **settings)
     number = len(sequences) // len(rows)
     sizes = [row.image_size for row in rows for _ in range(number)]
-    answers = [{"text": text} for text in processor.post_process(sequences, task, sizes)]
+    key = "box" if processor.find_task(task).answer == "boxes" else "text"
+    answers = [{key: answer} for answer in processor.post_process(sequences, task, sizes)]
     if scores is not None:
         answers = [{**answer, "score": score} for answer, score in zip(answers, scores.float().tolist(), strict=True)]
     return [answers[start : start + number] for start in range(0, len(answers), number)]

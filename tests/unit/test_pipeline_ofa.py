@@ -17,6 +17,7 @@ from ofa_hf import (
     OFAForConditionalGeneration,
     OFAImageProcessor,
     OFAImageToTextPipeline,
+    OFAObjectDetectionPipeline,
     OFAProcessor,
 )
 from ofa_hf.conversion.vocabulary import build_tokenizer
@@ -261,3 +262,55 @@ def test_the_stock_pipeline_refuses_a_text_without_an_image(stock, files):
     ):
         with pytest.raises(ValueError, match=r"needs an image but got only the text .*OFAImageToTextPipeline"):
             call()
+
+
+@pytest.fixture(scope="module")
+def locator(captioner):
+    parts = captioner.processor.image_processor, captioner.processor.tokenizer
+    return OFAObjectDetectionPipeline(model=captioner.model, processor=OFAProcessor(*parts, tasks=["grounding"]))
+
+
+def test_phrases_are_located_in_pixels_of_the_original_image(locator, files, monkeypatch):
+    labels = ["一只猫", "红色的裙子", "蓝"]
+    alone = [locator(files[1], candidate_labels=[label])[0] for label in labels]
+    calls, embed = [], locator.model.embed_image_cells
+    monkeypatch.setattr(locator.model, "embed_image_cells", lambda pixels: calls.append(len(pixels)) or embed(pixels))
+    found = locator(files[1], candidate_labels=labels)
+    assert calls == [1]  # one pass for all phrases
+    assert [one["label"] for one in found] == [one["label"] for one in sorted(alone, key=lambda one: -one["score"])]
+    for one in found:
+        expected = alone[labels.index(one["label"])]
+        assert one["box"] == expected["box"]
+        assert one["score"] == pytest.approx(expected["score"], abs=1e-5)
+        assert 0 < one["score"] < 1
+        assert list(one["box"]) == ["xmin", "ymin", "xmax", "ymax"]
+    assert locator(files[1], candidate_labels="一只猫, 红色的裙子,蓝") == found
+    assert locator([files[1], {"image": files[0], "candidate_labels": ["蓝"]}], candidate_labels=labels)[0] == found
+
+
+def test_a_threshold_leaves_out_what_is_not_there(locator, files):
+    found = locator(files[0], candidate_labels=["一只猫", "蓝"])
+    assert locator(files[0], candidate_labels=["一只猫", "蓝"], threshold=found[1]["score"] + 1e-4) == found[:1]
+    assert locator(files[0], candidate_labels=["一只猫", "蓝"], top_k=1) == found[:1]
+    assert locator(files[0], candidate_labels=["一只猫", "蓝"], official=True, max_length=4) == []  # no room for a box
+    strict = OFAObjectDetectionPipeline(model=locator.model, processor=locator.processor, threshold=1.0)
+    assert strict(files[0], candidate_labels=["一只猫"]) == []
+
+
+def test_what_cannot_be_located_is_refused(captioner, locator, files):
+    for labels in (None, [], ["猫", ""], [3]):
+        with pytest.raises(ValueError, match="candidate_labels must be texts"):
+            locator(files[0], candidate_labels=labels)
+    with pytest.raises(ValueError, match="got no image"):
+        locator(candidate_labels=["猫"])
+    other = OFAObjectDetectionPipeline(model=captioner.model, processor=captioner.processor)
+    with pytest.raises(ValueError, match="no task for the pipeline 'zero-shot-object-detection'. Its tasks: caption"):
+        other(files[0], candidate_labels=["猫"])
+
+
+def test_the_caption_pipeline_gives_boxes_of_a_task_that_has_them(captioner, locator, files):
+    pipe = OFAImageToTextPipeline(model=locator.model, processor=locator.processor, task="grounding")
+    (answer,) = pipe({"image": files[1], "text": "一只猫"}, return_scores=True)
+    (expected,) = locator(files[1], candidate_labels=["一只猫"])
+    assert answer["box"] == expected["box"]
+    assert answer["score"] == pytest.approx(np.log(expected["score"]), abs=1e-5)
