@@ -67,15 +67,15 @@ def generate_answers(
     encoder_inputs = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
     encoder_outputs = model.encode(**encoder_inputs)
     if "decoder_input_ids" not in inputs:
-        return _search(model, encoder_outputs, inputs["input_ids"], None, return_scores, generate)
+        return _search(model, encoder_outputs, inputs, return_scores, generate)
     lengths = inputs["decoder_attention_mask"].sum(1).tolist()
     texts, scores = [None] * len(lengths), [None] * len(lengths)
     for length in sorted(set(lengths)):
         rows = [row for row, own in enumerate(lengths) if own == length]
         is_real = inputs["decoder_attention_mask"][rows].bool()
-        prompts = inputs["decoder_input_ids"][rows][is_real].view(len(rows), length)
-        ids = inputs["input_ids"][rows]
-        found = _search(model, encoder_outputs.rows(rows), ids, prompts, return_scores, generate)
+        of_rows = {name: inputs[name][rows] for name in ("input_ids", "attention_mask")}
+        of_rows["decoder_input_ids"] = inputs["decoder_input_ids"][rows][is_real].view(len(rows), length)
+        found = _search(model, encoder_outputs.rows(rows), of_rows, return_scores, generate)
         for name, values in zip((texts, scores), found):
             for row, value in zip(rows, [None] * len(rows) if values is None else values.chunk(len(rows))):
                 name[row] = value
@@ -89,17 +89,13 @@ def generate_answers(
 def _search(
     model: Any,
     encoder_outputs: Any,
-    input_ids: torch.Tensor,
-    prompts: torch.Tensor | None,
+    inputs: Mapping[str, torch.Tensor],
     return_scores: bool,
     generate: Mapping[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Answers to rows whose answers start with prompts of one length, as `generate_answers` returns them."""
-    prompt_length = 1 if prompts is None else prompts.shape[1]
-    start = {} if prompts is None else {"decoder_input_ids": prompts}
-    generated = model.generate(
-        input_ids=input_ids, encoder_outputs=encoder_outputs, return_dict_in_generate=True, **start, **generate
-    )
+    """Answers to rows whose answers start with questions of one length, as `generate_answers` returns them."""
+    prompt_length = inputs["decoder_input_ids"].shape[1] if "decoder_input_ids" in inputs else 1
+    generated = model.generate(**inputs, encoder_outputs=encoder_outputs, return_dict_in_generate=True, **generate)
     sequences = generated.sequences
     answers = torch.cat([sequences[:, :1], sequences[:, prompt_length:]], dim=1)
     if not return_scores:
