@@ -19,7 +19,7 @@ RESNET_BLOCKS = {
     "resnet152": (3, 8, 36),
 }
 
-# Switches of the original code that every Chinese checkpoint sets the same way. This network is written for these
+# Switches of the original code that every published checkpoint sets the same way. This network is written for these
 # values; another value is another network, so it is refused instead of silently ignored.
 FIXED_SWITCHES = {
     "normformer": True,
@@ -80,7 +80,8 @@ class OFAConfig(PretrainedConfig):
     """Sizes and rates of an OFA network.
 
     Args:
-        vocab_size: rows of the embedding shared by encoder, decoder and output; 30,325 in the Chinese checkpoints.
+        vocab_size: rows of the embedding shared by encoder, decoder and output; 30,325 in the Chinese checkpoints,
+            59,457 in the English ones.
         d_model: width of encoder and decoder.
         encoder_layers, decoder_layers: number of transformer layers.
         encoder_attention_heads, decoder_attention_heads: heads of each; they divide `d_model`.
@@ -204,7 +205,8 @@ class OFAConfig(PretrainedConfig):
             if value != expected:
                 raise ValueError(
                     f"OFAConfig got {name}={value!r}, which is another variant of OFA. This network is written for "
-                    f"{name}={expected!r}, as every Chinese checkpoint has it. Use the official code for that variant."
+                    f"{name}={expected!r}, as all published checkpoints have it. Use the official code for "
+                    f"that variant."
                 )
 
     def _check_sizes(self) -> None:

@@ -471,6 +471,8 @@ class OFAGenerationMixin(GenerationMixin):
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
         processors.sort(key=lambda processor: not getattr(processor, "before_softmax", False))
         temperature = generation_config.temperature
+        if temperature in (None, 1.0):  # transformers saves no other one with `do_sample=False`
+            temperature = getattr(generation_config, "beam_temperature", None)
         if not generation_config.do_sample and temperature not in (None, 1.0):
             processors.insert(0, SoftmaxTemperature(temperature))
         if getattr(generation_config, "end_at_max_length", False):

@@ -19,6 +19,7 @@ logger = logging.get_logger(__name__)
 PLAIN_SCORES = {
     "length_penalty": 1.0,
     "temperature": 1.0,
+    "beam_temperature": 1.0,
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "do_sample": False,

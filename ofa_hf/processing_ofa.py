@@ -26,7 +26,10 @@ TEXT_OPTIONS = frozenset(
     "add_special_tokens padding padding_side pad_to_multiple_of truncation max_length return_attention_mask".split()
 )
 # Never part of an answer, whether or not the tokenizer counts them as special.
-UNSPOKEN_TOKENS = frozenset("<s> <pad> </s> <unk> <mask> [PAD] [UNK] [CLS] [SEP] [MASK]".split())
+UNSPOKEN_TOKENS = frozenset(
+    "<s> <pad> </s> <unk> <mask> [PAD] [UNK] [CLS] [SEP] [MASK] madeupword0000 madeupword0001 madeupword0002".split()
+)
+BLANK = "\u0120"  # how byte-level tokenizers, those of the English checkpoints, write a blank; each has this entry
 # Scripts that are written without spaces: ideographs, kana, their symbols and full-width forms.
 UNSPACED = (
     "\u2e80-\u2fff\u3000-\u303f\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f"
@@ -82,17 +85,22 @@ def _needs_space(text: str, piece: str) -> bool:
     return ENDS_IN_WORD.search(tail) is not None
 
 
-def clean_text(text: str) -> str:
-    """Prepare user text for the tokenizer, so that it gives the official ids.
+def whole_characters(text: str) -> str:
+    """The text with half characters, as of an emoji cut in two, replaced by �."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
-    Half characters, as of an emoji cut in two, become �, which encodes to nothing. `[CLS]`, `[SEP]`, `[UNK]`,
+
+def clean_text(text: str) -> str:
+    """Prepare user text for a Chinese tokenizer, so that it gives the official ids.
+
+    Half characters become �, which encodes to nothing. `[CLS]`, `[SEP]`, `[UNK]`,
     `[MASK]` and `[PAD]` are symbols only between blanks or ideographs; elsewhere (`a[CLS]`, `[SEP][SEP]`) they are
     ordinary text. The fast tokenizer would keep them whole everywhere, so these are lowercased here, as BERT's basic
     tokenizer does with all ordinary text.
 
     Source: BERT's `BasicTokenizer`, which the official code uses with these five as `never_split`.
     """
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = whole_characters(text)
     if "[" not in text:
         return text
     return BERT_SYMBOL.sub(lambda symbol: symbol[0] if _stands_free(text, *symbol.span()) else symbol[0].lower(), text)
@@ -300,7 +308,7 @@ class OFAProcessor(ProcessorMixin):
         """
         chosen = self.find_task(task)
         if chosen.answer != "boxes":
-            return self.batch_decode(sequences)
+            return self._answers(sequences)
         if image_sizes is None or len(image_sizes) != len(sequences):
             seen = "none" if image_sizes is None else len(image_sizes)
             raise ValueError(
@@ -321,6 +329,19 @@ class OFAProcessor(ProcessorMixin):
         """`(width, height)` that the model reads for a task."""
         size = task.image.get("size", self.image_processor.size)
         return (size, size) if isinstance(size, int) else (size["width"], size["height"])
+
+    def _answers(self, sequences: Any, skip_special_tokens: bool = True) -> list[str]:
+        """Texts without the blank with which English answers start."""
+        texts = self.batch_decode(sequences, skip_special_tokens)
+        return [text.strip() for text in texts] if self._is_byte_level() else texts
+
+    def _is_byte_level(self) -> bool:
+        """Whether the tokenizer is that of an English checkpoint: pieces are bytes and carry their own blanks."""
+        return self.tokenizer.convert_tokens_to_ids(BLANK) not in (None, self.tokenizer.unk_token_id)
+
+    def _clean(self, texts: Iterable[str]) -> list[str]:
+        """User texts as the tokenizer needs them to give the official ids."""
+        return list(map(whole_characters if self._is_byte_level() else clean_text, texts))
 
     def __call__(
         self,
@@ -437,7 +458,7 @@ class OFAProcessor(ProcessorMixin):
         length = min(max_length or self.max_prompt_tokens, self.max_prompt_tokens) if truncation else None
         options = {"padding": True, "truncation": truncation, "max_length": length, **options}
         with TURNS:
-            encoding = self.tokenizer(list(map(clean_text, texts)), return_tensors=return_tensors, **options)
+            encoding = self.tokenizer(self._clean(texts), return_tensors=return_tensors, **options)
         return {name: encoding[name] for name in ("input_ids", "attention_mask") if name in encoding}
 
     def _labels(self, targets: str | Sequence[str], data: dict, return_tensors: str | None) -> torch.Tensor | list:
@@ -451,6 +472,8 @@ class OFAProcessor(ProcessorMixin):
     def encode_labels(self, texts: Sequence[str], max_tokens: int | None = None) -> torch.LongTensor:
         """Targets → labels `(batch, tokens)`: target and `</s>`, no `<s>`, −100 after the end.
 
+        An English target gets a blank in front if it has none, as in the official training.
+
         Args:
             texts: one per row.
             max_tokens: longer targets are cut, keeping `</s>`, which counts; at most and by default
@@ -458,8 +481,11 @@ class OFAProcessor(ProcessorMixin):
         """
         limit = min(max_tokens or self.max_target_tokens, self.max_target_tokens)
         options = {"add_special_tokens": False, "truncation": True, "max_length": limit - 1}
+        texts = self._clean(texts)
+        if self._is_byte_level():
+            texts = [text if text[:1].isspace() else f" {text}" for text in texts]
         with TURNS:
-            encoding = self.tokenizer(list(map(clean_text, texts)), **options)
+            encoding = self.tokenizer(texts, **options)
         rows = [[*ids, self.tokenizer.eos_token_id] for ids in encoding["input_ids"]]
         labels = torch.full((len(rows), max(map(len, rows), default=0)), IGNORED_LABEL, dtype=torch.long)
         for label, ids in zip(labels, rows):
@@ -491,10 +517,10 @@ class OFAProcessor(ProcessorMixin):
         """
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         ids = [ids] if isinstance(ids, int) else [int(index) for index in ids if index >= 0]
-        pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        pieces = [piece for piece in self.tokenizer.convert_ids_to_tokens(ids) if piece is not None]
         if skip_special_tokens:
             pieces = [piece for piece in pieces if piece not in UNSPOKEN_TOKENS]
-        return join_pieces(piece for piece in pieces if piece is not None)
+        return self.tokenizer.convert_tokens_to_string(pieces) if self._is_byte_level() else join_pieces(pieces)
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = True, **kwargs) -> list[str]:
         """Ids `(batch, tokens)` → clean texts; see `decode`."""
@@ -504,7 +530,7 @@ class OFAProcessor(ProcessorMixin):
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs
     ) -> list[str]:
         """Generated ids `(batch, tokens)` → answers, under the name that transformers' own pipelines call."""
-        return [Answer(text) for text in self.batch_decode(generated_outputs, skip_special_tokens)]
+        return [Answer(text) for text in self._answers(generated_outputs, skip_special_tokens)]
 
     def apply_chat_template(self, conversation: Any, *args, **kwargs) -> Any:
         """Chat messages → the last user message's question, or with `tokenize=True` the inputs of the model.

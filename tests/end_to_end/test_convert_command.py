@@ -43,7 +43,7 @@ def test_the_command_converts_an_official_file_and_verifies_it(files, tmp_path):
 def test_the_command_converts_a_legacy_folder_and_says_so_in_words(files, tmp_path):
     result = run(files / "legacy", tmp_path / "out", "--vocab", files / "vocab.txt", "--image-size", "64")
     assert result.returncode == 0, result.stderr
-    assert "legacy OFA-Chinese folder legacy" in result.stdout
+    assert "legacy OFA folder legacy" in result.stdout
     assert "differ by 0.0" in result.stdout
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_checkpoints import write_english_vocabulary
 from transformers import AutoProcessor
 
 from ofa_hf import OFAImageProcessor, OFAProcessor
+from ofa_hf.conversion.english_vocabulary import build_english_tokenizer, read_byte_pairs
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.processing_ofa import clean_text, join_pieces
 from ofa_hf.tasks_ofa import default_prompt
@@ -337,6 +339,65 @@ def test_half_characters_encode_as_nothing(processor):
     whole = processor(text="一只猫")["input_ids"]
     assert processor(text="一只\ud83d猫")["input_ids"].equal(whole)
     assert processor.encode_labels(["猫\ude00"]).equal(processor.encode_labels(["猫"]))
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory):
+    pairs = read_byte_pairs(write_english_vocabulary(tmp_path_factory.mktemp("english") / "BPE"))
+    return OFAProcessor(OFAImageProcessor(size=32), build_english_tokenizer(pairs), language="en")
+
+
+def test_an_english_text_comes_back_as_it_was(english):
+    for text in (" what red hat?", "a  b\n- c , [CLS]<s>", "3.5 % 😀 猫", "<bin_3> red"):
+        ids = english(text=text)["input_ids"][0]
+        assert english.decode(ids) == text
+    assert english.decode(ids, skip_special_tokens=False) == "<s><bin_3> red</s>"
+
+
+def test_an_english_answer_has_no_blank_in_front_but_its_target_has(english):
+    labels = english.encode_labels(["red", " red hat", ""])
+    pieces = [english.tokenizer.convert_ids_to_tokens([i for i in row if i >= 0]) for row in labels.tolist()]
+    assert pieces == [["Ġred", "</s>"], ["Ġred", "Ġ", "hat", "</s>"], ["Ġ", "</s>"]]
+    assert english.post_process(labels) == ["red", "red hat", ""]
+    assert english.post_process_image_text_to_text(labels)[:2] == ["red", "red hat"]
+    assert english.decode(labels[0]) == " red"
+
+
+def test_english_bins_codes_and_fillers(english):
+    ids = [*english.encode_bins([0, 999]), *english.tokenizer("red", add_special_tokens=False).input_ids]
+    fillers = english.tokenizer.convert_tokens_to_ids(["madeupword0001", "<mask>", "<unk>"])
+    assert (
+        english.decode([0, *ids, *fillers, *english.encode_codes([8191]), 2, -100]) == "<bin_0><bin_999>red<code_8191>"
+    )
+    assert ids[1] == len(english.tokenizer) - 1
+
+
+def test_english_half_characters_are_replaced_and_encode(english):
+    assert english.decode(english(text="red \ud83d!")["input_ids"][0]) == "red \ufffd!"
+
+
+def test_a_saved_english_processor_comes_back(english, images, tmp_path):
+    english.save_pretrained(tmp_path)
+    loaded = OFAProcessor.from_pretrained(tmp_path)
+    assert loaded.prompt_for() == " what does the image describe?"
+    for name, value in english(images).items():
+        assert torch.equal(loaded(images)[name], value)
+
+
+def test_every_recorded_english_text_gets_its_official_ids_and_comes_back():
+    folder = SHARED / "golden_tasks"
+    if not folder.is_dir():
+        pytest.skip("shared/golden_tasks and shared/vocab_en are not next to this repository")
+    recorded = json.loads((folder / "bpe_en_golden.json").read_text(encoding="utf-8"))
+    tokenizer = build_english_tokenizer(read_byte_pairs(SHARED / "vocab_en"))
+    processor = OFAProcessor(OFAImageProcessor(size=32), tokenizer, language="en")
+    for item in recorded["strings"]:
+        assert processor(text=item["text"], return_tensors=None)["input_ids"] == [[0, *item["ids"], 2]]
+        assert processor.decode(item["ids"]) == item["decoded"]
+    for case in recorded["decode_cases"]:
+        if "decoded" in case and not {0, 1, 2, 3, 50264} & set(case["ids"]):
+            assert processor.decode(case["ids"]) == case["decoded"]
+    assert processor.encode_bins([0, 999]) + processor.encode_codes([0, 8191]) == [58457, 59456, 50265, 58456]
 
 
 @pytest.fixture(scope="module")
