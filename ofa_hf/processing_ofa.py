@@ -20,7 +20,7 @@ from .versions_ofa import PROCESSOR_DECLARES_PARTS
 IGNORED_LABEL = -100  # the loss skips these positions
 NOT_GIVEN = object()  # `images` was left out, which differs from `images=None`
 IMAGE_OPTIONS = frozenset(
-    "do_convert_rgb do_resize size resample do_rescale rescale_factor do_normalize image_mean image_std".split()
+    "do_convert_rgb do_resize size resample fit do_rescale rescale_factor do_normalize image_mean image_std".split()
 )
 TEXT_OPTIONS = frozenset(
     "add_special_tokens padding padding_side pad_to_multiple_of truncation max_length return_attention_mask".split()

@@ -127,6 +127,12 @@ TASKS = {
             generation=official_generation(beam=5, min_tokens=4, max_tokens=4, no_repeat_ngram=3),
             pipeline="zero-shot-object-detection",
         ),
+        Task(
+            name="ocr",
+            prompts={"zh": "图片上的文字是什么?", "en": " what are the texts on the image?"},
+            image={"fit": "center"},
+            generation=official_generation(beam=5, min_tokens=1, max_tokens=64, no_repeat_ngram=0),
+        ),
         Task(name="region_caption", prompts={"en": "  what does the region describe? region:{box}"}),
     )
 }

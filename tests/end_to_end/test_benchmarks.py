@@ -71,12 +71,18 @@ def test_the_training_benchmark_compares_every_way_with_the_baseline(script, tmp
     assert found["data"][1]["ratio"] > 0
 
 
-def test_the_memory_benchmark_measures_in_processes_of_their_own(script, tmp_path):
-    bench = script("bench_memory")
+def test_the_memory_benchmark_measures_in_processes_of_their_own(script, tmp_path, monkeypatch):
+    """Loading; captioning runs here, since each process takes seconds to start."""
+    bench = script("bench_memory", IMAGE=32)
+    works = dict(bench.WORK)
+    monkeypatch.setattr(bench, "WORK", {name: work for name, work in works.items() if "captioning" not in name})
     bench.main(["--size", "nano", "--repeats", "1", "--json", str(tmp_path / "memory.json")])
     rows = {row["name"]: row for row in json.loads((tmp_path / "memory.json").read_text())["rows"]}
     assert rows["loading a folder"]["ratio"] > 0
-    assert rows["loading and captioning a batch of 8"]["mebibytes"] > 1
+    assert rows["loading a folder"]["mebibytes"] > 1
+    bench.make_model("nano").save_pretrained(tmp_path / "model")
+    for name in works.keys() - bench.WORK.keys():
+        works[name][1](str(tmp_path / "model"))
 
 
 def test_the_folder_benchmark_captions_every_image_both_ways(script, tmp_path):

@@ -38,3 +38,13 @@ def test_places_equal_the_official_ones(name):
         for ids, picture, result in zip(found.sequences.tolist(), pictures, beam["results"], strict=True):
             box = places_to_box([index - first for index in ids[1:5]], picture.size, (512, 512))
             assert list(box.values()) == pytest.approx(result["box"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in FACTS["beam"] if "ocr" in name])
+def test_read_texts_equal_the_official_ones(name):
+    task = TASKS["ocr"]
+    case = FACTS["beam"][name]["case"]
+    pixels = OFAImageProcessor(size=480)(recorded_tasks.images(case), **task.image, return_tensors="pt")
+    model = recorded_tasks.build_model("cn")
+    inputs = {**recorded_tasks.encoded(case), **pixels}
+    assert_same(model.generate(**inputs, **task.generation, return_dict_in_generate=True), name)

@@ -14,7 +14,7 @@ HUB_FILES = hub_files()
 
 STANDARD_MODULES = frozenset(
     "base64 binascii collections contextlib contextvars copy dataclasses functools inspect io itertools logging math "
-    "os re threading time types typing unicodedata warnings weakref".split()
+    "os random re threading time types typing unicodedata warnings weakref".split()
 )
 LIBRARIES = frozenset("torch torchvision numpy PIL transformers huggingface_hub".split())
 # Of modules that can do more than compute, what may be used. `os`: paths, and what a fork needs.
@@ -22,6 +22,7 @@ MEMBERS = {
     "os": {"PathLike", "fspath", "fsdecode", "path", "getpid", "register_at_fork"},
     "io": {"BytesIO", "StringIO"},
     "logging": {"getLogger"},
+    "random": {"randint"},
     "types": {"GeneratorType", "MappingProxyType", "SimpleNamespace"},
 }
 BARRED_MEMBERS = {  # of libraries: files, code, processes, the network

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import small_checkpoints
+import torch
+from PIL import Image
 
 from ofa_hf import OFAProcessor
 from ofa_hf.conversion.convert import convert
@@ -49,4 +51,16 @@ def test_a_pretrained_checkpoint_offers_all_tasks_of_its_language(convert_as, ta
 def test_a_finetuned_checkpoint_offers_its_own_task(convert_as):
     processor, pipelines = convert_as("caption", "ofa_cn_base.pt")
     assert list(processor.tasks) == ["caption"]
+    assert list(pipelines) == ["image-to-text"]
+
+
+def test_an_ocr_checkpoint_reads_images_in_their_own_shape(convert_as):
+    processor, pipelines = convert_as("ocr")
+    assert list(processor.tasks) == ["ocr"]
+    assert processor.prompt_for() == "图片上的文字是什么?"
+    wide = Image.new("RGB", (40, 10), "red")
+    wide.paste("blue", (0, 0, 40, 5))
+    pixels = processor(wide)["pixel_values"][0]
+    assert torch.equal(pixels, processor.image_processor(wide, fit="center", return_tensors="pt")["pixel_values"][0])
+    assert not torch.equal(pixels, processor.image_processor(wide, return_tensors="pt")["pixel_values"][0])
     assert list(pipelines) == ["image-to-text"]
