@@ -26,6 +26,7 @@ VOCAB_SIZE = 4 + len(WORD_PIECES) + 1 + 8192 + 1000
 
 ENGLISH_MERGES = ["r e", "re d", "\u0120 red", "\u0120 w", "h a", "ha t", "\u0120w hat"]
 ENGLISH_FILLERS = ["madeupword0000", "madeupword0001", "madeupword0002"]
+ENGLISH_VOCAB_SIZE = 4 + len(ENGLISH_MERGES) + 256 + len(ENGLISH_FILLERS) + 1 + 8192 + 1000
 
 # Official names of the renamed segments, written down once more from the official sources.
 OFFICIAL_SEGMENTS = {

@@ -177,6 +177,7 @@ class Conversion:
         processor = self.write_small_files(folder, tokenizer, settings, weights.dtype)
         self.progress("writing weights")
         compare_weights(folder, write_weights(folder, weights), weights)
+        self.source.release_pages()
         verification = None
         if verify:
             self.progress("verifying the folder in a fresh process")

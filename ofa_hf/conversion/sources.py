@@ -21,6 +21,7 @@ from ofa_hf.conversion.configuration import ConfigDecisions, config_from_fairseq
 from ofa_hf.conversion.download import download_file, download_repository
 from ofa_hf.conversion.fairseq_reader import read_checkpoint
 from ofa_hf.conversion.inert_pickle import shown
+from ofa_hf.conversion.torch_file import StoredTensor
 from ofa_hf.errors import UserError
 from ofa_hf.files import read_json
 from ofa_hf.model_card.facts import ACCOUNT_FILE
@@ -46,6 +47,11 @@ class Source:
     ignored: list[str] = field(default_factory=list)
     folder: Path | None = None  # of a legacy checkpoint
     published: PublishedCheckpoint | None = None
+
+    def release_pages(self) -> None:
+        """Let the system have back the memory of the weights read so far."""
+        for file in {tensor.file for tensor in self.weights.values() if isinstance(tensor, StoredTensor)}:
+            file.release_pages()
 
     def decide_config(self, shapes: Mapping[str, tuple]) -> ConfigDecisions:
         """Configuration from settings and shapes (names here → shapes)."""

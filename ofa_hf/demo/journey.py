@@ -262,9 +262,7 @@ def freeze_run(label: str, arguments: Path) -> FreezeRun:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise UserError(
-            f"The run with the {label} failed; its error is printed above. Fix what it names, then run again."
-        )
+        raise UserError(f"The run with the {label} failed; its error is printed above. Fix that and run again.")
     folder = Path(read_json(arguments)["output_dir"])
     log = read_json(folder / "trainer_state.json")["log_history"]
     losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]

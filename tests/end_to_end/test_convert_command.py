@@ -9,6 +9,9 @@ import pytest
 import small_checkpoints
 import torch
 
+from ofa_hf.conversion.verify import STRANGER, fixed_image
+from ofa_hf.fresh_process import run_fresh
+
 
 def run(*arguments, **options):
     command = [sys.executable, "-m", "ofa_hf", "convert", *map(str, arguments)]
@@ -45,6 +48,24 @@ def test_the_command_converts_a_legacy_folder_and_says_so_in_words(files, tmp_pa
     assert result.returncode == 0, result.stderr
     assert "legacy OFA folder legacy" in result.stdout
     assert "differ by 0.0" in result.stdout
+
+
+def test_the_command_converts_an_english_file_and_captions_without_the_package(tmp_path):
+    config = small_checkpoints.make_config(small_checkpoints.ENGLISH_VOCAB_SIZE)
+    weights = small_checkpoints.make_official_weights(config, small_checkpoints.make_weights(config))
+    file = small_checkpoints.write_official(tmp_path / "tiny.pt", weights, small_checkpoints.make_arguments())
+    vocabulary = small_checkpoints.write_english_vocabulary(tmp_path / "BPE")
+    result = run(file, tmp_path / "out", "--vocab", vocabulary, "--json")
+    assert result.returncode == 0, result.stderr
+    account = json.loads(result.stdout)
+    assert account["proof"]["max_difference"] == 0.0
+    assert account["checkpoint"]["prompt"] == " what does the image describe?"
+    fixed_image().save(tmp_path / "image.png")
+    request = {"folder": str(tmp_path / "out"), "threads": 1, "images": [str(tmp_path / "image.png")], "pipeline": {}}
+    answer = run_fresh(STRANGER, request, scratch=tmp_path, failure="{reason}")
+    (text,) = answer["texts"]
+    assert text == text.strip()
+    assert "\u0120" not in text  # blanks, not the tokenizer's own sign for them
 
 
 def test_a_hostile_file_is_one_line_status_1_and_no_folder(tmp_path):

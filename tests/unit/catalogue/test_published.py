@@ -61,7 +61,7 @@ def test_english_checkpoints_are_recognised_too():
     assert recognise_task({}, "ofa_base.pt", "zh")[0].language == "zh"  # the vocabulary decides
 
 
-@pytest.mark.parametrize("task", ["image_gen", "cola", 3, "ocr"])
+@pytest.mark.parametrize("task", ["image_gen", 3])
 def test_a_task_that_nobody_has_here_is_refused(task):
     with pytest.raises(UserError, match=f"x.pt was trained for the task '{task}'.*Accepted: caption"):
         recognise_task({"task": task}, "x.pt", "en")

@@ -57,7 +57,7 @@ def english_weights() -> dict[str, torch.Tensor]:
 
 
 def english_config() -> OFAConfig:
-    return small_checkpoints.make_config(4 + len(small_checkpoints.english_pieces()) + 1 + 8192 + 1000)
+    return small_checkpoints.make_config(small_checkpoints.ENGLISH_VOCAB_SIZE)
 
 
 @pytest.fixture
