@@ -13,13 +13,19 @@ if TYPE_CHECKING:
     from ofa_hf.image_processing_ofa import OFAImageProcessor
     from ofa_hf.modeling_ofa import OFAForConditionalGeneration, OFAModel, OFAPreTrainedModel
     from ofa_hf.modeling_ofa import OFAForConditionalGeneration as OFAModelForCaption
-    from ofa_hf.pipeline_ofa import OFAImageToTextPipeline, OFAObjectDetectionPipeline
+    from ofa_hf.pipeline_ofa import (
+        OFAClassificationPipeline,
+        OFAImageToTextPipeline,
+        OFAObjectDetectionPipeline,
+        OFAQuestionAnsweringPipeline,
+    )
     from ofa_hf.processing_ofa import OFAProcessor
 
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "OFAClassificationPipeline",
     "OFAConfig",
     "OFAForConditionalGeneration",
     "OFAImageProcessor",
@@ -29,9 +35,11 @@ __all__ = [
     "OFAObjectDetectionPipeline",
     "OFAPreTrainedModel",
     "OFAProcessor",
+    "OFAQuestionAnsweringPipeline",
 ]
 
 _HOMES = {
+    "OFAClassificationPipeline": "pipeline_ofa",
     "OFAConfig": "configuration_ofa",
     "OFAForConditionalGeneration": "modeling_ofa",
     "OFAImageProcessor": "image_processing_ofa",
@@ -40,6 +48,7 @@ _HOMES = {
     "OFAObjectDetectionPipeline": "pipeline_ofa",
     "OFAPreTrainedModel": "modeling_ofa",
     "OFAProcessor": "processing_ofa",
+    "OFAQuestionAnsweringPipeline": "pipeline_ofa",
 }
 
 

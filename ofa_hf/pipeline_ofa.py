@@ -2,7 +2,7 @@
 
 import os
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,26 +53,59 @@ def generate_answers(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Generate token ids, and on request the mean log-probability of their tokens, `</s>` included.
 
-    The encoder runs once for both. Scores are those of the beam search where that is the same number.
+    The encoder runs once for both. Scores are those of the beam search where that is the same number. Answers that
+    start with questions of different length are searched length by length, since padding would move their positions.
 
     Args:
         inputs: what the processor made of `batch` rows.
         generate: keywords of `model.generate`.
 
     Returns:
-        `(batch * answers, tokens)` and `(batch * answers,)`, those of one row together.
+        `(batch * answers, tokens)`, without the question that an answer starts with, and `(batch * answers,)`; those
+        of one row together.
     """
     encoder_inputs = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
     encoder_outputs = model.encode(**encoder_inputs)
+    if "decoder_input_ids" not in inputs:
+        return _search(model, encoder_outputs, inputs, return_scores, generate)
+    lengths = inputs["decoder_attention_mask"].sum(1).tolist()
+    texts, scores = [None] * len(lengths), [None] * len(lengths)
+    for length in sorted(set(lengths)):
+        rows = [row for row, own in enumerate(lengths) if own == length]
+        is_real = inputs["decoder_attention_mask"][rows].bool()
+        of_rows = {name: inputs[name][rows] for name in ("input_ids", "attention_mask")}
+        of_rows["decoder_input_ids"] = inputs["decoder_input_ids"][rows][is_real].view(len(rows), length)
+        found = _search(model, encoder_outputs.rows(rows), of_rows, return_scores, generate)
+        for name, values in zip((texts, scores), found):
+            for row, value in zip(rows, [None] * len(rows) if values is None else values.chunk(len(rows))):
+                name[row] = value
+    longest = max(text.shape[1] for text in texts)
+    padded = [
+        torch.nn.functional.pad(text, (0, longest - text.shape[1]), value=model.config.pad_token_id) for text in texts
+    ]
+    return torch.cat(padded), torch.cat(scores) if return_scores else None
+
+
+def _search(
+    model: Any,
+    encoder_outputs: Any,
+    inputs: Mapping[str, torch.Tensor],
+    return_scores: bool,
+    generate: Mapping[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Answers to rows whose answers start with questions of one length, as `generate_answers` returns them."""
+    prompt_length = inputs["decoder_input_ids"].shape[1] if "decoder_input_ids" in inputs else 1
     generated = model.generate(**inputs, encoder_outputs=encoder_outputs, return_dict_in_generate=True, **generate)
+    sequences = generated.sequences
+    answers = torch.cat([sequences[:, :1], sequences[:, prompt_length:]], dim=1)
     if not return_scores:
-        return generated.sequences, None
+        return answers, None
     from_search = getattr(generated, "sequences_scores", None)
     is_plain = all(_setting(model, name, generate) in (None, value) for name, value in PLAIN_SCORES.items())
     is_plain &= all(getattr(each, "before_softmax", False) for each in generate.get("logits_processor") or ())
-    if from_search is not None and is_plain:
-        return generated.sequences, from_search
-    return generated.sequences, model.sequence_scores(generated.sequences, encoder_outputs=encoder_outputs)
+    if is_plain and from_search is not None:
+        return answers, from_search
+    return answers, model.sequence_scores(sequences, encoder_outputs=encoder_outputs, prompt_length=prompt_length)
 
 
 def _setting(model: Any, name: str, generate: Mapping[str, Any]) -> Any:
@@ -359,3 +392,134 @@ def _with_labels(image: Any, labels: str | Sequence[str] | None) -> dict[str, An
     if not labels or not all(labels):
         raise ValueError(f"candidate_labels must be texts, at least one and none of them empty; got {labels[:8]}.")
     return {"image": image, "candidate_labels": labels}
+
+
+class OFAChoicePipeline(OFAPipeline):
+    """What the pipelines that choose among answers share."""
+
+    key = "label"  # of an answer in the results
+
+    def _sanitize_parameters(
+        self,
+        task: str | None = None,
+        timeout: float | None = None,
+        top_k: int | None = None,
+        generate_kwargs: dict | None = None,
+        **kwargs,
+    ) -> tuple[dict, dict, dict]:
+        return (
+            _given(task=task, timeout=timeout),
+            {**_given(task=task, top_k=top_k), **(generate_kwargs or {}), **kwargs},
+            _given(top_k=top_k),
+        )
+
+    def _run(self, image: Any, one: Callable[[Any], dict], kwargs: dict) -> Any:
+        kwargs.pop("batch_size", None)  # the answers to one question are the batch
+        if image is None:
+            raise ValueError("The pipeline got no image. Pass a path, a URL, a PIL image, or a list of them.")
+        if isinstance(image, (list, tuple)):
+            return super().__call__([one(each) for each in image], **kwargs)
+        return super().__call__(one(image), **kwargs)
+
+    def preprocess(self, inputs: Mapping[str, Any], task: str | None = None, timeout: float | None = None) -> dict:
+        name = self._task_for(task)
+        chosen = self.processor.find_task(name)
+        choices = list(inputs["choices"] or chosen.choices)
+        if chosen.answer == "choice" and not choices:
+            raise ValueError(f"The task {name!r} chooses among answers. Pass candidate_labels=, a list of them.")
+        image = load_image(inputs["image"], timeout=timeout)
+        encoded = self.processor(images=image, text=inputs["text"], task=name)
+        return {**encoded, "choices": choices}
+
+    def _forward(
+        self, model_inputs: dict, task: str | None = None, top_k: int | None = None, **generate_kwargs
+    ) -> dict:
+        leave_lost_threads()
+        inputs, task = dict(model_inputs), self._task_for(task)
+        choices = inputs.pop("choices")
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        if choices:
+            ids = self.processor.encode_choices(choices)
+            return {"answers": choices, "scores": self.model.score_choices(ids, **inputs)[0].exp().tolist()}
+        settings = self._search_settings(task, generate_kwargs)
+        number = settings.setdefault("num_return_sequences", top_k or 1)
+        if (_setting(self.model, "num_beams", settings) or 1) < number:
+            settings["num_beams"] = number
+        sequences, scores = generate_answers(self.model, inputs, True, **settings)
+        return {"answers": self.processor.post_process(sequences, task), "scores": scores.float().exp().tolist()}
+
+    def postprocess(self, model_outputs: dict, top_k: int | None = None) -> list[dict]:
+        found = zip(model_outputs["scores"], model_outputs["answers"], strict=True)
+        found = [{"score": score, self.key: answer} for score, answer in found]
+        return sorted(found, key=lambda one: -one["score"])[:top_k]
+
+
+class OFAQuestionAnsweringPipeline(OFAChoicePipeline):
+    """Answers questions about images, freely or from a list of answers.
+
+    `pipe(image="photo.jpg", question="这是什么颜色的?", top_k=2)` gives `[{"score": 0.9, "answer": "红色"}, …]`, best
+    first. `pipeline("visual-question-answering", model=folder_or_id, trust_remote_code=True)` makes one.
+    """
+
+    pipeline_name = "visual-question-answering"
+    key = "answer"
+
+    def __call__(self, image: Any = None, question: str | None = None, **kwargs) -> Any:
+        """Answer a question.
+
+        Args:
+            image: anything that `load_image` takes, a list of them, or `{"image", "question"}`.
+            question: for images that bring none. For visual entailment, the hypothesis.
+            candidate_answers: a list of answers to choose from. Scores are then probabilities that sum to 1; those of
+                free answers are the mean probability of their tokens (the geometric mean).
+            top_k: at most so many answers; 1 by default for free ones, all for those of a list.
+            task, timeout, kwargs: a task of the checkpoint, seconds to wait for the server of a URL, and settings of
+                `generate` for free answers.
+
+        Raises:
+            ImageError: an image cannot be read.
+            ValueError: no image or no question, or answers that cannot be chosen from.
+        """
+        image = kwargs.pop("images", image)
+        answers = kwargs.pop("candidate_answers", None)
+
+        def one(item: Any) -> dict[str, Any]:
+            own = isinstance(item, Mapping) and "image" in item
+            text = item.get("question", question) if own else question
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"The question must be a text but is {text!r}. Pass question=.")
+            return {"image": item["image"] if own else item, "text": text, "choices": answers}
+
+        return self._run(image, one, kwargs)
+
+
+class OFAClassificationPipeline(OFAChoicePipeline):
+    """Finds the label of an image among thousands: one pass of the encoder, and of the decoder where labels part.
+
+    `pipe("photo.jpg", candidate_labels=["cat", "dog"])` gives `[{"score": 0.9, "label": "cat"}, …]`, best first; the
+    scores sum to 1. `pipeline("zero-shot-image-classification", model=folder_or_id, trust_remote_code=True)` makes
+    one.
+    """
+
+    pipeline_name = "zero-shot-image-classification"
+
+    def __call__(self, image: Any = None, candidate_labels: str | Sequence[str] | None = None, **kwargs) -> Any:
+        """Classify images.
+
+        Args:
+            image: anything that `load_image` takes, a list of them, or `{"image", "candidate_labels"}`.
+            candidate_labels: labels, or one string of them divided by commas.
+            top_k: at most so many labels.
+            task, timeout: a task of the checkpoint, and seconds to wait for the server of a URL.
+
+        Raises:
+            ImageError: an image cannot be read.
+            ValueError: no image, no labels, or labels that cannot be chosen from.
+        """
+        image = kwargs.pop("images", kwargs.pop("inputs", image))
+
+        def one(item: Any) -> dict[str, Any]:
+            row = _with_labels(item, candidate_labels)
+            return {"image": row["image"], "text": None, "choices": row["candidate_labels"]}
+
+        return self._run(image, one, kwargs)

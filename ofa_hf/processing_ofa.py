@@ -181,6 +181,21 @@ def _insert_places(encoding: Mapping[str, Any], places: list[list[int]], eos_tok
     return {"input_ids": [ids for ids, _ in rows], "attention_mask": [mask for _, mask in rows]}
 
 
+def _start_of_answers(encoding: Mapping[str, Any], without_end: bool, tokenizer: Any) -> dict[str, list[list[int]]]:
+    """The questions as the beginning of answers, padded on the left."""
+    rows = [
+        [int(index) for index, real in zip(ids, mask) if real]
+        for ids, mask in zip(encoding["input_ids"], encoding["attention_mask"])
+    ]
+    rows = [ids[:-1] if without_end else ids for ids in rows]
+    longest = max(map(len, rows))
+    padding = [longest - len(ids) for ids in rows]
+    return {
+        "decoder_input_ids": [[tokenizer.pad_token_id] * count + ids for ids, count in zip(rows, padding)],
+        "decoder_attention_mask": [[0] * count + [1] * len(ids) for ids, count in zip(rows, padding)],
+    }
+
+
 def forget_use(tokenizer: Any) -> None:
     """Remove what a tokenizer would save of its last call (padding, truncation) and of where it was loaded from."""
     if tokenizer.is_fast:
@@ -369,7 +384,9 @@ class OFAProcessor(ProcessorMixin):
                 by default; None gives lists.
 
         Returns:
-            `input_ids`, `attention_mask (batch, tokens)`; with images `pixel_values (batch, 3, height, width)`; with
+            `input_ids`, `attention_mask (batch, tokens)`; with images `pixel_values (batch, 3, height, width)`; for a
+            task whose answers start with the question `decoder_input_ids`, `decoder_attention_mask (batch, tokens)`,
+            padded on the left: give a model questions of one length, or none but `score_choices` is exact; with
             targets `labels (batch, target tokens)`: target and `</s>`, −100 where a row is shorter.
 
         Raises:
@@ -392,6 +409,8 @@ class OFAProcessor(ProcessorMixin):
             data.update(self._encode(texts, return_tensors, **text_options))
         if places is not None:
             data.update(_insert_places(data, places, self.tokenizer.eos_token_id))
+        if chosen.starts_with and texts is not None and text_target is None:
+            data.update(_start_of_answers(data, chosen.starts_with == "question", self.tokenizer))
         if text_target is not None:
             data["labels"] = self._labels(text_target, data, return_tensors)
         if not data:
@@ -491,6 +510,25 @@ class OFAProcessor(ProcessorMixin):
         for label, ids in zip(labels, rows):
             label[: len(ids)] = torch.tensor(ids)
         return labels
+
+    def encode_choices(self, texts: Sequence[str]) -> list[list[int]]:
+        """Answers of a list → token ids for `model.score_choices`, without start and end tokens.
+
+        Raises:
+            ValueError: no answers, an empty one, one that the vocabulary cannot write, or two that it writes alike.
+        """
+        if not texts:
+            raise ValueError("The list of answers is empty. Pass at least one.")
+        with TURNS:  # an answer follows a blank, as in the original; in Chinese it makes no difference
+            encoding = self.tokenizer([f" {clean_text(text).strip()}" for text in texts], add_special_tokens=False)
+        seen: dict[tuple[int, ...], str] = {}
+        for text, ids in zip(texts, map(tuple, encoding["input_ids"])):
+            if not ids or self.tokenizer.unk_token_id in ids:
+                raise ValueError(f"The answer {text!r} has no words, or words that the vocabulary lacks. Change it.")
+            if ids in seen:
+                raise ValueError(f"The answers {seen[ids]!r} and {text!r} are the same to the model. Remove one.")
+            seen[ids] = text
+        return list(map(list, seen))
 
     def encode_bins(self, values: Iterable[int]) -> list[int]:
         """Places 0 … 999 along an image's side → ids of `<bin_i>`, which no text encodes to."""

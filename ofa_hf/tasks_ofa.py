@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 
-ANSWERS = ("text", "boxes")  # kinds of answer
+ANSWERS = ("text", "boxes", "choice")  # kinds of answer
 SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")  # `{text}` in a prompt
+STARTS = ("", "question", "question and end")  # what the decoder's text begins with
 BOX_SLOT = "box"  # filled with the symbols of four places, at the end of a prompt
 
 
@@ -26,7 +27,21 @@ def clean_phrase(text: str, max_words: int = 80) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
-CLEANING = {"": str, "phrase": clean_phrase}  # what happens to the texts that fill a prompt
+def clean_question(text: str, max_words: int = 80) -> str:
+    """A question as the original cleans it, ending in a question mark.
+
+    Source: OFA `data/ofa_dataset.py`, `pre_question`; `data/mm_data/vqa_gen_dataset.py`.
+    """
+    text = text.lower().lstrip(",.!?*#:;~").replace("-", " ").replace("/", " ")
+    text = " ".join(re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ").split(" ")[:max_words])
+    return text if text.endswith("?") else f"{text}?"
+
+
+CLEANING = {
+    "": str,
+    "phrase": clean_phrase,
+    "question": clean_question,
+}  # what happens to the texts that fill a prompt
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,10 @@ class Task:
     Args:
         name: as users write it: `task="caption"`.
         prompts: language → the question. A slot such as `{text}` is filled with the row's field of that name.
-        answer: kind of answer, one of `ANSWERS`: a text, or a box in pixels of the original image.
+        answer: kind of answer, one of `ANSWERS`: a text, a box in pixels of the original image, or the best answer of
+            a list.
+        choices: the list of answers, where it belongs to the task.
+        starts_with: what the answer's text begins with, one of `STARTS`; the last is the question with its `</s>`.
         cleaning: what happens to a text before it fills a slot, a key of `CLEANING`.
         needs_image: a question without an image is refused.
         image: settings of the image processor, such as `{"size": 512}`, that differ from the checkpoint's.
@@ -48,6 +66,8 @@ class Task:
     name: str
     prompts: Mapping[str, str]
     answer: str = "text"
+    choices: tuple[str, ...] = ()
+    starts_with: str = ""
     cleaning: str = ""
     needs_image: bool = True
     image: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +78,9 @@ class Task:
     def __post_init__(self) -> None:
         if self.answer not in ANSWERS:
             raise ValueError(f"The task {self.name!r} has the answer {self.answer!r}. Accepted: {', '.join(ANSWERS)}.")
+        if self.starts_with not in STARTS:
+            accepted = ", ".join(map(repr, STARTS))
+            raise ValueError(f"The task {self.name!r} starts with {self.starts_with!r}. Accepted: {accepted}.")
         if self.cleaning not in CLEANING:
             accepted = ", ".join(map(repr, CLEANING))
             raise ValueError(f"The task {self.name!r} has the cleaning {self.cleaning!r}. Accepted: {accepted}.")
@@ -133,6 +156,37 @@ TASKS = {
             image={"fit": "center"},
             generation=official_generation(beam=5, min_tokens=1, max_tokens=64, no_repeat_ngram=0),
         ),
+        Task(
+            name="vqa",
+            prompts={"zh": "{question}", "en": " {question}"},
+            starts_with="question",
+            cleaning="question",
+            generation={
+                "num_beams": 5,
+                "max_new_tokens": 200,
+                "min_new_tokens": 1,
+                "no_repeat_ngram_size": 0,
+                "length_penalty": 0.0,
+                "early_stopping": True,
+            },
+            pipeline="visual-question-answering",
+        ),
+        Task(
+            name="entailment",
+            prompts={"en": ' does the image describe " {hypothesis} "?'},
+            answer="choice",
+            choices=("no", "yes", "maybe"),  # contradiction, entailment, neutral
+            starts_with="question",
+            cleaning="phrase",
+            pipeline="visual-question-answering",
+        ),
+        Task(
+            name="classification",
+            prompts={"en": " what does the image describe?"},
+            answer="choice",
+            image={"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+            pipeline="zero-shot-image-classification",
+        ),
         Task(name="region_caption", prompts={"en": "  what does the region describe? region:{box}"}),
     )
 }
@@ -150,7 +204,18 @@ def find_task(name: str) -> Task:
 
 
 # What a checkpoint may set for a task; "prompt" is in the checkpoint's language.
-SETTINGS = ("prompt", "answer", "cleaning", "needs_image", "image", "generation", "metric", "pipeline")
+SETTINGS = (
+    "prompt",
+    "answer",
+    "choices",
+    "starts_with",
+    "cleaning",
+    "needs_image",
+    "image",
+    "generation",
+    "metric",
+    "pipeline",
+)
 
 
 def checkpoint_task(name: str, settings: Mapping[str, Any], language: str) -> Task:

@@ -8,6 +8,10 @@ from ofa_hf.conversion.sources import OFFICIAL_KIND, Source
 from ofa_hf.tasks_ofa import TASKS, checkpoint_task
 
 
+# Before finetuning, answers did not start with the question. Source: OFA `run_scripts/vqa/evaluate_vqa_zeroshot.sh`.
+ZERO_SHOT = {"vqa": {"starts_with": ""}}
+
+
 def is_pretrained(source: Source) -> bool:
     """Whether an official file was trained for all tasks: its settings say so, or else its published name."""
     if source.kind != OFFICIAL_KIND:
@@ -30,15 +34,15 @@ def offered_tasks(source: Source, chosen: TaskDefaults, max_positions: int) -> d
     if is_pretrained(source):
         for name, task in TASKS.items():
             if chosen.language in task.prompts and name not in tasks:
-                tasks[name] = _fitting(task.generation, max_positions)
+                tasks[name] = {**ZERO_SHOT.get(name, {}), **_fitting(task.generation, max_positions)}
     return tasks
 
 
 def _fitting(generation: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
     """Settings of a task whose answers must fit the model; none if they do."""
-    if generation.get("max_length", 0) <= max_positions:
-        return {}
-    return {"generation": {**generation, "max_length": max_positions}}
+    limits = {"max_length": max_positions, "max_new_tokens": max_positions // 2}  # the latter follow a question
+    fitting = {name: min(value, limits.get(name, value)) for name, value in generation.items()}
+    return {} if fitting == generation else {"generation": fitting}
 
 
 def pipelines_of(tasks: Mapping[str, Mapping[str, Any]], language: str) -> Iterable[str]:

@@ -1,11 +1,13 @@
 """Tasks other than captions: the processor's images and settings give the official answers and scores."""
 
 import pytest
+import torch
 from fixtures import recorded_tasks
 from fixtures.stages import SCORES
 
 from ofa_hf import OFAImageProcessor
 from ofa_hf.boxes_ofa import PlacesOnly, places_to_box
+from ofa_hf.generation_ofa import AnswerTrie
 from ofa_hf.tasks_ofa import TASKS
 
 
@@ -48,3 +50,45 @@ def test_read_texts_equal_the_official_ones(name):
     model = recorded_tasks.build_model("cn")
     inputs = {**recorded_tasks.encoded(case), **pixels}
     assert_same(model.generate(**inputs, **task.generation, return_dict_in_generate=True), name)
+
+
+def starts_of(case):
+    """Starts of answers as the processor gives them: padded on the left."""
+    prompts = FACTS["cases"][case].get("decoder_prompts") or [[0]] * len(FACTS["cases"][case]["src"])
+    longest = max(map(len, prompts))
+    return {
+        "decoder_input_ids": torch.tensor([[1] * (longest - len(ids)) + ids for ids in prompts]),
+        "decoder_attention_mask": torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]),
+    }
+
+
+@pytest.mark.parametrize("paths_per_batch", [1, 2, 64])
+@pytest.mark.parametrize("name", FACTS["choices"])
+def test_scores_of_all_candidates_equal_the_official_ones(name, paths_per_batch):
+    recorded = FACTS["choices"][name]
+    task = TASKS["classification"] if "classify" in name else TASKS["vqa"]
+    pixels = OFAImageProcessor(size=256)(recorded_tasks.images(recorded["case"]), **task.image, return_tensors="pt")
+    inputs = {**recorded_tasks.encoded(recorded["case"]), **starts_of(recorded["case"]), **pixels}
+    model = recorded_tasks.build_model("en")
+    scores = model.score_choices(recorded["candidate_ids"], **inputs, paths_per_batch=paths_per_batch)
+    assert (scores - torch.tensor(recorded["log_probs"])).abs().max() < 5e-5
+    assert torch.allclose(scores.exp().sum(1), torch.ones(2), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in FACTS["beam"] if "vqa" in name and "src" not in name])
+def test_answers_to_questions_equal_the_official_ones(name):
+    beam = FACTS["beam"][name]
+    case, lang = beam["case"], FACTS["cases"][beam["case"]]["lang"]
+    pixels = OFAImageProcessor(size=256)(recorded_tasks.images(case), return_tensors="pt")
+    encoded = {**recorded_tasks.encoded(case), **pixels}
+    model = recorded_tasks.build_model(lang)
+    settings = dict(TASKS["vqa"].generation)
+    for row, (ids, best) in enumerate(zip(FACTS["cases"][case]["decoder_prompts"], beam["best"], strict=True)):
+        inputs = {key: value[row : row + 1] for key, value in encoded.items()}
+        if "max_len_b" in beam["args"]:
+            settings["max_new_tokens"] = beam["args"]["max_len_b"] + 2 - len(ids)
+        if name.endswith("trie"):
+            choices = FACTS["choices"][name.replace("beam5_trie", "allcand")]["candidate_ids"]
+            settings["logits_processor"] = [AnswerTrie(choices, 2, len(ids))]
+        found = model.generate(**inputs, decoder_input_ids=torch.tensor([ids]), **settings)
+        assert found[0, 1:].tolist() == best["tokens"]

@@ -452,3 +452,36 @@ def test_only_places_are_generated_unless_the_official_behaviour_is_asked_for(lo
     assert only.first_place == locator.encode_bins([0])[0]
     assert "logits_processor" not in locator.generation_kwargs("grounding", official=True)
     assert "logits_processor" not in locator.generation_kwargs("region_caption")
+
+
+@pytest.fixture(scope="module")
+def asker(processor):
+    return OFAProcessor(processor.image_processor, processor.tokenizer, tasks=["vqa"])
+
+
+def test_an_answer_starts_with_its_question(asker, images):
+    batch = asker(images, text=["什么颜色", "一只猫？?"], task="vqa")
+    assert [asker.decode(ids) for ids in batch["input_ids"]] == ["什么颜色?", "一只猫?"]
+    for ids, mask, start, real in zip(
+        *(batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"))
+    ):
+        assert start[real.bool()].tolist() == ids[mask.bool()].tolist()[:-1]
+    assert batch["decoder_attention_mask"].tolist()[0] == [1] * 6
+    whole = OFAProcessor(asker.image_processor, asker.tokenizer, tasks={"vqa": {"starts_with": "question and end"}})
+    one = whole(images[0], text="什么颜色")
+    assert torch.equal(one["decoder_input_ids"], one["input_ids"])
+    free = OFAProcessor(asker.image_processor, asker.tokenizer, tasks={"vqa": {"starts_with": ""}})
+    assert "decoder_input_ids" not in free(images[0], text="什么颜色")
+    assert "decoder_input_ids" not in asker(images[0], text="什么颜色", text_target="红")
+
+
+def test_answers_of_a_list_are_encoded_without_start_and_end(asker):
+    assert asker.encode_choices(["红色", "猫"]) == asker.tokenizer(["红色", "猫"], add_special_tokens=False).input_ids
+    for texts, message in (
+        ([], "list of answers is empty"),
+        (["红", " "], "has no words"),
+        (["红", "鑫"], "'鑫' has no words, or words that the vocabulary lacks"),
+        (["红", "红 "], "'红' and '红 ' are the same to the model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            asker.encode_choices(texts)
