@@ -17,6 +17,7 @@ import tiny_shop
 from PIL import Image, ImageChops
 
 from ofa_hf.samples.shop import is_right
+from ofa_hf.tasks_ofa import TASKS
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +117,7 @@ def test_the_image_of_the_readme_is_the_one_that_its_command_draws():
     drawn, shown = draw_image.draw_image(), Image.open(draw_image.PATH)
     difference = ImageChops.difference(drawn, shown).convert("L").resize((16, 16), Image.Resampling.BOX)
     assert difference.getextrema()[1] < 8  # JPEG, and another version of Pillow
-    captions = {re.search(r"^> (.+)$", text_of(readme), re.MULTILINE)[1] for readme in READMES}
+    captions = {re.search(r"^> ([^ \n]+)", text_of(readme), re.MULTILINE)[1] for readme in READMES}
     assert len(captions) == 1
     assert is_right(captions.pop(), draw_image.PRODUCT)
 
@@ -135,6 +136,11 @@ def test_links_and_paths_lead_somewhere(document):
     links = [target for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", text) if not (place / target).exists()]
     named = set(re.findall(r"(?<![\w/])(?:ofa_hf|hub_upload|tests|benchmarks|docs|notebooks)/[\w*/.-]*\w", text))
     assert not links + [path for path in named if not list(ROOT.glob(path))]
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_task_is_in_the_table(readme):
+    assert set(TASKS) <= set(re.findall(r"^\| `(\w+)` \|", text_of(readme), re.MULTILINE))
 
 
 def test_the_tree_of_the_house_is_complete():
