@@ -1,10 +1,10 @@
-"""Memory, processor time and pairs a second of the data path on synthetic MUGE files: build, then iterate as training.
+"""Memory, CPU time and pairs per second of the data path on synthetic MUGE files: build, then iterate as in training.
 
     python benchmarks/bench_data.py --images 55000 --captions 10 --num-proc 2 --workers 2 [--json memory.json]
 
-Memory is what a process has written itself (mapped files, which the system can drop, do not count), above what it had
-after its imports; a worker's is what it does not share with its parent. The last column is the share of the old port's
-75 KiB per image (PORT_BYTES, 4.1 GB for 55,000), this process and all its workers together.
+Memory is what a process has written itself, above its imports; mapped files, which the system can drop, do not count.
+A worker's memory is what it does not share with its parent. The last column is the percentage of OFA-Chinese's 75 KiB
+per image (PORT_BYTES, 4.1 GB for 55,000) that this process and all its workers take together.
 """
 
 import argparse

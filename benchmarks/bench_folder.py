@@ -2,12 +2,11 @@
 
     python benchmarks/bench_folder.py [--photos FOLDER] [--images 120] [--size tiny] [--json folder.json]
 
-The same number of images goes through the model twice in turns: as batches that are already tensors (the model's
-own speed), and from files that must be read, decoded, shrunk, encoded and written to a caption file. 100 % means that
-all of that hides behind the model. Then the same files are shared by two processes, each with its part of the threads,
-as `torchrun --nproc_per_node 2 -m ofa_hf caption` does; 1.2 × means that they write a fifth more captions a second.
-Weights are random and every caption has exactly 20 tokens. Without --photos, 25
-noisy images of 800 × 800 pixels are drawn.
+The same number of images goes through the model twice, in turns: as batches that are already tensors (the model's own
+speed), and from files that are read, decoded, resized, captioned and written to a file. At 100 %, all of that hides
+behind the model. Then two processes share the same files, each with half of the threads, as
+`torchrun --nproc_per_node 2 -m ofa_hf caption` does; 1.2 × means 20 % more captions per second. Weights are random and
+every caption has exactly 20 tokens. Without --photos, 25 noisy images of 800 × 800 pixels are drawn.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Captioning and LiT-tuning on a GPU, against what the GPU itself can do: one table.
+"""Captioning and LiT-tuning on a GPU, compared to what the GPU can do: one table.
 
     python benchmarks/bench_gpu.py [--size base] [--compile] [--json gpu.json]
 
-The last column is the share of the speed of a large matrix product, measured in the same run in the same precision,
-that the arithmetic of the work reaches (multiplications and additions as torch's own counter sees them). "Busy" is the
-share of the time in which a kernel ran; the rest is spent launching them. Captioning has weights in that precision,
-LiT-tuning has float32 weights under autocast, as the Trainer's `bf16`. Weights are random, images have 256 pixels,
-captions exactly 20 tokens and five beams. Without a GPU it runs in small on the CPU, to show that it runs.
+The last column is the percentage of the speed of a large matrix product, measured in the same run and precision, that
+the arithmetic of a row reaches (multiplications and additions as torch's counter sees them). "Busy" is the share of
+the time in which a kernel ran; the rest is spent launching kernels. For captioning the weights have that precision;
+for LiT-tuning they are float32 under autocast, as with the Trainer's `bf16`. Weights are random, images have 256
+pixels, captions exactly 20 tokens and five beams. Without a GPU it runs in small on the CPU, to show that it runs.
 """
 
 import argparse

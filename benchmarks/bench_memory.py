@@ -1,10 +1,11 @@
-"""What loading a folder and captioning a batch cost in time and peak memory, against the plain way in the same run.
+"""Time and peak memory of loading a folder and captioning a batch, compared to a baseline in the same run.
 
     .venv/bin/python benchmarks/bench_memory.py [--size tiny] [--repeats 3] [--json results.json]
 
-Plain loading is what transformers 4.20 did for the old port: draw initial weights, read a whole `pytorch_model.bin`,
-copy it over them. Plain captioning copies an image's encoder states for every beam and uses torch's own kernels.
-Every figure comes from a process of its own: the time of the work alone, memory as the peak above the imports (Linux).
+The baseline ("plain") loads as transformers 4.20 did for OFA-Chinese: draw initial weights, read a whole
+`pytorch_model.bin`, copy it over them. It captions with a copy of an image's encoder states for every beam and torch's
+own kernels. Every figure comes from a process of its own. Time is that of the work without imports, memory the peak
+above the imports (Linux).
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_scaling.py [--sizes tiny base large] [--pairs 1000 10000 1000000] [--json scaling.json]
 
-Each table ends with the measured exponent e of `time ~ x ^ e` and the range it must lie in, with the reason. Times are
-processor seconds of one thread, so that a busy machine spoils nothing; captions a second are those of one free core.
-Memory is the peak above what was there before the run. Weights are random, captions have exactly as many tokens as
-said, and the defaults take about two minutes.
+Each table ends with the measured exponent e of `time ~ x ^ e` and the range it must be in, with the reason. Times are
+CPU seconds of one thread, so a busy machine does not change them; captions per second are those of one free core.
+Memory is the peak above what was there before the run. Weights are random, captions have exactly the given number of
+tokens, and the defaults take about two minutes.
 """
 
 import argparse
@@ -174,7 +174,7 @@ def processor_seconds() -> float:
 
 
 def processes(model, numbers: tuple[int, ...] = (1, 2)) -> Growth:
-    """Each process captions as many images as one alone, at the same time as the others."""
+    """Each process captions as many images as a single one would, at the same time as the others."""
     growth = Growth("processes", -0.2, 0.35, "flat: none waits for another, they share no more than the memory.")
     for number in numbers:
         barrier, times = multiprocessing.Barrier(number), multiprocessing.SimpleQueue()

@@ -1,12 +1,12 @@
-"""How fast captioning is, as ratios within one run: our default path against our plain one.
+"""How fast captioning is: the default path compared to a baseline, as ratios within one run.
 
     .venv/bin/python benchmarks/bench_speed.py [--size tiny] [--repeats 3] [--json results.json]
 
-Plain means what the same network costs without the work that went into speed: torch's own kernels, BatchNorm not
-folded, one copy of an image's encoder states for every beam. Weights are random; every caption has exactly 20 tokens;
-the prompt has 10. The limits of the machine (a large product, reading memory) are measured in the same run; the last
-column tells how near to them a row comes. So is transformers' BLIP of like size with the same image, beams and
-length. int8 is measured where torchao is installed.
+The baseline ("plain") is the same network with torch's own kernels, BatchNorm not folded, and one copy of an image's
+encoder states for every beam. Weights are random, captions have exactly 20 tokens, the prompt has 10. The limits of
+the machine (a large product, reading memory) are measured in the same run, and the last column is the percentage of
+them that a row reaches. transformers' BLIP of a similar size is measured with the same image, beams and length, int8
+where torchao is installed.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def caption(model, pixel_values) -> torch.Tensor:
 
 
 def caption_plain(model, pixel_values) -> torch.Tensor:
-    """The same tokens the plain way: encoder states copied for every beam, torch's kernels, nothing folded."""
+    """The same tokens with the baseline: encoder states copied for every beam, torch's kernels, nothing folded."""
     input_ids = prompts(len(pixel_values))
     with torch.no_grad(), closed_door():
         encoded = model.get_encoder()(input_ids=input_ids, pixel_values=pixel_values)

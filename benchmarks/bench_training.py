@@ -1,12 +1,12 @@
-"""What LiT-tuning costs: captions a second, memory and data preparation, against the plain way in the same run.
+"""What LiT-tuning costs: captions per second, memory and data preparation, compared to a baseline in the same run.
 
     .venv/bin/python benchmarks/bench_training.py [--size tiny] [--repeats 2] [--json results.json]
 
-Plain means: every caption with a pass of its image through the encoder, torch's own kernels, all logits at once,
-and an image decoded for every caption. Weights and captions are random. Times are processor time on one thread,
-forward and backward without the optimizer; after passes that do not count, each repeat measures every way once, so a
-ratio compares neighbours; the last column is the share of the speed that this thread's largest product in the same
-precision has. Memory is the peak above the imports, each in a process of its own.
+The baseline ("plain") encodes the image again for every caption, uses torch's own kernels, computes all logits at once
+and decodes the image for every caption. Weights and captions are random. Times are CPU time of one thread for forward
+and backward, without the optimizer. After warm-up passes, each repeat measures every way once, so that a ratio
+compares neighbors. The last column is the percentage of the speed of this thread's largest product in the same
+precision. Memory is the peak above the imports, each in a process of its own.
 """
 
 import argparse

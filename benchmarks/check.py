@@ -1,8 +1,8 @@
-"""Fail if a ratio of the performance table has fallen far: five minutes, ratios within one run only.
+"""Fail if a ratio of the performance table has dropped far: ratios within one run, about five minutes.
 
     .venv/bin/python benchmarks/check.py
 
-The limits lie well below what is measured on a quiet machine, so that neighbours on the machine do not decide.
+The limits are well below what a quiet machine measures, so that other work on the machine does not decide.
 """
 
 import sys
@@ -14,7 +14,7 @@ import torch
 from ofa_hf.fast_ofa import is_slow
 
 
-LEAST = {  # × the plain way
+LEAST = {  # × the baseline
     "captioning, one image": 1.3,
     "captioning, batch of 8": 1.3,
     "captioning, one image, bfloat16": 2.2,

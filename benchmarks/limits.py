@@ -1,7 +1,7 @@
 """What this machine allows: arithmetic as fast as its fastest large product, weights as fast as memory is read.
 
-A share of this limit tells how much is left to gain, whatever machine it is. What costs time besides (norms, softmax,
-the search, calling operations) counts as nothing here, so nobody reaches 100 %.
+A percentage of this limit says how much is left to gain, on any machine. Whatever else costs time (norms, softmax, the
+search, calling operations) counts as nothing here, so nothing reaches 100 %.
 """
 
 import time

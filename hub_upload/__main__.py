@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     what = "Hub id of the repository" if command == "upgrade" else "catalogue name, checkpoint, folder or Hub id"
     parser.add_argument("targets", nargs="+", metavar="OWNER/NAME" if command == "upgrade" else "MODEL", help=what)
     parser.add_argument("--work", default="outputs/hub_upload", metavar="DIR", help="for what is made (%(default)s)")
-    parser.add_argument("--vocab", metavar="VOCAB_TXT", help="Chinese BERT vocab.txt for the conversion")
+    parser.add_argument("--vocab", metavar="PATH", help="vocabulary for the conversion, as in ofa-hf convert")
     parser.add_argument("--license", metavar="NAME", help="of the weights (default: unknown)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per model")
     if command != "upgrade":

@@ -13,31 +13,48 @@ if TYPE_CHECKING:
     from ofa_hf.image_processing_ofa import OFAImageProcessor
     from ofa_hf.modeling_ofa import OFAForConditionalGeneration, OFAModel, OFAPreTrainedModel
     from ofa_hf.modeling_ofa import OFAForConditionalGeneration as OFAModelForCaption
-    from ofa_hf.pipeline_ofa import OFAImageToTextPipeline
+    from ofa_hf.pipeline_ofa import (
+        OFAClassificationPipeline,
+        OFAImageToTextPipeline,
+        OFAObjectDetectionPipeline,
+        OFAQuestionAnsweringPipeline,
+        OFASummarizationPipeline,
+        OFATextClassificationPipeline,
+    )
     from ofa_hf.processing_ofa import OFAProcessor
 
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "OFAClassificationPipeline",
     "OFAConfig",
     "OFAForConditionalGeneration",
     "OFAImageProcessor",
     "OFAImageToTextPipeline",
     "OFAModel",
     "OFAModelForCaption",
+    "OFAObjectDetectionPipeline",
     "OFAPreTrainedModel",
     "OFAProcessor",
+    "OFAQuestionAnsweringPipeline",
+    "OFASummarizationPipeline",
+    "OFATextClassificationPipeline",
 ]
 
 _HOMES = {
+    "OFAClassificationPipeline": "pipeline_ofa",
     "OFAConfig": "configuration_ofa",
     "OFAForConditionalGeneration": "modeling_ofa",
     "OFAImageProcessor": "image_processing_ofa",
     "OFAImageToTextPipeline": "pipeline_ofa",
     "OFAModel": "modeling_ofa",
+    "OFAObjectDetectionPipeline": "pipeline_ofa",
     "OFAPreTrainedModel": "modeling_ofa",
     "OFAProcessor": "processing_ofa",
+    "OFAQuestionAnsweringPipeline": "pipeline_ofa",
+    "OFASummarizationPipeline": "pipeline_ofa",
+    "OFATextClassificationPipeline": "pipeline_ofa",
 }
 
 

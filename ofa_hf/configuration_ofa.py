@@ -5,6 +5,7 @@ Source: OFA (arXiv 2202.03052), `models/ofa/unify_transformer.py` and the archit
 
 import dataclasses
 import inspect
+from collections.abc import Iterable
 
 from transformers import PretrainedConfig
 from transformers.utils import logging
@@ -20,7 +21,7 @@ RESNET_BLOCKS = {
     "resnet152": (3, 8, 36),
 }
 
-# Switches of the original code that every Chinese checkpoint sets the same way. This network is written for these
+# Switches of the original code that every published checkpoint sets the same way. This network is written for these
 # values; another value is another network, so it is refused instead of silently ignored.
 FIXED_SWITCHES = {
     "normformer": True,
@@ -54,17 +55,17 @@ AUTO_MAP = {
     "AutoModel": "modeling_ofa.OFAModel",
     "AutoModelForSeq2SeqLM": "modeling_ofa.OFAForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_ofa.OFAForConditionalGeneration",
-    "AutoModelForVision2Seq": "modeling_ofa.OFAForConditionalGeneration",  # read by transformers 4 alone
+    "AutoModelForVision2Seq": "modeling_ofa.OFAForConditionalGeneration",  # read by transformers 4 only
     "AutoImageProcessor": "image_processing_ofa.OFAImageProcessor",
     "AutoProcessor": "processing_ofa.OFAProcessor",
 }
-CUSTOM_PIPELINES = {
-    "image-to-text": {
-        "impl": "pipeline_ofa.OFAImageToTextPipeline",
-        "pt": ["AutoModelForImageTextToText"],
-        "tf": [],
-        "type": "multimodal",
-    }
+PIPELINE_CLASSES = {  # names that transformers gives such pipelines → classes of `pipeline_ofa`
+    "image-to-text": "OFAImageToTextPipeline",
+    "zero-shot-object-detection": "OFAObjectDetectionPipeline",
+    "summarization": "OFASummarizationPipeline",
+    "text-classification": "OFATextClassificationPipeline",
+    "visual-question-answering": "OFAQuestionAnsweringPipeline",
+    "zero-shot-image-classification": "OFAClassificationPipeline",
 }
 
 
@@ -76,11 +77,28 @@ def belongs_to_class(name: str) -> bool:
     return attribute is not None and not is_settable
 
 
+def custom_pipelines(names: Iterable[str]) -> dict[str, dict]:
+    """Entries of `custom_pipelines` in a `config.json`, by which `pipeline()` finds the classes."""
+    return {
+        name: {
+            "impl": f"pipeline_ofa.{PIPELINE_CLASSES[name]}",
+            "pt": ["AutoModelForImageTextToText"],
+            "tf": [],
+            "type": "multimodal",
+        }
+        for name in names
+    }
+
+
+DEFAULT_PIPELINES = custom_pipelines(["image-to-text"])
+
+
 class OFAConfig(PretrainedConfig):
     """Sizes and rates of an OFA network.
 
     Args:
-        vocab_size: rows of the embedding shared by encoder, decoder and output; 30,325 in the Chinese checkpoints.
+        vocab_size: rows of the embedding shared by encoder, decoder and output; 30,325 in the Chinese checkpoints,
+            59,457 in the English ones.
         d_model: width of encoder and decoder.
         encoder_layers, decoder_layers: number of transformer layers.
         encoder_attention_heads, decoder_attention_heads: heads of each; they divide `d_model`.
@@ -167,7 +185,7 @@ class OFAConfig(PretrainedConfig):
         self.init_range = init_range
         self.use_cache = use_cache
         self.auto_map = dict(AUTO_MAP) if auto_map is None else auto_map
-        self.custom_pipelines = dict(CUSTOM_PIPELINES) if custom_pipelines is None else custom_pipelines
+        self.custom_pipelines = dict(DEFAULT_PIPELINES) if custom_pipelines is None else custom_pipelines
         self._drop_foreign_code(kwargs)
         self._refuse_other_variants(kwargs)
         self._check_sizes()
@@ -207,7 +225,8 @@ class OFAConfig(PretrainedConfig):
             if value != expected:
                 raise ValueError(
                     f"OFAConfig got {name}={value!r}, which is another variant of OFA. This network is written for "
-                    f"{name}={expected!r}, as every Chinese checkpoint has it. Use the official code for that variant."
+                    f"{name}={expected!r}, as all published checkpoints have it. Use the official code for "
+                    f"that variant."
                 )
 
     def _check_sizes(self) -> None:

@@ -150,6 +150,13 @@ class OFALinear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def some_outputs(module: nn.Linear, x: Tensor, places: Tensor) -> Tensor:
+    """`module(x)[..., places]`, without computing the rest where nobody watches or adapts the module."""
+    if type(module) is not OFALinear or is_observed(module):
+        return module(x)[..., places]
+    return linear(x, module.weight[places], None if module.bias is None else module.bias[places])
+
+
 def gelu(x: Tensor) -> Tensor:
     """Exact (erf) gelu in float32, as in the original, whatever the dtype."""
     return functional.gelu(x.float()).to(x.dtype)
@@ -458,7 +465,7 @@ class WeightMemo:
                 self.entries.popitem(last=False)
 
     def _fingerprint(self, modules: list[nn.Module]) -> tuple | None:
-        """What tells the weights from others; None where they are out of reach or do not tell everything."""
+        """Identifies the weights; None where they are out of reach, or do not determine the results."""
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         if any(type(module) not in self.plain_modules for module in modules):
             return None

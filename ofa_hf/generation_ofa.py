@@ -26,7 +26,7 @@ from transformers.generation import (
 from transformers.modeling_outputs import ModelOutput
 
 from .fast_decoding_ofa import DecodingWeights, StepCache
-from .fast_ofa import WeightMemo, in_parts, trunk_features
+from .fast_ofa import WeightMemo, in_parts, some_outputs, trunk_features
 from .modeling_ofa_positions import PIXELS_PER_CELL
 from .versions_ofa import CACHE_NAME
 
@@ -74,6 +74,11 @@ class OFAEncoderOutput(ModelOutput):
                 "Pass everything that `model.get_encoder()(...)` returned."
             )
         return output
+
+    def rows(self, rows: list[int]) -> "OFAEncoderOutput":
+        """Some rows of the batch."""
+        mask = None if self.attention_mask is None else self.attention_mask[rows]
+        return type(self)(self.last_hidden_state[rows], self.position_embeddings, mask)
 
     def repeat(self, count: int) -> "OFAEncoderOutput":
         """Every row `count` times, one copy next to the other."""
@@ -140,6 +145,82 @@ class SoftmaxTemperature(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         return (scores / self.temperature).log_softmax(-1)
+
+
+class AnswerTrie(LogitsProcessor):
+    """Lets a search find only answers of a list: log-probabilities in, those among the words that may follow out.
+
+    As in the original, other words are masked before the softmax.
+
+    Args:
+        choices: token ids of each answer, without start and end tokens.
+        prompt_length: tokens that every text begins with, the start token included.
+
+    Source: OFA `utils/trie.py`, `models/sequence_generator.py`.
+    """
+
+    before_softmax = True
+
+    def __init__(self, choices: Sequence[Sequence[int]], eos_token_id: int, prompt_length: int = 1):
+        self.next_tokens = next_tokens_of(choices, eos_token_id)
+        self.eos_token_id, self.prompt_length = eos_token_id, prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        masked = torch.full_like(scores, -torch.inf)
+        for row, tokens in enumerate(input_ids[:, self.prompt_length :].tolist()):
+            allowed = sorted(self.next_tokens.get(tuple(tokens), {self.eos_token_id}))  # an ended text stays ended
+            masked[row, allowed] = scores[row, allowed]
+        return masked.log_softmax(-1)
+
+
+def next_tokens_of(choices: Sequence[Sequence[int]], eos_token_id: int) -> dict[tuple[int, ...], set[int]]:
+    """Beginnings of answers → the tokens that may follow, `</s>` after a whole answer."""
+    following: dict[tuple[int, ...], set[int]] = {}
+    for choice in choices:
+        tokens = (*choice, eos_token_id)
+        for length, token in enumerate(tokens):
+            following.setdefault(tokens[:length], set()).add(token)
+    return following
+
+
+@dataclass
+class ChoiceTree:
+    """The places where answers of a list part, which alone decide their probabilities.
+
+    Args:
+        paths: beginnings of answers that lead through all these places, as few as possible.
+        places: of each place, the path it lies on and how many of its tokens stand before it.
+        words: the tokens that may follow at any place.
+        allowed: `(places, words)`, which of them may follow where.
+        steps: `(3, n)`: a choice passes a place and goes on with a word.
+    """
+
+    paths: list[tuple[int, ...]]
+    places: list[tuple[int, int]]
+    words: list[int]
+    allowed: Tensor
+    steps: Tensor
+
+    @classmethod
+    def of(cls, choices: Sequence[Sequence[int]], eos_token_id: int) -> "ChoiceTree":
+        following = next_tokens_of(choices, eos_token_id)
+        forks = [begin for begin, tokens in following.items() if len(tokens) > 1]
+        inner = {fork[:length] for fork in forks for length in range(len(fork))}
+        paths = [fork for fork in forks if fork not in inner]
+        path_of = {path[:length]: row for row, path in enumerate(paths) for length in range(len(path) + 1)}
+        words = sorted(set().union(*(following[fork] for fork in forks)))
+        column, place = ({item: index for index, item in enumerate(items)} for items in (words, forks))
+        allowed = torch.zeros(len(forks), len(words), dtype=torch.bool)
+        for fork in forks:
+            allowed[place[fork], [column[token] for token in following[fork]]] = True
+        steps = [
+            (index, place[tokens[:length]], column[token])
+            for index, tokens in enumerate((*choice, eos_token_id) for choice in choices)
+            for length, token in enumerate(tokens)
+            if tokens[:length] in place
+        ]
+        steps = torch.tensor(steps, dtype=torch.long).view(-1, 3).T
+        return cls(paths, [(path_of[fork], len(fork)) for fork in forks], words, allowed, steps)
 
 
 def min_length_of(processor: LogitsProcessor) -> int | None:
@@ -472,7 +553,10 @@ class OFAGenerationMixin(GenerationMixin):
 
     def _get_logits_processor(self, generation_config, *args, **kwargs):
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        processors.sort(key=lambda processor: not getattr(processor, "before_softmax", False))
         temperature = generation_config.temperature
+        if temperature in (None, 1.0):  # transformers saves no other one with `do_sample=False`
+            temperature = getattr(generation_config, "beam_temperature", None)
         if not generation_config.do_sample and temperature not in (None, 1.0):
             processors.insert(0, SoftmaxTemperature(temperature))
         if getattr(generation_config, "end_at_max_length", False):
@@ -515,12 +599,15 @@ class OFAGenerationMixin(GenerationMixin):
     # -- scores of texts
 
     @torch.no_grad()
-    def sequence_scores(self, sequences: torch.LongTensor, encoder_outputs=None, **encoder_inputs) -> Tensor:
+    def sequence_scores(
+        self, sequences: torch.LongTensor, encoder_outputs=None, prompt_length: int = 1, **encoder_inputs
+    ) -> Tensor:
         """Mean log-probability of the tokens, `</s>` included, of texts that `generate` returned.
 
         Args:
             sequences: `(rows, L)`, beginning with the start token; rows = batch × n, those of one image together.
             encoder_outputs: what `get_encoder()` returned; else `encoder_inputs` are its arguments.
+            prompt_length: tokens at the beginning that were given, the start token included; they do not count.
 
         Returns:
             `(rows,)` float32.
@@ -528,10 +615,83 @@ class OFAGenerationMixin(GenerationMixin):
         encoder_outputs = self.encode(**encoder_inputs) if encoder_outputs is None else encoder_outputs
         tokens = sequences[:, 1:]
         is_end = (tokens == self.config.eos_token_id).long()
+        is_end[:, : prompt_length - 1] = 0
         is_real = (is_end.cumsum(1) - is_end == 0) & (tokens != self.config.pad_token_id)
+        is_real[:, : prompt_length - 1] = False
         encoder_outputs = OFAEncoderOutput.of(encoder_outputs)
         features = self.decoder(input_ids=sequences[:, :-1], encoder_outputs=encoder_outputs).last_hidden_state
         scores = torch.zeros(tokens.shape, device=tokens.device)
         project = self.decoder.output_projection
         scores[is_real] = token_log_probabilities(features[is_real], project, tokens[is_real])
         return scores.sum(1) / is_real.sum(1).clamp(min=1)
+
+    @torch.no_grad()
+    def score_choices(
+        self,
+        choices: Sequence[Sequence[int]],
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs=None,
+        paths_per_batch: int = 64,
+        **encoder_inputs,
+    ) -> Tensor:
+        """Log-probability of each answer of a list, given that the answer is in the list.
+
+        The sum over the answer's tokens, `</s>` included, of their log-probabilities among the tokens with which the
+        answers of the list go on; it is not divided by the length. The encoder runs once, and the decoder only where
+        answers part: for one-token answers once, however many there are.
+
+        Args:
+            choices: token ids of each answer, from `processor.encode_choices`.
+            decoder_input_ids: `(batch, T)`, how answers start; by default the start token. Padding, on either side,
+                is where `decoder_attention_mask` is 0.
+            encoder_outputs: what `encode` returned; else `encoder_inputs` are its arguments.
+            paths_per_batch: beginnings of answers that are decoded together.
+
+        Returns:
+            `(batch, choices)` float32; the probabilities of a row sum to 1.
+
+        Raises:
+            ValueError: no choices, an empty one, or one twice.
+
+        Source: OFA `utils/eval_utils.py`, `eval_vqa_gen` with all candidates.
+        """
+        if not choices or not all(map(len, choices)) or len(set(map(tuple, choices))) < len(choices):
+            raise ValueError(f"score_choices needs answers, each with tokens and each once; got {len(choices)}.")
+        encoder_outputs = self.encode(**encoder_inputs) if encoder_outputs is None else encoder_outputs
+        encoder_outputs = OFAEncoderOutput.of(encoder_outputs)
+        num_rows = len(encoder_outputs.last_hidden_state)
+        if decoder_input_ids is None:
+            decoder_input_ids = torch.full((num_rows, 1), self.config.decoder_start_token_id)
+        mask = torch.ones_like(decoder_input_ids) if decoder_attention_mask is None else decoder_attention_mask
+        starts = [ids[real.bool()].tolist() for ids, real in zip(decoder_input_ids, mask)]
+        tree = ChoiceTree.of(choices, self.config.eos_token_id)
+        scores = torch.zeros(num_rows, len(choices), device=encoder_outputs.last_hidden_state.device)
+        if tree.places:  # a single choice is certain
+            among = self._log_probabilities_at_forks(tree, starts, encoder_outputs, paths_per_batch)
+            choice, place, word = tree.steps.to(scores.device)
+            scores.index_add_(1, choice, among[:, place, word])
+        return scores
+
+    def _log_probabilities_at_forks(
+        self, tree: ChoiceTree, starts: list[list[int]], encoder_outputs: OFAEncoderOutput, paths_per_batch: int
+    ) -> Tensor:
+        """Log-probabilities of the words that may follow at each place of a tree: `(batch, places, words)`."""
+        device, features = encoder_outputs.last_hidden_state.device, []
+        for first in range(0, len(tree.paths), paths_per_batch):
+            paths = tree.paths[first : first + paths_per_batch]
+            tokens = pad_lists(
+                [[*start, *path] for start in starts for path in paths], self.config.pad_token_id, device
+            )
+            states = self.decoder(input_ids=tokens, encoder_outputs=encoder_outputs).last_hidden_state
+            states = states.view(len(starts), len(paths), *states.shape[1:])
+            here = [(path - first, length) for path, length in tree.places if first <= path < first + len(paths)]
+            features += [
+                torch.stack([rows[path, len(start) - 1 + length] for rows, start in zip(states, starts)])
+                for path, length in here
+            ]
+        order = sorted(range(len(tree.places)), key=lambda place: tree.places[place][0] // paths_per_batch)
+        features = torch.stack([feature for _, feature in sorted(zip(order, features), key=lambda pair: pair[0])], 1)
+        words = torch.tensor(tree.words, device=device)
+        logits = some_outputs(self.decoder.output_projection, features, words).float()
+        return logits.masked_fill(~tree.allowed.to(device), -torch.inf).log_softmax(-1)

@@ -1,9 +1,10 @@
 """Images → `pixel_values`: resized, scaled and normalized. `image_loading_ofa` turns files into images.
 
-Source: OFA `data/mm_data/caption_dataset.py` (RGB, square bicubic resize, mean = std = 0.5). The official default is
-480 pixels, OFA-Chinese uses 256; the size belongs to the checkpoint.
+Source: OFA `data/mm_data/caption_dataset.py` (RGB, square bicubic resize, mean = std = 0.5), `ocr_dataset.py`
+(`ocr_resize`). The official default is 480 pixels, OFA-Chinese uses 256; the size belongs to the checkpoint.
 """
 
+import random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,10 @@ from .image_loading_ofa import ImageError, load_image
 
 if TYPE_CHECKING:  # never runs: `load_image` needs the file, and transformers 4 loads only the files named here
     from .versions_ofa import http_get  # noqa: F401
+
+
+FITS = ("stretch", "center", "random")
+MIN_SIDE = 64  # pixels of the shorter side of an image that keeps its shape
 
 
 def _square_or_size(size: int | dict[str, int]) -> dict[str, int]:
@@ -31,6 +36,17 @@ def _square_or_size(size: int | dict[str, int]) -> dict[str, int]:
     if min(checked.values()) < 1:
         raise ValueError(f"The image size {size!r} must be at least 1 pixel per side.")
     return checked
+
+
+def _checked_fit(fit: str, size: dict[str, int] | None) -> str:
+    if fit not in FITS:
+        raise ValueError(f"Unknown fit {fit!r}. Accepted: {', '.join(FITS)}.")
+    if fit != "stretch" and size is not None and (size["height"] != size["width"] or size["width"] < MIN_SIDE):
+        raise ValueError(
+            f"fit={fit!r} needs a square of at least {MIN_SIDE} pixels a side but the size is {size}. Pass such a "
+            f"size, or fit='stretch'."
+        )
+    return fit
 
 
 def _list_images(images: Any) -> list:
@@ -52,12 +68,36 @@ def _list_images(images: Any) -> list:
     return [images]
 
 
+def fit_into_square(image: Image.Image, side: int, resample: int, at_random: bool) -> Image.Image:
+    """An image in its own shape inside a square whose other pixels repeat the image's edge.
+
+    The longer side becomes `side` pixels, the shorter one at least 64.
+
+    Args:
+        at_random: the original's place in the square, drawn from `random`; else the middle.
+
+    Source: OFA `data/mm_data/ocr_dataset.py`, `ocr_resize`.
+    """
+    width, height = image.size
+    longer = max(width, height)
+    width, height = (max(MIN_SIDE, int(side * (own / longer))) for own in (width, height))
+    room = side - min(width, height)
+    before = random.randint(0, room) if at_random else room // 2
+    left, top = (0, before) if width >= height else (before, 0)
+    pixels = np.asarray(image.resize((width, height), resample))
+    rows = (top, side - height - top)
+    columns = (left, side - width - left)
+    return Image.fromarray(np.pad(pixels, (rows, columns, (0, 0)), mode="edge"))
+
+
 class OFAImageProcessor(BaseImageProcessor):
     """Images of any kind and size → `pixel_values (batch, 3, height, width)` in float32.
 
     Args:
         do_convert_rgb: convert every image to RGB; if False, a PIL image of another mode is refused.
-        do_resize, size, resample: resize to `{"height", "width"}` pixels, ignoring the aspect ratio.
+        do_resize, size, resample: resize to `{"height", "width"}` pixels.
+        fit: "stretch" ignores the aspect ratio; "center" keeps it and pads the image to a square, in which it is
+            centered; "random" gives it a random place there, as the official OCR scripts do.
         do_rescale, rescale_factor: scale 0–255 to 0–1.
         do_normalize, image_mean, image_std: subtract and divide, per channel.
 
@@ -73,6 +113,7 @@ class OFAImageProcessor(BaseImageProcessor):
         do_resize: bool = True,
         size: int | dict[str, int] | None = None,
         resample: int = Image.Resampling.BICUBIC,
+        fit: str = "stretch",
         do_rescale: bool = True,
         rescale_factor: float = 1 / 255,
         do_normalize: bool = True,
@@ -85,6 +126,7 @@ class OFAImageProcessor(BaseImageProcessor):
         self.do_resize = do_resize
         self.size = _square_or_size(480 if size is None else size)
         self.resample = int(resample)
+        self.fit = _checked_fit(fit, self.size)
         self.do_rescale = do_rescale
         self.rescale_factor = rescale_factor
         self.do_normalize = do_normalize
@@ -101,6 +143,7 @@ class OFAImageProcessor(BaseImageProcessor):
         do_resize: bool | None = None,
         size: int | dict[str, int] | None = None,
         resample: int | None = None,
+        fit: str | None = None,
         do_rescale: bool | None = None,
         rescale_factor: float | None = None,
         do_normalize: bool | None = None,
@@ -115,23 +158,27 @@ class OFAImageProcessor(BaseImageProcessor):
 
         Raises:
             ImageError: an image cannot be read.
-            ValueError: no images, images of different sizes with `do_resize=False`, or several images in one row.
+            ValueError: no images, images of different sizes with `do_resize=False`, several images in one row, or an
+                unknown fit.
         """
         convert = self.do_convert_rgb if do_convert_rgb is None else do_convert_rgb
         resize = self.do_resize if do_resize is None else do_resize
         target = _square_or_size(self.size if size is None else size) if resize else None
         table = self._value_table(do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         filter_ = self.resample if resample is None else resample
-        resized = [self._load(image, convert, target, filter_) for image in _list_images(images)]
+        fit = _checked_fit(self.fit if fit is None else fit, target)
+        resized = [self._load(image, convert, target, filter_, fit) for image in _list_images(images)]
         return BatchFeature({"pixel_values": _stack(resized, table)}, tensor_type=return_tensors)
 
     @staticmethod
-    def _load(image: Any, convert: bool, size: dict[str, int] | None, resample: int) -> Image.Image:
+    def _load(image: Any, convert: bool, size: dict[str, int] | None, resample: int, fit: str) -> Image.Image:
         if not convert and isinstance(image, Image.Image) and image.mode != "RGB":
             raise ImageError(f"The image has mode {image.mode}, but the model reads RGB. Leave do_convert_rgb on.")
         image = load_image(image)
         if size is None or image.size == (size["width"], size["height"]):
             return image
+        if fit != "stretch":
+            return fit_into_square(image, size["width"], resample, at_random=fit == "random")
         return image.resize((size["width"], size["height"]), resample)
 
     def _value_table(self, do_rescale, rescale_factor, do_normalize, image_mean, image_std) -> np.ndarray:

@@ -39,6 +39,7 @@ from .versions_ofa import CACHE_NAME, fixed_cache_length, lacks_word_embedding, 
 
 # Never runs. Saving copies the files named here, and transformers 4 loads no others, not even those that these import.
 if TYPE_CHECKING:
+    from .boxes_ofa import PlacesOnly  # noqa: F401
     from .image_loading_ofa import load_image  # noqa: F401
     from .image_processing_ofa import OFAImageProcessor  # noqa: F401
     from .pipeline_ofa import OFAImageToTextPipeline  # noqa: F401
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from .tasks_ofa import Task  # noqa: F401
 
 logger = logging.get_logger(__name__)
-
 IGNORED_LABEL = -100
 TEXT_TYPE, IMAGE_TYPE = 0, 1  # rows of the type embedding
 
@@ -129,7 +129,7 @@ class OFAAttention(nn.Module):
             cache.is_updated[self.layer_idx] = True
             keys, values = keys.contiguous(), values.contiguous()  # every step reads them
             return cache.cross_attention_cache.update(keys, values, self.layer_idx, None)
-        where = {"cache_position": context.positions}  # transformers 4 writes a static cache at 0 unless told where
+        where = {"cache_position": context.positions}  # or transformers 4 writes a static cache at 0
         return cache.self_attention_cache.update(keys, values, self.layer_idx, where)
 
     def forward(

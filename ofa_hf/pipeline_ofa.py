@@ -1,8 +1,8 @@
-"""`pipeline("image-to-text", model=…, trust_remote_code=True)` for OFA: images in, answers out."""
+"""Pipelines of OFA, under transformers' names: `pipeline("image-to-text", model=…, trust_remote_code=True)`."""
 
 import os
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ logger = logging.get_logger(__name__)
 PLAIN_SCORES = {
     "length_penalty": 1.0,
     "temperature": 1.0,
+    "beam_temperature": 1.0,
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "do_sample": False,
@@ -26,8 +27,8 @@ PLAIN_SCORES = {
     "sequence_bias": None,
     "guidance_scale": None,
     "diversity_penalty": 0.0,
-    "logits_processor": None,
 }
+PHRASES_PER_BATCH = 16  # that are located together
 PIPELINE_NAMES = ("", "image-to-text", "image-text-to-text")  # what transformers passes as `task`
 ONE_IMAGE = (str, bytes, bytearray, memoryview, os.PathLike, Mapping)
 
@@ -52,25 +53,59 @@ def generate_answers(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Generate token ids, and on request the mean log-probability of their tokens, `</s>` included.
 
-    The encoder runs once for both. Scores are those of the beam search where that is the same number.
+    The encoder runs once for both. Scores are those of the beam search where that is the same number. Answers that
+    start with questions of different length are searched length by length, since padding would move their positions.
 
     Args:
         inputs: what the processor made of `batch` rows.
         generate: keywords of `model.generate`.
 
     Returns:
-        `(batch * answers, tokens)` and `(batch * answers,)`, those of one row together.
+        `(batch * answers, tokens)`, without the question that an answer starts with, and `(batch * answers,)`; those
+        of one row together.
     """
     encoder_inputs = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
     encoder_outputs = model.encode(**encoder_inputs)
+    if "decoder_input_ids" not in inputs:
+        return _search(model, encoder_outputs, inputs, return_scores, generate)
+    lengths = inputs["decoder_attention_mask"].sum(1).tolist()
+    texts, scores = [None] * len(lengths), [None] * len(lengths)
+    for length in sorted(set(lengths)):
+        rows = [row for row, own in enumerate(lengths) if own == length]
+        is_real = inputs["decoder_attention_mask"][rows].bool()
+        of_rows = {name: inputs[name][rows] for name in ("input_ids", "attention_mask")}
+        of_rows["decoder_input_ids"] = inputs["decoder_input_ids"][rows][is_real].view(len(rows), length)
+        found = _search(model, encoder_outputs.rows(rows), of_rows, return_scores, generate)
+        for name, values in zip((texts, scores), found):
+            for row, value in zip(rows, [None] * len(rows) if values is None else values.chunk(len(rows))):
+                name[row] = value
+    longest = max(text.shape[1] for text in texts)
+    padded = [
+        torch.nn.functional.pad(text, (0, longest - text.shape[1]), value=model.config.pad_token_id) for text in texts
+    ]
+    return torch.cat(padded), torch.cat(scores) if return_scores else None
+
+
+def _search(
+    model: Any,
+    encoder_outputs: Any,
+    inputs: Mapping[str, torch.Tensor],
+    return_scores: bool,
+    generate: Mapping[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Answers to rows whose answers start with questions of one length, as `generate_answers` returns them."""
+    prompt_length = inputs["decoder_input_ids"].shape[1] if "decoder_input_ids" in inputs else 1
     generated = model.generate(**inputs, encoder_outputs=encoder_outputs, return_dict_in_generate=True, **generate)
+    sequences = generated.sequences
+    answers = torch.cat([sequences[:, :1], sequences[:, prompt_length:]], dim=1)
     if not return_scores:
-        return generated.sequences, None
+        return answers, None
     from_search = getattr(generated, "sequences_scores", None)
     is_plain = all(_setting(model, name, generate) in (None, value) for name, value in PLAIN_SCORES.items())
-    if from_search is not None and is_plain:
-        return generated.sequences, from_search
-    return generated.sequences, model.sequence_scores(generated.sequences, encoder_outputs=encoder_outputs)
+    is_plain &= all(getattr(each, "before_softmax", False) for each in generate.get("logits_processor") or ())
+    if is_plain and from_search is not None:
+        return answers, from_search
+    return answers, model.sequence_scores(sequences, encoder_outputs=encoder_outputs, prompt_length=prompt_length)
 
 
 def _setting(model: Any, name: str, generate: Mapping[str, Any]) -> Any:
@@ -89,7 +124,47 @@ def is_stream(inputs: Any) -> bool:
     return isinstance(inputs, Iterable) or (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"))
 
 
-class OFAImageToTextPipeline(Pipeline):
+def _given(**values: Any) -> dict[str, Any]:
+    """Those that are not None, the value for "not given"."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+class OFAPipeline(Pipeline):
+    """What the pipelines of OFA share: the checkpoint's processor, and its task for this pipeline."""
+
+    pipeline_name = ""  # as transformers calls pipelines of this kind
+    _load_processor = True  # brings tokenizer and image processor with it
+    _load_image_processor = False
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+    _pipeline_calls_generate = True
+
+    def _task_for(self, name: str | None = None) -> str:
+        """Name of the task to answer: the one given, else the first of the checkpoint that this pipeline answers.
+
+        Raises:
+            ValueError: the checkpoint has no such task.
+        """
+        if name is not None:
+            return self.processor.find_task(name).name
+        names = [self.processor.default_task, *self.processor.tasks]
+        fitting = [name for name in names if self.processor.find_task(name).pipeline == self.pipeline_name]
+        if not fitting:
+            raise ValueError(
+                f"This checkpoint has no task for the pipeline {self.pipeline_name!r}. Its tasks: "
+                f"{', '.join(self.processor.tasks)}. Use the pipeline of one of those, or another checkpoint."
+            )
+        return fitting[0]
+
+    def _search_settings(self, task: str, given: Mapping[str, Any], **of_task: Any) -> dict[str, Any]:
+        """Keywords of `generate`: those of the task with those of a call on top."""
+        if "generation_config" not in given:
+            given = {**self.processor.generation_kwargs(task, **of_task), **given}
+        return pipeline_generate_kwargs(self, given)
+
+
+class OFAImageToTextPipeline(OFAPipeline):
     """Answers about images: captions, or another task of the checkpoint.
 
     `captioner("photo.jpg")` gives `[{"generated_text": "…"}]`, a list of images gives a list of such lists, and a
@@ -100,12 +175,7 @@ class OFAImageToTextPipeline(Pipeline):
     `OFAImageToTextPipeline(model=model, processor=processor)`: `pipeline()` would take a class of transformers.
     """
 
-    _load_processor = True  # brings tokenizer and image processor with it
-    _load_image_processor = False
-    _load_tokenizer = False
-    _load_feature_extractor = False
-    _load_video_processor = False
-    _pipeline_calls_generate = True
+    pipeline_name = "image-to-text"
 
     def __init__(self, *args, task: str = "", **kwargs):
         """Takes what `Pipeline` takes. `task` may be a task of the checkpoint instead of a pipeline's name.
@@ -160,14 +230,11 @@ class OFAImageToTextPipeline(Pipeline):
         generate_kwargs: dict | None = None,
         **kwargs,
     ) -> tuple[dict, dict, dict]:
-        def given(**values) -> dict:
-            return {name: value for name, value in values.items() if value is not None}
-
-        generating = given(task=task, max_new_tokens=max_new_tokens, return_scores=return_scores)
+        generating = _given(task=task, max_new_tokens=max_new_tokens, return_scores=return_scores)
         return (
-            given(task=task, prompt=prompt, timeout=timeout),
+            _given(task=task, prompt=prompt, timeout=timeout),
             {**generating, **(generate_kwargs or {}), **kwargs},
-            given(task=task),
+            _given(task=task),
         )
 
     def preprocess(
@@ -184,16 +251,18 @@ class OFAImageToTextPipeline(Pipeline):
                 f'The text must be one string but is {prompt!r}. Pass {{"image": image, "text": text}}, or no text.'
             )
         image = None if inputs is None else load_image(inputs, timeout=timeout)
-        return self.processor(images=image, text=prompt, task=task, return_tensors="pt")
+        encoded = self.processor(images=image, text=prompt, task=task, return_tensors="pt")
+        if image is not None and self.processor.find_task(task).answer == "boxes":
+            encoded["image_sizes"] = torch.tensor([image.size])
+        return encoded
 
     def _forward(
         self, model_inputs: dict, task: str | None = None, return_scores: bool | None = None, **generate_kwargs
     ) -> dict:
-        if "generation_config" not in generate_kwargs:
-            generate_kwargs = {**self.processor.generation_kwargs(task), **generate_kwargs}
-        generate_kwargs = pipeline_generate_kwargs(self, generate_kwargs)
+        generate_kwargs = self._search_settings(task, generate_kwargs)
         leave_lost_threads()
         inputs = dict(model_inputs)
+        image_sizes = inputs.pop("image_sizes", None)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         num_rows = len(inputs["input_ids"])
@@ -204,11 +273,320 @@ class OFAImageToTextPipeline(Pipeline):
         outputs = {"sequences": sequences.view(num_rows, len(sequences) // num_rows, -1)}
         if scores is not None:
             outputs["scores"] = scores.float().view(num_rows, -1)
+        if image_sizes is not None:
+            outputs["image_sizes"] = image_sizes
         return outputs
 
     def postprocess(self, model_outputs: dict, task: str | None = None) -> list[dict]:
-        answers = self.processor.post_process(model_outputs["sequences"].flatten(0, 1), task)
+        sequences = model_outputs["sequences"].flatten(0, 1)
+        sizes = model_outputs["image_sizes"].tolist() * len(sequences) if "image_sizes" in model_outputs else None
+        key = "generated_text" if sizes is None else "box"
+        answers = [{key: answer} for answer in self.processor.post_process(sequences, task, sizes)]
         if "scores" not in model_outputs:
-            return [{"generated_text": answer} for answer in answers]
+            return answers
         scores = model_outputs["scores"].flatten().tolist()
-        return [{"generated_text": answer, "score": score} for answer, score in zip(answers, scores)]
+        return [{**answer, "score": score} for answer, score in zip(answers, scores)]
+
+
+class OFAObjectDetectionPipeline(OFAPipeline):
+    """Locates phrases in images: one box per phrase, in pixels of the original image.
+
+    `pipe("photo.jpg", candidate_labels=["red dress", "hat"])` gives `[{"score": 0.9, "label": "red dress", "box":
+    {"xmin": …, "ymin": …, "xmax": …, "ymax": …}}, …]`, best first. `pipeline("zero-shot-object-detection",
+    model=folder_or_id, trust_remote_code=True)` makes one.
+    """
+
+    pipeline_name = "zero-shot-object-detection"
+
+    def __call__(self, image: Any = None, candidate_labels: str | Sequence[str] | None = None, **kwargs) -> Any:
+        """Locate phrases.
+
+        Args:
+            image: anything that `load_image` takes, a list of them, or `{"image", "candidate_labels"}`.
+            candidate_labels: phrases, or one string of them divided by commas.
+            threshold: boxes with a lower score are left out, 0 by default. A score is the mean probability of the
+                places (their geometric mean), so a phrase that is nowhere in the image has a low one.
+            top_k: at most so many boxes per image.
+            official: let the model generate any word, as the original scripts do; phrases without a box are left out.
+            task: a task of the checkpoint that answers with boxes.
+            timeout: seconds to wait for the server of a URL.
+            kwargs: for `generate`. An image passes the ResNet once for all its phrases.
+
+        Raises:
+            ImageError: an image cannot be read.
+            ValueError: no image or no phrases, or the checkpoint has no task that answers with boxes.
+        """
+        image = kwargs.pop("images", kwargs.pop("inputs", image))
+        kwargs.pop("batch_size", None)  # the phrases of an image are the batch
+        if image is None:
+            raise ValueError("The pipeline got no image. Pass a path, a URL, a PIL image, or a list of them.")
+        if isinstance(image, (list, tuple)):
+            return super().__call__([_with_labels(one, candidate_labels) for one in image], **kwargs)
+        return super().__call__(_with_labels(image, candidate_labels), **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        task: str | None = None,
+        timeout: float | None = None,
+        official: bool | None = None,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        generate_kwargs: dict | None = None,
+        **kwargs,
+    ) -> tuple[dict, dict, dict]:
+        return (
+            _given(task=task, timeout=timeout),
+            {**_given(task=task, official=official), **(generate_kwargs or {}), **kwargs},
+            _given(task=task, threshold=threshold, top_k=top_k),
+        )
+
+    def preprocess(self, inputs: Mapping[str, Any], task: str | None = None, timeout: float | None = None) -> dict:
+        task, labels = self._task_for(task), inputs["candidate_labels"]
+        if self.processor.find_task(task).answer != "boxes":
+            raise ValueError(f"The task {task!r} does not answer with boxes, which this pipeline gives.")
+        image = load_image(inputs["image"], timeout=timeout)
+        prompts = [self.processor._text(label, task) for label in labels]
+        pixels = self.processor(images=image, text=labels[0], task=task)["pixel_values"]
+        return {"pixel_values": pixels, **self.processor(text=prompts), "labels": labels, "image_size": image.size}
+
+    def _forward(self, model_inputs: dict, task: str | None = None, official: bool = False, **generate_kwargs) -> dict:
+        generate_kwargs = self._search_settings(self._task_for(task), generate_kwargs, official=official)
+        leave_lost_threads()
+        cells = self.model.embed_image_cells(model_inputs["pixel_values"].to(self.model.dtype))
+        texts = (model_inputs[name].split(PHRASES_PER_BATCH) for name in ("input_ids", "attention_mask"))
+        sequences, scores = [], []
+        for ids, mask in zip(*texts):
+            inputs = {"input_ids": ids, "attention_mask": mask, "image_embeds": cells.expand(len(ids), -1, -1, -1)}
+            found, found_scores = generate_answers(self.model, inputs, True, **generate_kwargs)
+            sequences += found.tolist()
+            scores += found_scores.float().exp().tolist()
+        return {**model_inputs, "sequences": sequences, "scores": scores}
+
+    def postprocess(
+        self, model_outputs: dict, task: str | None = None, threshold: float = 0.0, top_k: int | None = None
+    ) -> list[dict]:
+        sequences, labels = model_outputs["sequences"], model_outputs["labels"]
+        boxes = self.processor.post_process(
+            sequences, self._task_for(task), [model_outputs["image_size"]] * len(sequences)
+        )
+        per_label = len(sequences) // len(labels)
+        labels = [label for label in labels for _ in range(per_label)]
+        found = [
+            {"score": score, "label": label, "box": box}
+            for score, label, box in zip(model_outputs["scores"], labels, boxes, strict=True)
+            if box is not None and score >= threshold
+        ]
+        return sorted(found, key=lambda one: -one["score"])[:top_k]
+
+
+def _with_labels(image: Any, labels: str | Sequence[str] | None) -> dict[str, Any]:
+    """An image with its labels as a list.
+
+    Raises:
+        ValueError: no labels, or labels that are no strings.
+    """
+    if isinstance(image, Mapping) and "image" in image:
+        image, labels = image["image"], image.get("candidate_labels", labels)
+    labels = labels.split(",") if isinstance(labels, str) else list(labels or ())
+    labels = [label.strip() if isinstance(label, str) else "" for label in labels]
+    if not labels or not all(labels):
+        raise ValueError(f"candidate_labels must be texts, at least one and none of them empty; got {labels[:8]}.")
+    return {"image": image, "candidate_labels": labels}
+
+
+class OFAChoicePipeline(OFAPipeline):
+    """What the pipelines that choose among answers share."""
+
+    key = "label"  # of an answer in the results
+
+    def _sanitize_parameters(
+        self,
+        task: str | None = None,
+        timeout: float | None = None,
+        top_k: int | None = None,
+        generate_kwargs: dict | None = None,
+        **kwargs,
+    ) -> tuple[dict, dict, dict]:
+        return (
+            _given(task=task, timeout=timeout),
+            {**_given(task=task, top_k=top_k), **(generate_kwargs or {}), **kwargs},
+            _given(top_k=top_k),
+        )
+
+    def _run(self, image: Any, one: Callable[[Any], dict], kwargs: dict) -> Any:
+        kwargs.pop("batch_size", None)  # the answers to one question are the batch
+        if image is None:
+            raise ValueError(f"The pipeline {self.pipeline_name!r} got no input. Pass one, or a list of them.")
+        if isinstance(image, (list, tuple)):
+            return super().__call__([one(each) for each in image], **kwargs)
+        return super().__call__(one(image), **kwargs)
+
+    def preprocess(self, inputs: Mapping[str, Any], task: str | None = None, timeout: float | None = None) -> dict:
+        name = self._task_for(task)
+        chosen = self.processor.find_task(name)
+        choices = list(inputs["choices"] or chosen.choices)
+        if chosen.answer == "choice" and not choices:
+            raise ValueError(f"The task {name!r} chooses among answers. Pass candidate_labels=, a list of them.")
+        images = {"images": load_image(inputs["image"], timeout=timeout)} if "image" in inputs else {}
+        return {**self.processor(**images, text=inputs["text"], task=name), "choices": choices}
+
+    def _forward(
+        self, model_inputs: dict, task: str | None = None, top_k: int | None = None, **generate_kwargs
+    ) -> dict:
+        leave_lost_threads()
+        inputs, task = dict(model_inputs), self._task_for(task)
+        choices = inputs.pop("choices")
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        if choices:
+            ids = self.processor.encode_choices(choices)
+            return {"answers": choices, "scores": self.model.score_choices(ids, **inputs)[0].exp().tolist()}
+        settings = self._search_settings(task, generate_kwargs)
+        number = settings.setdefault("num_return_sequences", top_k or 1)
+        if (_setting(self.model, "num_beams", settings) or 1) < number:
+            settings["num_beams"] = number
+        sequences, scores = generate_answers(self.model, inputs, True, **settings)
+        return {"answers": self.processor.post_process(sequences, task), "scores": scores.float().exp().tolist()}
+
+    def postprocess(self, model_outputs: dict, top_k: int | None = None) -> list[dict]:
+        found = zip(model_outputs["scores"], model_outputs["answers"], strict=True)
+        found = [{"score": score, self.key: answer} for score, answer in found]
+        return sorted(found, key=lambda one: -one["score"])[:top_k]
+
+
+class OFAQuestionAnsweringPipeline(OFAChoicePipeline):
+    """Answers questions about images, freely or from a list of answers.
+
+    `pipe(image="photo.jpg", question="这是什么颜色的?", top_k=2)` gives `[{"score": 0.9, "answer": "红色"}, …]`, best
+    first. `pipeline("visual-question-answering", model=folder_or_id, trust_remote_code=True)` makes one.
+    """
+
+    pipeline_name = "visual-question-answering"
+    key = "answer"
+
+    def __call__(self, image: Any = None, question: str | None = None, **kwargs) -> Any:
+        """Answer a question.
+
+        Args:
+            image: anything that `load_image` takes, a list of them, or `{"image", "question"}`.
+            question: for images that bring none. For visual entailment, the hypothesis.
+            candidate_answers: a list of answers to choose from. Scores are then probabilities that sum to 1; those of
+                free answers are the mean probability of their tokens (the geometric mean).
+            top_k: at most so many answers; 1 by default for free ones, all for those of a list.
+            task, timeout, kwargs: a task of the checkpoint, seconds to wait for the server of a URL, and settings of
+                `generate` for free answers.
+
+        Raises:
+            ImageError: an image cannot be read.
+            ValueError: no image or no question, or answers that cannot be chosen from.
+        """
+        image = kwargs.pop("images", image)
+        answers = kwargs.pop("candidate_answers", None)
+
+        def one(item: Any) -> dict[str, Any]:
+            own = isinstance(item, Mapping) and "image" in item
+            text = item.get("question", question) if own else question
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"The question must be a text but is {text!r}. Pass question=.")
+            return {"image": item["image"] if own else item, "text": text, "choices": answers}
+
+        return self._run(image, one, kwargs)
+
+
+class OFAClassificationPipeline(OFAChoicePipeline):
+    """Finds the label of an image among thousands: one pass of the encoder, and of the decoder where labels part.
+
+    `pipe("photo.jpg", candidate_labels=["cat", "dog"])` gives `[{"score": 0.9, "label": "cat"}, …]`, best first; the
+    scores sum to 1. `pipeline("zero-shot-image-classification", model=folder_or_id, trust_remote_code=True)` makes
+    one.
+    """
+
+    pipeline_name = "zero-shot-image-classification"
+
+    def __call__(self, image: Any = None, candidate_labels: str | Sequence[str] | None = None, **kwargs) -> Any:
+        """Classify images.
+
+        Args:
+            image: anything that `load_image` takes, a list of them, or `{"image", "candidate_labels"}`.
+            candidate_labels: labels, or one string of them divided by commas.
+            top_k: at most so many labels.
+            task, timeout: a task of the checkpoint, and seconds to wait for the server of a URL.
+
+        Raises:
+            ImageError: an image cannot be read.
+            ValueError: no image, no labels, or labels that cannot be chosen from.
+        """
+        image = kwargs.pop("images", kwargs.pop("inputs", image))
+
+        def one(item: Any) -> dict[str, Any]:
+            row = _with_labels(item, candidate_labels)
+            return {"image": row["image"], "text": None, "choices": row["candidate_labels"]}
+
+        return self._run(image, one, kwargs)
+
+
+class OFATextClassificationPipeline(OFAChoicePipeline):
+    """Answers questions about sentences with one word of a list, as the tasks of GLUE do.
+
+    `pipe("a charming journey", task="sst2")` gives `[{"score": 0.9, "label": "positive"}, …]`, best first; the scores
+    sum to 1. Tasks about two sentences take a dict: `{"sentence1": "…", "sentence2": "…"}`.
+    `pipeline("text-classification", model=folder_or_id, trust_remote_code=True)` makes one.
+    """
+
+    pipeline_name = "text-classification"
+
+    def __call__(self, text: Any = None, **kwargs) -> Any:
+        """Classify sentences.
+
+        Args:
+            text: a sentence, a dict with the fields of the task's prompt, or a list of them.
+            candidate_labels: answers to choose from, by default those of the task.
+            task, top_k: a task of the checkpoint, and at most so many labels.
+
+        Raises:
+            ValueError: no text, or one that lacks a field of the prompt.
+        """
+        text, labels = kwargs.pop("inputs", text), kwargs.pop("candidate_labels", None)
+        return self._run(text, lambda item: {"text": item, "choices": labels}, kwargs)
+
+
+class OFASummarizationPipeline(OFAPipeline):
+    """Summarizes articles: `pipe("…")` gives `[{"summary_text": "…"}]`, a list of articles a list of such dicts.
+
+    `pipeline("summarization", model=folder_or_id, trust_remote_code=True)` makes one.
+    """
+
+    pipeline_name = "summarization"
+
+    def __call__(self, documents: Any = None, **kwargs) -> list[dict]:
+        """Summarize articles.
+
+        Args:
+            documents: an article, or a list of them.
+            task, generate_kwargs, kwargs: a task of the checkpoint, and settings of `generate`.
+
+        Raises:
+            ValueError: no article, or one that is no text.
+        """
+        documents = kwargs.pop("inputs", documents)
+        kwargs.pop("batch_size", None)
+        articles = list(documents) if isinstance(documents, (list, tuple)) else [documents]
+        if not articles or not all(isinstance(article, str) and article.strip() for article in articles):
+            raise ValueError(f"The pipeline needs articles, which are texts, but got {str(documents)[:100]!r}.")
+        summaries = super().__call__(articles, **kwargs)
+        return [each for of_article in summaries for each in of_article]
+
+    def _sanitize_parameters(self, task: str | None = None, generate_kwargs: dict | None = None, **kwargs) -> tuple:
+        return _given(task=task), {**_given(task=task), **(generate_kwargs or {}), **kwargs}, _given(task=task)
+
+    def preprocess(self, inputs: str, task: str | None = None) -> dict:
+        return self.processor(text=inputs, task=self._task_for(task))
+
+    def _forward(self, model_inputs: dict, task: str | None = None, **generate_kwargs) -> dict:
+        leave_lost_threads()
+        settings = self._search_settings(self._task_for(task), generate_kwargs)
+        return {"sequences": generate_answers(self.model, dict(model_inputs), False, **settings)[0]}
+
+    def postprocess(self, model_outputs: dict, task: str | None = None) -> list[dict]:
+        texts = self.processor.post_process(model_outputs["sequences"], self._task_for(task))
+        return [{"summary_text": text} for text in texts]

@@ -8,23 +8,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import BatchFeature
+from transformers import BatchFeature, LogitsProcessorList
 from transformers.processing_utils import ProcessorMixin
 
-from .tasks_ofa import Task, checkpoint_task, upgrade_config
+from .boxes_ofa import NUM_PLACES, PlacesOnly, box_to_places, check_box, places_to_box
+from .image_loading_ofa import load_image
+from .tasks_ofa import BOX_SLOT, Task, checkpoint_task, upgrade_config
 from .versions_ofa import PROCESSOR_DECLARES_PARTS
 
 
 IGNORED_LABEL = -100  # the loss skips these positions
 NOT_GIVEN = object()  # `images` was left out, which differs from `images=None`
 IMAGE_OPTIONS = frozenset(
-    "do_convert_rgb do_resize size resample do_rescale rescale_factor do_normalize image_mean image_std".split()
+    "do_convert_rgb do_resize size resample fit do_rescale rescale_factor do_normalize image_mean image_std".split()
 )
 TEXT_OPTIONS = frozenset(
     "add_special_tokens padding padding_side pad_to_multiple_of truncation max_length return_attention_mask".split()
 )
 # Never part of an answer, whether or not the tokenizer counts them as special.
-UNSPOKEN_TOKENS = frozenset("<s> <pad> </s> <unk> <mask> [PAD] [UNK] [CLS] [SEP] [MASK]".split())
+UNSPOKEN_TOKENS = frozenset(
+    "<s> <pad> </s> <unk> <mask> [PAD] [UNK] [CLS] [SEP] [MASK] madeupword0000 madeupword0001 madeupword0002".split()
+)
+BLANK = "\u0120"  # how byte-level tokenizers, those of the English checkpoints, write a blank; each has this entry
 # Scripts that are written without spaces: ideographs, kana, their symbols and full-width forms.
 UNSPACED = (
     "\u2e80-\u2fff\u3000-\u303f\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f"
@@ -80,17 +85,22 @@ def _needs_space(text: str, piece: str) -> bool:
     return ENDS_IN_WORD.search(tail) is not None
 
 
-def clean_text(text: str) -> str:
-    """Prepare user text for the tokenizer, so that it gives the official ids.
+def whole_characters(text: str) -> str:
+    """The text with half characters, as of an emoji cut in two, replaced by �."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
-    Half characters, as of an emoji cut in two, become �, which encodes to nothing. `[CLS]`, `[SEP]`, `[UNK]`,
+
+def clean_text(text: str) -> str:
+    """Prepare user text for a Chinese tokenizer, so that it gives the official ids.
+
+    Half characters become �, which encodes to nothing. `[CLS]`, `[SEP]`, `[UNK]`,
     `[MASK]` and `[PAD]` are symbols only between blanks or ideographs; elsewhere (`a[CLS]`, `[SEP][SEP]`) they are
     ordinary text. The fast tokenizer would keep them whole everywhere, so these are lowercased here, as BERT's basic
     tokenizer does with all ordinary text.
 
     Source: BERT's `BasicTokenizer`, which the official code uses with these five as `never_split`.
     """
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = whole_characters(text)
     if "[" not in text:
         return text
     return BERT_SYMBOL.sub(lambda symbol: symbol[0] if _stands_free(text, *symbol.span()) else symbol[0].lower(), text)
@@ -155,6 +165,35 @@ def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
 def _as_parts(content: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The content of a chat message as a list of parts."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
+def _as_rows(text: Any) -> Sequence[Any]:
+    return text if isinstance(text, (list, tuple)) else [text]
+
+
+def _insert_places(encoding: Mapping[str, Any], places: list[list[int]], eos_token_id: int) -> dict[str, list]:
+    """Put the symbols of places before the `</s>` of each row."""
+    rows = []
+    for ids, mask, symbols in zip(encoding["input_ids"], encoding["attention_mask"], places):
+        ids, mask = list(map(int, ids)), list(map(int, mask))
+        end = len(ids) - 1 - ids[::-1].index(eos_token_id)
+        rows.append(([*ids[:end], *symbols, *ids[end:]], [*mask[:end], *[1] * len(symbols), *mask[end:]]))
+    return {"input_ids": [ids for ids, _ in rows], "attention_mask": [mask for _, mask in rows]}
+
+
+def _start_of_answers(encoding: Mapping[str, Any], without_end: bool, tokenizer: Any) -> dict[str, list[list[int]]]:
+    """The questions as the beginning of answers, padded on the left."""
+    rows = [
+        [int(index) for index, real in zip(ids, mask) if real]
+        for ids, mask in zip(encoding["input_ids"], encoding["attention_mask"])
+    ]
+    rows = [ids[:-1] if without_end else ids for ids in rows]
+    longest = max(map(len, rows))
+    padding = [longest - len(ids) for ids in rows]
+    return {
+        "decoder_input_ids": [[tokenizer.pad_token_id] * count + ids for ids, count in zip(rows, padding)],
+        "decoder_attention_mask": [[0] * count + [1] * len(ids) for ids, count in zip(rows, padding)],
+    }
 
 
 def forget_use(tokenizer: Any) -> None:
@@ -254,20 +293,70 @@ class OFAProcessor(ProcessorMixin):
         """
         return self.find_task(task).prompt(self.language, **fields)
 
-    def generation_kwargs(self, task: str | None = None) -> dict[str, Any]:
-        """Keywords of `generate` that belong to the task. The checkpoint's own are in `generation_config.json`."""
-        return dict(self.find_task(task).generation)
+    def generation_kwargs(self, task: str | None = None, official: bool = False) -> dict[str, Any]:
+        """Keywords of `generate` that belong to the task. The checkpoint's own are in `generation_config.json`.
+
+        Args:
+            official: let tasks that answer with boxes generate any word, as the original scripts do. By default they
+                generate places only.
+        """
+        chosen = self.find_task(task)
+        if chosen.answer != "boxes" or official:
+            return dict(chosen.generation)
+        places_only = PlacesOnly(self.encode_bins([0])[0], self.tokenizer.eos_token_id)
+        return {**chosen.generation, "logits_processor": LogitsProcessorList([places_only])}
 
     def post_process(
         self, sequences: Any, task: str | None = None, image_sizes: Sequence[tuple[int, int]] | None = None
-    ) -> list[str]:
+    ) -> list[str] | list[dict[str, float] | None]:
         """Generated ids `(batch, tokens)` → one answer per row.
 
         Args:
-            image_sizes: `(width, height)` of each original image, for tasks that answer with places in it.
+            image_sizes: `(width, height)` of each original image, for tasks that answer with boxes.
+
+        Returns:
+            texts; for tasks that answer with boxes `{"xmin", "ymin", "xmax", "ymax"}` in pixels of the original
+            image, and None for a row without four places, which only `official=True` generates.
+
+        Raises:
+            ValueError: a task that answers with boxes got no image sizes, or a wrong number of them.
         """
-        self.find_task(task)
-        return self.batch_decode(sequences)
+        chosen = self.find_task(task)
+        if chosen.answer != "boxes":
+            return self._answers(sequences)
+        if image_sizes is None or len(image_sizes) != len(sequences):
+            seen = "none" if image_sizes is None else len(image_sizes)
+            raise ValueError(
+                f"The task {chosen.name!r} answers with boxes in pixels: pass image_sizes=[(width, height), …], one "
+                f"for each of the {len(sequences)} rows. Got {seen}."
+            )
+        return [self._box(list(map(int, ids)), chosen, size) for ids, size in zip(sequences, image_sizes)]
+
+    def _box(self, ids: list[int], task: Task, image_size: tuple[int, int]) -> dict[str, float] | None:
+        """The box that the first four tokens after `<s>` name."""
+        first = self.encode_bins([0])[0]
+        places = [index - first for index in ids[1:5]]
+        if len(places) < 4 or not all(0 <= place < NUM_PLACES for place in places):
+            return None
+        return places_to_box(places, tuple(map(int, image_size)), self._model_size(task))
+
+    def _model_size(self, task: Task) -> tuple[int, int]:
+        """`(width, height)` that the model reads for a task."""
+        size = task.image.get("size", self.image_processor.size)
+        return (size, size) if isinstance(size, int) else (size["width"], size["height"])
+
+    def _answers(self, sequences: Any, skip_special_tokens: bool = True) -> list[str]:
+        """Texts without the blank with which English answers start."""
+        texts = self.batch_decode(sequences, skip_special_tokens)
+        return [text.strip() for text in texts] if self._is_byte_level() else texts
+
+    def _is_byte_level(self) -> bool:
+        """Whether the tokenizer is that of an English checkpoint: pieces are bytes and carry their own blanks."""
+        return self.tokenizer.convert_tokens_to_ids(BLANK) not in (None, self.tokenizer.unk_token_id)
+
+    def _clean(self, texts: Iterable[str]) -> list[str]:
+        """User texts as the tokenizer needs them to give the official ids."""
+        return list(map(whole_characters if self._is_byte_level() else clean_text, texts))
 
     def __call__(
         self,
@@ -276,6 +365,7 @@ class OFAProcessor(ProcessorMixin):
         text_target: str | Sequence[str] | None = None,
         *,
         task: str | None = None,
+        boxes: Sequence[float] | Sequence[Sequence[float]] | None = None,
         **kwargs,
     ) -> BatchFeature:
         """Prepare a batch.
@@ -287,22 +377,28 @@ class OFAProcessor(ProcessorMixin):
                 for all images or one for each. None is the prompt of the task.
             text_target: expected answers, one per row.
             task: one of `processor.tasks`; by default `processor.default_task`.
+            boxes: for a prompt with a box, `(xmin, ymin, xmax, ymax)` in pixels of the original image; one for all
+                images or one for each. A dict in `text` may bring its own `"box"`.
             kwargs: options of the image processor (`size=256`) and of the tokenizer (`max_length=20`), by themselves
                 or in `images_kwargs`, `text_kwargs` and `common_kwargs` as in transformers. `return_tensors` is "pt"
                 by default; None gives lists.
 
         Returns:
-            `input_ids`, `attention_mask (batch, tokens)`; with images `pixel_values (batch, 3, height, width)`; with
+            `input_ids`, `attention_mask (batch, tokens)`; with images `pixel_values (batch, 3, height, width)`; for a
+            task whose answers start with the question `decoder_input_ids`, `decoder_attention_mask (batch, tokens)`,
+            padded on the left: give a model questions of one length, or none but `score_choices` is exact; with
             targets `labels (batch, target tokens)`: target and `</s>`, −100 where a row is shorter.
 
         Raises:
             ImageError: an image cannot be read.
             TypeError: an unknown option.
-            ValueError: nothing to prepare; numbers of images, texts and targets that differ; no such task; a text
-                without an image where the task needs one.
+            ValueError: nothing to prepare; numbers of images, texts, boxes and targets that differ; no such task; a
+                text without an image where the task needs one; a box that does not fit its image.
         """
         image_options, text_options, return_tensors = split_options(kwargs)
-        chosen, data = self.find_task(task), {}
+        chosen, data, places = self.find_task(task), {}, None
+        if boxes is not None or any(isinstance(row, Mapping) and BOX_SLOT in row for row in _as_rows(text)):
+            images, text, places = self._take_boxes(chosen, images, text, boxes)
         if images is not None and images is not NOT_GIVEN:
             options = {**chosen.image, **image_options}
             data.update(self.image_processor(images, return_tensors=return_tensors, **options))
@@ -311,11 +407,37 @@ class OFAProcessor(ProcessorMixin):
         texts = self._texts(data, text, task)
         if texts is not None:
             data.update(self._encode(texts, return_tensors, **text_options))
+        if places is not None:
+            data.update(_insert_places(data, places, self.tokenizer.eos_token_id))
+        if chosen.starts_with and texts is not None and text_target is None:
+            data.update(_start_of_answers(data, chosen.starts_with == "question", self.tokenizer))
         if text_target is not None:
             data["labels"] = self._labels(text_target, data, return_tensors)
         if not data:
             raise ValueError("OFAProcessor got neither images nor text nor text_target. Pass at least one of them.")
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _take_boxes(self, task: Task, images: Any, text: Any, boxes: Any) -> tuple[list, list, list[list[int]]]:
+        """Loaded images, the text of each without its box, and the symbols of the four places of each box."""
+        if BOX_SLOT not in task.fields:
+            raise ValueError(f"The task {task.name!r} takes no boxes. Pass them with a task whose prompt has {{box}}.")
+        if images is None or images is NOT_GIVEN:
+            raise ValueError(f"The task {task.name!r} needs the image that the box lies in. Pass images as well.")
+        images = list(map(load_image, images if isinstance(images, (list, tuple)) else [images]))
+        texts = list(text) if isinstance(text, (list, tuple)) else [text] * len(images)
+        if boxes is None:
+            boxes = [row[BOX_SLOT] for row in texts]
+        elif not any(hasattr(side, "__len__") for side in boxes):
+            boxes = [boxes] * len(images)
+        if not len(images) == len(texts) == len(boxes):
+            raise ValueError(
+                f"Got {len(images)} images, {len(texts)} texts and {len(boxes)} boxes. Pass one of each, or one text "
+                f"or box for all images."
+            )
+        size = self._model_size(task)
+        boxes = [check_box(box, image.size) for box, image in zip(boxes, images)]
+        places = [self.encode_bins(box_to_places(box, image.size, size)) for box, image in zip(boxes, images)]
+        return images, [{**(row or {}), BOX_SLOT: ""} for row in texts], places
 
     @staticmethod
     def _why_no_answer(task: Task, text: Any) -> str:
@@ -355,7 +477,7 @@ class OFAProcessor(ProcessorMixin):
         length = min(max_length or self.max_prompt_tokens, self.max_prompt_tokens) if truncation else None
         options = {"padding": True, "truncation": truncation, "max_length": length, **options}
         with TURNS:
-            encoding = self.tokenizer(list(map(clean_text, texts)), return_tensors=return_tensors, **options)
+            encoding = self.tokenizer(self._clean(texts), return_tensors=return_tensors, **options)
         return {name: encoding[name] for name in ("input_ids", "attention_mask") if name in encoding}
 
     def _labels(self, targets: str | Sequence[str], data: dict, return_tensors: str | None) -> torch.Tensor | list:
@@ -369,6 +491,8 @@ class OFAProcessor(ProcessorMixin):
     def encode_labels(self, texts: Sequence[str], max_tokens: int | None = None) -> torch.LongTensor:
         """Targets → labels `(batch, tokens)`: target and `</s>`, no `<s>`, −100 after the end.
 
+        An English target gets a blank in front if it has none, as in the official training.
+
         Args:
             texts: one per row.
             max_tokens: longer targets are cut, keeping `</s>`, which counts; at most and by default
@@ -376,13 +500,35 @@ class OFAProcessor(ProcessorMixin):
         """
         limit = min(max_tokens or self.max_target_tokens, self.max_target_tokens)
         options = {"add_special_tokens": False, "truncation": True, "max_length": limit - 1}
+        texts = self._clean(texts)
+        if self._is_byte_level():
+            texts = [text if text[:1].isspace() else f" {text}" for text in texts]
         with TURNS:
-            encoding = self.tokenizer(list(map(clean_text, texts)), **options)
+            encoding = self.tokenizer(texts, **options)
         rows = [[*ids, self.tokenizer.eos_token_id] for ids in encoding["input_ids"]]
         labels = torch.full((len(rows), max(map(len, rows), default=0)), IGNORED_LABEL, dtype=torch.long)
         for label, ids in zip(labels, rows):
             label[: len(ids)] = torch.tensor(ids)
         return labels
+
+    def encode_choices(self, texts: Sequence[str]) -> list[list[int]]:
+        """Answers of a list → token ids for `model.score_choices`, without start and end tokens.
+
+        Raises:
+            ValueError: no answers, an empty one, one that the vocabulary cannot write, or two that it writes alike.
+        """
+        if not texts:
+            raise ValueError("The list of answers is empty. Pass at least one.")
+        with TURNS:  # an answer follows a blank, as in the original; in Chinese it makes no difference
+            encoding = self.tokenizer([f" {clean_text(text).strip()}" for text in texts], add_special_tokens=False)
+        seen: dict[tuple[int, ...], str] = {}
+        for text, ids in zip(texts, map(tuple, encoding["input_ids"])):
+            if not ids or self.tokenizer.unk_token_id in ids:
+                raise ValueError(f"The answer {text!r} has no words, or words that the vocabulary lacks. Change it.")
+            if ids in seen:
+                raise ValueError(f"The answers {seen[ids]!r} and {text!r} are the same to the model. Remove one.")
+            seen[ids] = text
+        return list(map(list, seen))
 
     def encode_bins(self, values: Iterable[int]) -> list[int]:
         """Places 0 … 999 along an image's side → ids of `<bin_i>`, which no text encodes to."""
@@ -409,10 +555,10 @@ class OFAProcessor(ProcessorMixin):
         """
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         ids = [ids] if isinstance(ids, int) else [int(index) for index in ids if index >= 0]
-        pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        pieces = [piece for piece in self.tokenizer.convert_ids_to_tokens(ids) if piece is not None]
         if skip_special_tokens:
             pieces = [piece for piece in pieces if piece not in UNSPOKEN_TOKENS]
-        return join_pieces(piece for piece in pieces if piece is not None)
+        return self.tokenizer.convert_tokens_to_string(pieces) if self._is_byte_level() else join_pieces(pieces)
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = True, **kwargs) -> list[str]:
         """Ids `(batch, tokens)` → clean texts; see `decode`."""
@@ -422,7 +568,7 @@ class OFAProcessor(ProcessorMixin):
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs
     ) -> list[str]:
         """Generated ids `(batch, tokens)` → answers, under the name that transformers' own pipelines call."""
-        return [Answer(text) for text in self.batch_decode(generated_outputs, skip_special_tokens)]
+        return [Answer(text) for text in self._answers(generated_outputs, skip_special_tokens)]
 
     def apply_chat_template(self, conversation: Any, *args, **kwargs) -> Any:
         """Chat messages → the last user message's question, or with `tokenize=True` the inputs of the model.

@@ -11,8 +11,52 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 
-ANSWERS = ("text",)  # kinds of answer
+ANSWERS = ("text", "boxes", "choice")  # kinds of answer
 SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")  # `{text}` in a prompt
+STARTS = ("", "question", "question and end")  # what the decoder's text begins with
+BOX_SLOT = "box"  # filled with the symbols of four places, at the end of a prompt
+
+
+def clean_phrase(text: str, max_words: int = 80) -> str:
+    """A phrase as the original cleans it: lowercase, without hyphens, slashes and punctuation in front.
+
+    Source: OFA `data/ofa_dataset.py`, `pre_caption`.
+    """
+    text = text.lower().lstrip(",.!?*#:;~").replace("-", " ").replace("/", " ").replace("<person>", "person")
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+    return " ".join(text.split(" ")[:max_words])
+
+
+def clean_question(text: str, max_words: int = 80) -> str:
+    """A question as the original cleans it, ending in a question mark.
+
+    Source: OFA `data/ofa_dataset.py`, `pre_question`; `data/mm_data/vqa_gen_dataset.py`.
+    """
+    text = text.lower().lstrip(",.!?*#:;~").replace("-", " ").replace("/", " ")
+    text = " ".join(re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ").split(" ")[:max_words])
+    return text if text.endswith("?") else f"{text}?"
+
+
+def clean_article(text: str) -> str:
+    """An article as the original cleans it. Source: OFA `data/nlg_data/summary_dataset.py`."""
+    return clean_phrase(text.replace("<unk>", "unk"), max_words=512)
+
+
+def clean_sentence(text: str) -> str:
+    """A sentence of GLUE as the original cleans it: lowercase, single blanks, 512 words at most.
+
+    Source: OFA `data/nlu_data/*_dataset.py`.
+    """
+    return " ".join(text.lower().split()[:512])
+
+
+CLEANING = {  # what happens to the texts that fill a prompt
+    "": str,
+    "phrase": clean_phrase,
+    "question": clean_question,
+    "article": clean_article,
+    "sentence": clean_sentence,
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +66,11 @@ class Task:
     Args:
         name: as users write it: `task="caption"`.
         prompts: language → the question. A slot such as `{text}` is filled with the row's field of that name.
-        answer: kind of answer, one of `ANSWERS`.
+        answer: kind of answer, one of `ANSWERS`: a text, a box in pixels of the original image, or the best answer of
+            a list.
+        choices: the list of answers, where it belongs to the task.
+        starts_with: what the answer's text begins with, one of `STARTS`; the last is the question with its `</s>`.
+        cleaning: what happens to a text before it fills a slot, a key of `CLEANING`.
         needs_image: a question without an image is refused.
         image: settings of the image processor, such as `{"size": 512}`, that differ from the checkpoint's.
         generation: keywords of `generate` that belong to the task, whatever the checkpoint.
@@ -33,6 +81,9 @@ class Task:
     name: str
     prompts: Mapping[str, str]
     answer: str = "text"
+    choices: tuple[str, ...] = ()
+    starts_with: str = ""
+    cleaning: str = ""
     needs_image: bool = True
     image: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
@@ -42,6 +93,14 @@ class Task:
     def __post_init__(self) -> None:
         if self.answer not in ANSWERS:
             raise ValueError(f"The task {self.name!r} has the answer {self.answer!r}. Accepted: {', '.join(ANSWERS)}.")
+        if self.starts_with not in STARTS:
+            accepted = ", ".join(map(repr, STARTS))
+            raise ValueError(f"The task {self.name!r} starts with {self.starts_with!r}. Accepted: {accepted}.")
+        if self.cleaning not in CLEANING:
+            accepted = ", ".join(map(repr, CLEANING))
+            raise ValueError(f"The task {self.name!r} has the cleaning {self.cleaning!r}. Accepted: {accepted}.")
+        if any("{box}" in prompt.removesuffix("{box}") for prompt in self.prompts.values()):
+            raise ValueError(f"The prompts of the task {self.name!r} must end with {{box}}: {dict(self.prompts)}.")
         if len({slots(prompt) for prompt in self.prompts.values()}) > 1:
             raise ValueError(f"The prompts of the task {self.name!r} must have the same slots: {dict(self.prompts)}.")
 
@@ -51,7 +110,7 @@ class Task:
         return next((slots(prompt) for prompt in self.prompts.values()), ())
 
     def prompt(self, language: str, **values: str) -> str:
-        """Fill the prompt's slots; values without a slot are ignored.
+        """Fill the prompt's slots with cleaned texts; values without a slot are ignored.
 
         Raises:
             ValueError: no prompt in that language, or a slot without a value.
@@ -67,7 +126,8 @@ class Task:
                 f"The task {self.name!r} got no value for {', '.join(missing)}. Its prompt is "
                 f"{self.prompts[language]!r}: pass a value for each slot."
             )
-        return SLOT.sub(lambda slot: str(values[slot[1]]), self.prompts[language])
+        clean = CLEANING[self.cleaning]
+        return SLOT.sub(lambda slot: clean(str(values[slot[1]])), self.prompts[language])
 
 
 def slots(prompt: str) -> tuple[str, ...]:
@@ -75,9 +135,110 @@ def slots(prompt: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(SLOT.findall(prompt)))
 
 
+def official_generation(beam: int, min_tokens: int, max_tokens: int, no_repeat_ngram: int) -> dict[str, Any]:
+    """Keywords of `generate` for a task in a checkpoint whose own settings are another task's.
+
+    Args:
+        min_tokens, max_tokens: of the answer, before `</s>` (fairseq's min_len and max_len_b).
+    """
+    return {
+        "num_beams": beam,
+        "max_length": max_tokens + 2,  # the start token and </s> count here
+        "min_length": min_tokens + 1,
+        "no_repeat_ngram_size": no_repeat_ngram,
+        "early_stopping": True,
+    }
+
+
+def glue_task(name: str, prompt: str, choices: tuple[str, ...] = ("no", "yes")) -> Task:
+    """A task about sentences whose answer is one word of a list. Source: OFA `data/nlu_data/`, `run_scripts/glue/`."""
+    return Task(
+        name=name,
+        prompts={"en": prompt},
+        answer="choice",
+        choices=choices,
+        starts_with="question and end",
+        cleaning="sentence",
+        needs_image=False,
+        pipeline="text-classification",
+    )
+
+
 TASKS = {
     task.name: task
-    for task in (Task(name="caption", prompts={"zh": "图片描述了什么内容?", "en": " what does the image describe?"}),)
+    for task in (
+        Task(name="caption", prompts={"zh": "图片描述了什么内容?", "en": " what does the image describe?"}),
+        Task(
+            name="grounding",
+            prompts={
+                "zh": '这段文字" {text} "描述的是哪个区域？',
+                "en": ' which region does the text " {text} " describe?',
+            },
+            answer="boxes",
+            cleaning="phrase",
+            generation=official_generation(beam=5, min_tokens=4, max_tokens=4, no_repeat_ngram=3),
+            pipeline="zero-shot-object-detection",
+        ),
+        Task(
+            name="ocr",
+            prompts={"zh": "图片上的文字是什么?", "en": " what are the texts on the image?"},
+            image={"fit": "center"},
+            generation=official_generation(beam=5, min_tokens=1, max_tokens=64, no_repeat_ngram=0),
+        ),
+        Task(
+            name="vqa",
+            prompts={"zh": "{question}", "en": " {question}"},
+            starts_with="question",
+            cleaning="question",
+            generation={
+                "num_beams": 5,
+                "max_new_tokens": 200,
+                "min_new_tokens": 1,
+                "no_repeat_ngram_size": 0,
+                "length_penalty": 0.0,
+                "early_stopping": True,
+            },
+            pipeline="visual-question-answering",
+        ),
+        Task(
+            name="entailment",
+            prompts={"en": ' does the image describe " {hypothesis} "?'},
+            answer="choice",
+            choices=("no", "yes", "maybe"),  # contradiction, entailment, neutral
+            starts_with="question",
+            cleaning="phrase",
+            pipeline="visual-question-answering",
+        ),
+        Task(
+            name="classification",
+            prompts={"en": " what does the image describe?"},
+            answer="choice",
+            image={"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+            pipeline="zero-shot-image-classification",
+        ),
+        Task(
+            name="summarization",
+            prompts={
+                "zh": "{article} 请用一个句子简单总结上文：",
+                "en": ' what is the summary of article " {article} "?',
+            },
+            cleaning="article",
+            needs_image=False,
+            generation={
+                **official_generation(beam=6, min_tokens=1, max_tokens=32, no_repeat_ngram=3),
+                "length_penalty": 0.7,
+            },
+            pipeline="summarization",
+        ),
+        glue_task("cola", ' is the text " {sentence} " grammatically correct?'),
+        glue_task("sst2", ' is the sentiment of text " {sentence} " positive or negative?', ("negative", "positive")),
+        glue_task("mrpc", ' does text1 " {sentence1} " and text2 " {sentence2} " have the same semantics?'),
+        glue_task("qqp", ' is question " {question1} " and question " {question2} " equivalent?'),
+        glue_task("qnli", ' does " {sentence} " contain the answer to question " {question} "?'),
+        glue_task("rte", ' can text1 " {sentence1} " imply text2 " {sentence2} "?'),
+        glue_task("mnli", ' can text1 " {sentence1} " imply text2 " {sentence2} "?', ("maybe", "yes", "no")),
+        Task(name="region_caption", prompts={"en": "  what does the region describe? region:{box}"}),
+    )
 }
 
 
@@ -93,7 +254,18 @@ def find_task(name: str) -> Task:
 
 
 # What a checkpoint may set for a task; "prompt" is in the checkpoint's language.
-SETTINGS = ("prompt", "answer", "needs_image", "image", "generation", "metric", "pipeline")
+SETTINGS = (
+    "prompt",
+    "answer",
+    "choices",
+    "starts_with",
+    "cleaning",
+    "needs_image",
+    "image",
+    "generation",
+    "metric",
+    "pipeline",
+)
 
 
 def checkpoint_task(name: str, settings: Mapping[str, Any], language: str) -> Task:

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration
 
@@ -23,6 +24,10 @@ WORD_PIECES = [
 ]
 VOCAB_SIZE = 4 + len(WORD_PIECES) + 1 + 8192 + 1000
 
+ENGLISH_MERGES = ["r e", "re d", "\u0120 red", "\u0120 w", "h a", "ha t", "\u0120w hat"]
+ENGLISH_FILLERS = ["madeupword0000", "madeupword0001", "madeupword0002"]
+ENGLISH_VOCAB_SIZE = 4 + len(ENGLISH_MERGES) + 256 + len(ENGLISH_FILLERS) + 1 + 8192 + 1000
+
 # Official names of the renamed segments, written down once more from the official sources.
 OFFICIAL_SEGMENTS = {
     "encoder": {"self_attn_mid_layer_norm": "attn_ln", "ffn_layer_norm": "ffn_layernorm"},
@@ -36,10 +41,10 @@ OFFICIAL_SEGMENTS = {
 }
 
 
-def make_config() -> OFAConfig:
+def make_config(vocab_size: int = VOCAB_SIZE) -> OFAConfig:
     """A network of every part, small enough to build in a moment."""
     return OFAConfig(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         d_model=32,
         encoder_layers=2,
         decoder_layers=3,
@@ -164,6 +169,33 @@ def write_vocabulary(path: Path) -> Path:
     """The word pieces of `make_config()` as a BERT `vocab.txt`."""
     path.write_text("\n".join(WORD_PIECES) + "\n", encoding="utf-8")
     return path
+
+
+def english_pieces() -> list[str]:
+    """GPT-2's pieces of a small vocabulary, most frequent first, and the fillers of fairseq's dictionary."""
+    merged = [merge.replace(" ", "") for merge in ENGLISH_MERGES]
+    return [*reversed(merged), *sorted(ByteLevel.alphabet()), *ENGLISH_FILLERS]
+
+
+def write_english_vocabulary(folder: Path) -> Path:
+    """`encoder.json`, `vocab.bpe` and `dict.txt` as in OFA's `utils/BPE`."""
+    folder.mkdir()
+    encoder = {piece: index for index, piece in enumerate(sorted(set(english_pieces()) - set(ENGLISH_FILLERS)))}
+    lines = [f"{encoder.get(piece, piece)} {count}" for count, piece in enumerate(english_pieces())]
+    (folder / "encoder.json").write_text(json.dumps(encoder), encoding="utf-8")
+    (folder / "vocab.bpe").write_text("\n".join(["#version: 0.2", *ENGLISH_MERGES, ""]), encoding="utf-8")
+    (folder / "dict.txt").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return folder
+
+
+def write_bart_vocabulary(folder: Path) -> Path:
+    """The same as `vocab.json` and `merges.txt`, as BART and the 2022 folders have it."""
+    folder.mkdir(exist_ok=True)
+    entries = ["<s>", "<pad>", "</s>", "<unk>", *english_pieces(), "<mask>"]
+    ids = {entry: index for index, entry in enumerate(entries)}
+    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *ENGLISH_MERGES, ""]), encoding="utf-8")
+    return folder
 
 
 def write_legacy(folder: Path, config: OFAConfig, weights: dict[str, torch.Tensor]) -> Path:

@@ -2,8 +2,8 @@
 
 `catalogue.json` holds the facts; this module reads them.
 
-Source: OFA `checkpoints_cn.md`, the evaluation scripts in `run_scripts/`, the prompts in `data/mm_data/`; the article
-of OFA-Chinese for the legacy repositories.
+Source: OFA `checkpoints.md`, `checkpoints_cn.md` and `transformers.md`, the evaluation scripts in `run_scripts/`, the
+prompts in `data/mm_data/`; the article of OFA-Chinese for its legacy repositories.
 """
 
 from collections.abc import Mapping
@@ -11,18 +11,29 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ofa_hf.errors import UserError
 from ofa_hf.files import read_json
+from ofa_hf.tasks_ofa import TASKS
 
 
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.json")
 
 
-def official_generation(beam: int, min_tokens: int, max_tokens: int, no_repeat_ngram: int) -> dict[str, Any]:
+def official_generation(
+    beam: int,
+    min_tokens: int,
+    max_tokens: int,
+    no_repeat_ngram: int,
+    length_penalty: float = 1.0,
+    temperature: float = 1.0,
+) -> dict[str, Any]:
     """Settings with which `generate` gives what fairseq's generator gives.
 
     Args:
         min_tokens, max_tokens: of the text, before `</s>` (fairseq's min_len and max_len_b).
+        length_penalty: fairseq's lenpen; 0 for its unnormalized scores.
     """
+    changed = {"length_penalty": length_penalty, "beam_temperature": temperature}
     return {
         "num_beams": beam,
         "max_length": max_tokens + 2,  # the start token and </s> count here
@@ -31,6 +42,7 @@ def official_generation(beam: int, min_tokens: int, max_tokens: int, no_repeat_n
         "early_stopping": True,
         "suppress_tokens": [1],  # <pad> is never chosen
         "end_at_max_length": True,  # at the last position only </s>, with its true log-probability
+        **{name: value for name, value in changed.items() if value != 1.0},
     }
 
 
@@ -46,8 +58,13 @@ class TaskDefaults:
 
 
 def read_settings(entry: Mapping[str, Any]) -> TaskDefaults:
-    """Defaults from an entry of the catalogue, which gives generation as fairseq's numbers or as transformers'."""
-    values = dict(entry)
+    """Defaults from an entry of the catalogue, which gives generation as fairseq's numbers or as transformers'.
+
+    An entry without a prompt has that of `TASKS`, and an empty one as long as there is no such task.
+    """
+    values = {"prompt": "", **entry}
+    if not values["prompt"] and entry["task"] in TASKS:
+        values["prompt"] = TASKS[entry["task"]].prompts.get(entry["language"], "")
     fairseq = values.pop("fairseq_generation", None)
     return TaskDefaults(**values, **({"generation": official_generation(**fairseq)} if fairseq else {}))
 
@@ -55,7 +72,7 @@ def read_settings(entry: Mapping[str, Any]) -> TaskDefaults:
 _FACTS = read_json(CATALOGUE_FILE)
 SETTINGS = {name: read_settings(entry) for name, entry in _FACTS["settings"].items()}
 FAIRSEQ_TASKS = _FACTS["fairseq_tasks"]
-LEGACY = SETTINGS["legacy_zh"]  # of a folder that is not in the catalogue
+LEGACY = {"zh": SETTINGS["legacy_zh"], "en": SETTINGS["legacy_480_en"]}  # of a folder that is not in the catalogue
 
 
 @dataclass(frozen=True)
@@ -105,22 +122,45 @@ def recognise_task(settings: Mapping[str, Any], name: str, language: str = "zh")
     """What an official checkpoint was trained for.
 
     Args:
-        settings: fairseq's arguments, of which `task` and `patch_image_size` are read.
-        name: of the file, which decides if the settings do not.
+        settings: fairseq's arguments, of which `task`, `arch` and `patch_image_size` are read.
+        name: of the file, which decides if the settings name no task, or pretraining.
         language: of the checkpoint.
 
     Returns:
         its defaults (with the image size of the settings, if it was finetuned), and the reason for the choice.
+
+    Raises:
+        UserError: a checkpoint of a task that there is none for here.
     """
     published, task = find_published(name), settings.get("task")
-    if task not in FAIRSEQ_TASKS:
-        if published and published.url:
-            return published.defaults, f"name {name}"
+    known = FAIRSEQ_TASKS.get(task) if isinstance(task, str) else None
+    if published and published.url and published.defaults.language == language and not (known and known["finetuned"]):
+        return with_prompt(published.defaults, name, task), f"name {name}"
+    if task is None:
         return SETTINGS[f"caption_{language}"], "the file names no task"
-    defaults, size = SETTINGS[f"{FAIRSEQ_TASKS[task]['settings']}_{language}"], settings.get("patch_image_size")
-    if FAIRSEQ_TASKS[task]["finetuned"] and type(size) is int and 16 <= size <= 4096:
+    entry = f"{known['settings']}_{language}" if known else ""
+    if entry == "caption_en" and settings.get("arch") == "ofa_huge":
+        entry = "caption_huge_en"
+    if entry not in SETTINGS:
+        raise UserError(explain_unknown_task(name, task))
+    defaults, size = with_prompt(SETTINGS[entry], name, task), settings.get("patch_image_size")
+    if known["finetuned"] and type(size) is int and 16 <= size <= 4096:
         defaults = replace(defaults, image_size=size)
     return defaults, f"setting task={task}"
+
+
+def with_prompt(defaults: TaskDefaults, name: str, task: Any) -> TaskDefaults:
+    """The defaults themselves, if there is a prompt for their task."""
+    if not defaults.prompt:
+        raise UserError(explain_unknown_task(name, task or defaults.task))
+    return defaults
+
+
+def explain_unknown_task(name: str, task: Any) -> str:
+    return (
+        f"{name} was trained for the task {str(task)[:100]!r}, which this version has no task for. "
+        f"Accepted: {', '.join(TASKS)}. Use the official code for that checkpoint."
+    )
 
 
 def catalogue_facts() -> list[dict[str, Any]]:
@@ -135,7 +175,7 @@ def catalogue_lines() -> list[str]:
         scores = "; ".join(f"{row['data']} {scores_line(row['values'])}" for row in entry.scores) or "none"
         license_ = entry.license or "unknown"
         lines.append((entry.name, entry.size, entry.defaults.task, entry.defaults.image_size, license_, scores))
-    return ["{:28} {:6} {:8} {:>5}  {:9} {}".format(*line).rstrip() for line in lines]
+    return ["{:28} {:6} {:14} {:>5}  {:9} {}".format(*line).rstrip() for line in lines]
 
 
 def scores_line(values: Mapping[str, float]) -> str:

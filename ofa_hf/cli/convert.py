@@ -14,7 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("out", metavar="OUT", help="folder to write")
     parser.add_argument(
-        "--vocab", metavar="VOCAB_TXT", help="Chinese BERT vocab.txt (default: the source's tokenizer, else the Hub's)"
+        "--vocab",
+        metavar="PATH",
+        help="Chinese BERT vocab.txt, or the folder of the English encoder.json, vocab.bpe and dict.txt, or of "
+        "vocab.json and merges.txt (default: the source's tokenizer, else the Hub's)",
     )
     parser.add_argument("--prompt", help="question that goes with an image (default: the checkpoint's)")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images the model sees")

@@ -1,1 +1,1 @@
-"""From an official fairseq checkpoint or a legacy OFA-Chinese folder to a verified Hub-ready folder."""
+"""From an official fairseq checkpoint or a legacy OFA folder to a verified Hub-ready folder."""

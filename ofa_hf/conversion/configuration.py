@@ -124,7 +124,7 @@ def config_from_fairseq(settings: Mapping[str, Any], shapes: Mapping[str, tuple]
 
 
 def config_from_legacy(values: Mapping[str, Any], shapes: Mapping[str, tuple], source: str) -> ConfigDecisions:
-    """Configuration of a legacy OFA-Chinese folder: its `config.json`, checked against the weights.
+    """Configuration of a legacy OFA folder: its `config.json`, checked against the weights.
 
     Raises:
         UserError: as `config_from_fairseq`, or another `model_type`.
@@ -148,7 +148,7 @@ def config_from_legacy(values: Mapping[str, Any], shapes: Mapping[str, tuple], s
 def refuse_variant(name: str, value: Any, expected: Any, source: str) -> None:
     raise UserError(
         f"{source} was trained with {name}={shown(value)}, which is another variant of OFA. Accepted: "
-        f"{name}={expected}, as every Chinese checkpoint has it. Use the official code for that variant."
+        f"{name}={expected}, as every published checkpoint has it. Use the official code for that variant."
     )
 
 

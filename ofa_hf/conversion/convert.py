@@ -12,9 +12,17 @@ import transformers
 
 from ofa_hf import OFAImageProcessor, OFAProcessor, __version__  # from here: this registers them for saving
 from ofa_hf.catalogue.published import TaskDefaults
+from ofa_hf.configuration_ofa import custom_pipelines
 from ofa_hf.conversion.configuration import ConfigDecisions
+from ofa_hf.conversion.english_vocabulary import (
+    build_english_tokenizer,
+    fetch_byte_pairs,
+    has_english_vocabulary,
+    read_byte_pairs,
+)
 from ofa_hf.conversion.renames import WeightAccount, match_weights, rename_key
 from ofa_hf.conversion.sources import OFFICIAL_KIND, Source, open_source
+from ofa_hf.conversion.tasks import offered_tasks, pipelines_of
 from ofa_hf.conversion.torch_file import FileRefused
 from ofa_hf.conversion.verify import Verification, empty_model, verify_written
 from ofa_hf.conversion.vocabulary import build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
@@ -35,6 +43,7 @@ from ofa_hf.model_card.facts import ACCOUNT_FILE
 ACCOUNT_VERSION = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ENGLISH_VOCABULARY = 59457
+VOCABULARY_LANGUAGES = {30325: "Chinese", ENGLISH_VOCABULARY: "English"}
 ROOM_FOR_OTHER_FILES = 100 * 2**20  # bytes for code, tokenizer and verification
 
 
@@ -83,7 +92,8 @@ def convert(
     Args:
         checkpoint: official `.pt`, legacy folder, name of a published checkpoint (downloaded first) or Hub id.
         out: the folder; it appears whole or not at all.
-        vocab: Chinese BERT `vocab.txt`; by default the legacy folder's tokenizer, else the file from the Hub.
+        vocab: Chinese BERT `vocab.txt`; or the folder with the English `encoder.json`, `vocab.bpe` and `dict.txt`, or
+            `vocab.json` and `merges.txt`. By default the legacy folder's tokenizer, else the files from the Hub.
         dtype: of the saved weights; by default the source's.
         prompt, image_size, generation: replace what belongs to the checkpoint.
         overwrite: replace an earlier conversion at `out`.
@@ -154,7 +164,6 @@ class Conversion:
         progress(f"reading {source.name}")
         self.matched = match_source(source)
         self.decisions, self.config = self.matched.decisions, self.matched.decisions.config
-        self.defaults, self.task_reason = source.recognise_task()
 
     def run(
         self, folder: Path, scratch: Path, vocab, dtype, prompt, image_size, generation, verify: bool
@@ -162,10 +171,13 @@ class Conversion:
         """Build the folder; returns the account."""
         weights = self.matched.weights_to_save(dtype)
         check_room(folder, weights.total_size)
+        tokenizer, language = self.make_tokenizer(vocab)
+        self.defaults, self.task_reason = self.source.recognise_task(language)
         settings = self.settings_of(prompt, image_size, generation)
-        processor = self.write_small_files(folder, vocab, settings, weights.dtype)
+        processor = self.write_small_files(folder, tokenizer, settings, weights.dtype)
         self.progress("writing weights")
         compare_weights(folder, write_weights(folder, weights), weights)
+        self.source.release_pages()
         verification = None
         if verify:
             self.progress("verifying the folder in a fresh process")
@@ -198,38 +210,56 @@ class Conversion:
         prompt = self.defaults.prompt if prompt is None else prompt
         return replace(self.defaults, prompt=prompt, image_size=size, generation=chosen)
 
-    def write_small_files(self, folder: Path, vocab, settings: TaskDefaults, dtype: torch.dtype) -> OFAProcessor:
+    def write_small_files(self, folder: Path, tokenizer, settings: TaskDefaults, dtype: torch.dtype) -> OFAProcessor:
         """Everything but the weights and the account; returns the processor, made from the source."""
-        tokenizer = self.make_tokenizer(vocab)
-        if len(tokenizer) != self.config.vocab_size:
-            english = " It is an English checkpoint." if self.config.vocab_size == ENGLISH_VOCABULARY else ""
-            raise UserError(
-                f"The vocabulary gives {len(tokenizer):,} symbols, but {self.source.name} has "
-                f"{self.config.vocab_size:,}.{english} Give the vocab.txt of this checkpoint with "
-                f"--vocab; the Chinese ones have 21,128 lines."
-            )
         limit = self.config.max_position_embeddings
         image_processor = OFAImageProcessor(size=settings.image_size)
+        tasks = offered_tasks(self.source, settings, limit)
         processor = OFAProcessor(
             image_processor,
             tokenizer,
-            tasks={settings.task: {"prompt": settings.prompt}},
+            tasks=tasks,
             language=settings.language,
             max_prompt_tokens=limit,
             max_target_tokens=limit,
         )
+        self.config.custom_pipelines = custom_pipelines(pipelines_of(tasks, settings.language))
         write_config(folder, self.config, dtype)
         write_generation_config(folder, settings.generation)
         processor.save_pretrained(folder)
         copy_hub_files(folder)
         return processor
 
-    def make_tokenizer(self, vocab: str | Path | None):
-        """The tokenizer the checkpoint was trained with; the two projects mark unknown text differently."""
-        official = self.source.kind == OFFICIAL_KIND
+    def make_tokenizer(self, vocab: str | Path | None) -> tuple[Any, str]:
+        """The tokenizer the checkpoint was trained with, and its language, which the vocabulary decides.
+
+        Raises:
+            UserError: no vocabulary, or one of another size than the checkpoint's.
+        """
+        folder = self.source.folder if vocab is None else vocab
+        if folder is not None and (has_english_vocabulary(folder) or Path(folder).is_dir() and vocab is not None):
+            tokenizer, language = build_english_tokenizer(read_byte_pairs(folder)), "en"
+        elif vocab is None and not self.source.has_tokenizer and self.config.vocab_size == ENGLISH_VOCABULARY:
+            tokenizer, language = build_english_tokenizer(fetch_byte_pairs()), "en"
+        else:
+            tokenizer, language = self.make_chinese_tokenizer(vocab), "zh"
+        if len(tokenizer) != self.config.vocab_size:
+            name = VOCABULARY_LANGUAGES.get(self.config.vocab_size)
+            hint = f" It is of the {name} checkpoints." if name else ""
+            raise UserError(
+                f"The vocabulary gives {len(tokenizer):,} symbols, but {self.source.name} has "
+                f"{self.config.vocab_size:,}.{hint} Give the vocabulary of this checkpoint with --vocab: the "
+                f"vocab.txt of 21,128 lines of the Chinese ones, or the folder with encoder.json, vocab.bpe and "
+                f"dict.txt of the English ones."
+            )
+        return tokenizer, language
+
+    def make_chinese_tokenizer(self, vocab: str | Path | None):
+        """The official and the legacy project mark unknown text differently."""
         if vocab is None and self.source.has_tokenizer:
             return load_legacy_tokenizer(self.source.folder)
-        return build_tokenizer(fetch_vocabulary() if vocab is None else vocab, "[UNK]" if official else "<unk>")
+        unk_token = "[UNK]" if self.source.kind == OFFICIAL_KIND else "<unk>"
+        return build_tokenizer(fetch_vocabulary() if vocab is None else vocab, unk_token)
 
     def account(
         self, weights: WeightsToSave, settings: TaskDefaults, verification: Verification | None

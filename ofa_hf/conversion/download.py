@@ -27,7 +27,8 @@ CHUNK = 1 << 20  # bytes
 ATTEMPTS = 5  # in a row without a single new byte
 TIMEOUT = 60.0  # seconds without an answer
 RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-LEGACY_FILES = ["config.json", "pytorch_model.bin", "model.safetensors", "vocab.txt", "*token*.json", "special_*.json"]
+LEGACY_FILES = ["config.json", "pytorch_model.bin", "model.safetensors", "vocab.*", "merges.txt", "*token*.json"]
+LEGACY_FILES += ["special_*.json"]
 
 
 class Interrupted(Exception):

@@ -21,12 +21,13 @@ from ofa_hf.conversion.configuration import ConfigDecisions, config_from_fairseq
 from ofa_hf.conversion.download import download_file, download_repository
 from ofa_hf.conversion.fairseq_reader import read_checkpoint
 from ofa_hf.conversion.inert_pickle import shown
+from ofa_hf.conversion.torch_file import StoredTensor
 from ofa_hf.errors import UserError
 from ofa_hf.files import read_json
 from ofa_hf.model_card.facts import ACCOUNT_FILE
 
 
-OFFICIAL_KIND, LEGACY_KIND = "official fairseq checkpoint", "legacy OFA-Chinese folder"
+OFFICIAL_KIND, LEGACY_KIND = "official fairseq checkpoint", "legacy OFA folder"
 LEGACY_WEIGHTS = ("pytorch_model.bin", "model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 MAX_CONFIG_BYTES = 1_000_000
@@ -47,21 +48,28 @@ class Source:
     folder: Path | None = None  # of a legacy checkpoint
     published: PublishedCheckpoint | None = None
 
+    def release_pages(self) -> None:
+        """Let the system have back the memory of the weights read so far."""
+        for file in {tensor.file for tensor in self.weights.values() if isinstance(tensor, StoredTensor)}:
+            file.release_pages()
+
     def decide_config(self, shapes: Mapping[str, tuple]) -> ConfigDecisions:
         """Configuration from settings and shapes (names here → shapes)."""
         decide = config_from_fairseq if self.kind == OFFICIAL_KIND else config_from_legacy
         return decide(self.settings, shapes, self.name)
 
-    def recognise_task(self) -> tuple[TaskDefaults, str]:
-        """What the checkpoint was trained for, and the reason for the choice."""
+    def recognise_task(self, language: str) -> tuple[TaskDefaults, str]:
+        """What the checkpoint, whose texts are in `language`, was trained for, and the reason for the choice."""
         if self.kind == OFFICIAL_KIND:
-            return recognise_task(self.settings, self.name)
-        if self.published and self.published.hub_id:
-            return self.published.defaults, f"name {self.name}"
-        return LEGACY, "legacy folders caption"
+            return recognise_task(self.settings, self.name, language)
+        published = self.published
+        if published and published.hub_id and published.defaults.language == language:
+            return published.defaults, f"name {self.name}"
+        return LEGACY[language], "legacy folders caption"
 
     @property
     def has_tokenizer(self) -> bool:
+        """Whether the folder holds a Chinese tokenizer; an English one is `has_english_vocabulary`."""
         return self.folder is not None and any((self.folder / name).is_file() for name in TOKENIZER_FILES)
 
 
@@ -131,17 +139,20 @@ def open_file(path: Path) -> Source:
 
 
 def open_folder(folder: Path, name: str) -> Source:
-    """A legacy OFA-Chinese folder: `config.json` and `pytorch_model.bin` (or `model.safetensors`)."""
+    """A legacy folder of OFA-Chinese or of OFA-Sys (2022).
+
+    It holds `config.json` and `pytorch_model.bin` or `model.safetensors`.
+    """
     if (folder / ACCOUNT_FILE).exists():
         raise UserError(f"{folder} was written by this converter already: load it with from_pretrained.")
     file = next((folder / weights for weights in LEGACY_WEIGHTS if (folder / weights).is_file()), None)
     if file is None or not (folder / "config.json").is_file():
         seen = ", ".join(sorted(shown(entry.name) for entry in folder.iterdir())[:8]) or "nothing"
         raise UserError(
-            f"{folder} is no legacy OFA-Chinese folder: it holds {seen}; expected config.json and pytorch_model.bin. "
+            f"{folder} is no legacy OFA folder: it holds {seen}; expected config.json and pytorch_model.bin. "
             f"For an official checkpoint give the .pt file itself."
         )
-    settings = read_json(folder / "config.json", "Expected the config.json of OFA-Chinese.", MAX_CONFIG_BYTES)
+    settings = read_json(folder / "config.json", "Expected the config.json of a legacy OFA folder.", MAX_CONFIG_BYTES)
     source = Source(LEGACY_KIND, name, file, "safetensors", {}, settings, folder=folder)
     source.published = find_published(name)
     if file.suffix == ".safetensors":

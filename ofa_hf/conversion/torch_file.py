@@ -126,6 +126,11 @@ class TorchFile:
             self.layout = "zip" if head[:4] == b"PK\x03\x04" else "legacy"
             self.content = self._read_zip(file) if self.layout == "zip" else self._read_legacy(file, head)
 
+    def release_pages(self) -> None:
+        """Let the system have back the memory of what was read so far; tensors stay valid and are read again."""
+        if hasattr(self._map, "madvise"):  # not on Windows
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def load(self, storage: Storage) -> torch.Tensor:
         """All numbers of `storage` as a flat tensor, checked against their checksum the first time."""
         if not storage.length:

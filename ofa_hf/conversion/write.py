@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ofa_hf.files import hub_files, read_json, write_json
 
 
 MAX_SHARD_BYTES = 5 * 10**9
+TENSORS_AT_ONCE = 100
 TOKEN_IDS = {"decoder_start_token_id": 0, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
@@ -124,14 +125,22 @@ def compare_weights(folder: Path, files: list[str], weights: WeightsToSave) -> i
     """
     seen = set()
     for file in files:
-        with safe_open(folder / file, framework="pt") as written:
-            for name in written.keys():
-                seen.add(name)
-                if not same_bits(written.get_tensor(name), weights.load(name)):
-                    raise UserError(f"{file} was not written as it should be: {name} differs. Check the disk.")
+        for name, tensor in tensors_of(folder / file):
+            seen.add(name)
+            if not same_bits(tensor, weights.load(name)):
+                raise UserError(f"{file} was not written as it should be: {name} differs. Check the disk.")
     if seen != set(weights.names):
         raise UserError(f"{', '.join(files)}: not all weights were written. Check the disk.")
     return len(seen)
+
+
+def tensors_of(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of a safetensors file, mapped anew now and then, so that not all of it is in memory."""
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+    for begin in range(0, len(names), TENSORS_AT_ONCE):
+        with safe_open(path, framework="pt") as file:
+            yield from ((name, file.get_tensor(name)) for name in names[begin : begin + TENSORS_AT_ONCE])
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -58,7 +58,7 @@ class FreezeRun:
 
     label: str
     losses: list[tuple[float, float]]  # (step, training loss)
-    seconds: float  # of training alone
+    seconds: float  # of training only
     peak_mib: float  # of the whole process
 
 
@@ -262,7 +262,7 @@ def freeze_run(label: str, arguments: Path) -> FreezeRun:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise UserError(f"The run with the {label} failed; its own words stand above. Mend what they name, run again.")
+        raise UserError(f"The run with the {label} failed; its error is printed above. Fix that and run again.")
     folder = Path(read_json(arguments)["output_dir"])
     log = read_json(folder / "trainer_state.json")["log_history"]
     losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]

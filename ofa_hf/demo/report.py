@@ -45,7 +45,7 @@ def write_demo_report(
     curves: Sequence[Path],
     accuracy: float,
 ) -> None:
-    """Write one HTML page that needs nothing beside it.
+    """Write one self-contained HTML page.
 
     Args:
         before, after: captions and scores of the same images.

@@ -231,7 +231,10 @@ def read_image(source, settings: dict) -> np.ndarray:
     return pixels
 
 
-UNSPOKEN = frozenset("<s> <pad> </s> <unk> <mask> [PAD] [UNK] [CLS] [SEP] [MASK]".split())
+UNSPOKEN = frozenset(
+    "<s> <pad> </s> <unk> <mask> [PAD] [UNK] [CLS] [SEP] [MASK] madeupword0000 madeupword0001 madeupword0002".split()
+)
+BLANK = "\u0120"  # how the English tokenizer writes a blank
 UNSPACED = (  # scripts that are written without blanks
     "\u2e80-\u2fff\u3000-\u303f\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f"
     "\uff00-\uffef\U0001b000-\U0001b16f\U00020000-\U0003ffff"
@@ -278,6 +281,8 @@ class Captioner:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(processor["max_prompt_tokens"])
+        self.is_byte_level = self.tokenizer.token_to_id(BLANK) is not None  # English
+        self.tokenizer.encode_special_tokens = self.is_byte_level  # a typed <s> is text
         self.prompt = processor["tasks"][processor["default_task"]]["prompt"]
 
     def __call__(self, source, prompt: str | None = None) -> dict:
@@ -286,8 +291,14 @@ class Captioner:
         steps = self.model.encode(read_image(source, self.image_settings), input_ids)
         search = greedy if self.settings.num_beams == 1 else beam_search
         tokens, score = search(steps, self.settings)
-        caption = join_pieces([self.tokenizer.id_to_token(token) for token in tokens])
-        return {"caption": caption, "score": round(score, 6), "tokens": tokens}
+        return {"caption": self.text_of(tokens), "score": round(score, 6), "tokens": tokens}
+
+    def text_of(self, tokens: list[int]) -> str:
+        """The text of generated tokens."""
+        pieces = [self.tokenizer.id_to_token(token) for token in tokens]
+        if self.is_byte_level:
+            return self.tokenizer.decoder.decode([piece for piece in pieces if piece not in UNSPOKEN]).strip()
+        return join_pieces(pieces)
 
 
 def main() -> None:

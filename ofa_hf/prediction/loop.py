@@ -3,7 +3,7 @@
 Commands, evaluation, Ray workers and the Trainer all use it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,9 +36,10 @@ class EncodedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answers to one row, best first: `{"text": …}`, with a `"score"` if asked for; none for an unreadable image.
+    """The answers to one row, best first; none for an unreadable image.
 
-    A score is the mean log-probability of the answer's tokens, `</s>` included.
+    An answer is `{"text": …}`, or `{"box": …}` from a task that answers with boxes, with a `"score"` if asked for. A
+    score is the mean log-probability of the answer's tokens, `</s>` included.
     """
 
     id: str
@@ -46,8 +47,8 @@ class Prediction:
 
     @property
     def text(self) -> str:
-        """The best answer; empty if there is none."""
-        return self.answers[0]["text"] if self.answers else ""
+        """The best text; empty if there is none."""
+        return self.answers[0].get("text", "") if self.answers else ""
 
 
 def predict(
@@ -60,6 +61,7 @@ def predict(
     batch_size: int = 8,
     num_answers: int = 1,
     return_scores: bool = False,
+    choices: Sequence[str] | None = None,
     on_failure: Callable[[str, ImageError], None] | None = None,
     **generate,
 ) -> Iterator[Prediction]:
@@ -72,15 +74,19 @@ def predict(
         task: one of `processor.tasks`; by default the checkpoint's default task.
         prompt: the whole question for every row, in place of the task's.
         num_answers: answers per row.
+        choices: answers to choose from, by default those of the task. Their scores are log-probabilities that the
+            answer is this one of the list.
         on_failure: called with id and error of a row whose image cannot be read; by default a warning is logged. That
             row's prediction has no answers and costs the model nothing.
         generate: overrides of the generation settings, such as `num_beams=5`.
 
     Raises:
-        UserError: the checkpoint has no such task, or fewer beams than answers were asked for.
+        UserError: the checkpoint has no such task, fewer beams than answers were asked for, or there are no choices
+            for a task that needs them.
     """
     chosen = find_task(processor, task)
-    generate = {**chosen.generation, **generate}
+    choices = check_choices(processor, chosen, choices)
+    generate = {**processor.generation_kwargs(chosen.name), **generate}
     settings = answer_settings(model.generation_config, num_answers, generate)
     on_failure = on_failure or _warn
     leave_lost_threads()
@@ -99,7 +105,12 @@ def predict(
     try:
         rows_read = read_ahead(rows, encode, (BATCHES_AHEAD + 1) * batch_size)
         for ids, encoded in _batches(rows_read, batch_size, on_failure):
-            answers = iter(_answer(model, processor, chosen.name, encoded, return_scores, settings) if encoded else ())
+            if not encoded:
+                answers = iter(())
+            elif choices:
+                answers = iter(_choose(model, processor, encoded, choices, num_answers, return_scores))
+            else:
+                answers = iter(_answer(model, processor, chosen.name, encoded, return_scores, settings))
             for id_, is_readable in ids:
                 yield Prediction(id_, next(answers) if is_readable else [])
     finally:
@@ -140,6 +151,23 @@ def answer_settings(defaults, num_answers: int, generate: Mapping[str, Any]) -> 
     if "num_beams" not in generate and (defaults.num_beams or 1) < num_answers:
         settings["num_beams"] = num_answers
     return settings
+
+
+def check_choices(processor, task: Task, choices: Sequence[str] | None) -> list[str]:
+    """The answers to choose from; none for a task that answers freely.
+
+    Raises:
+        UserError: the task needs some, or the model cannot choose among these.
+    """
+    choices = list(task.choices if choices is None else choices)
+    if task.answer == "choice" and not choices:
+        raise UserError(f"The task {task.name} chooses among answers, but none were given. Pass a list of them.")
+    try:
+        if choices:
+            processor.encode_choices(choices)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return choices
 
 
 def check_beams(num_answers: int, num_beams: int | None) -> None:
@@ -197,10 +225,28 @@ def _answer(
     sequences, scores = generate_answers(model, inputs, return_scores, **settings)
     number = len(sequences) // len(rows)
     sizes = [row.image_size for row in rows for _ in range(number)]
-    answers = [{"text": text} for text in processor.post_process(sequences, task, sizes)]
+    key = "box" if processor.find_task(task).answer == "boxes" else "text"
+    answers = [{key: answer} for answer in processor.post_process(sequences, task, sizes)]
     if scores is not None:
         answers = [{**answer, "score": score} for answer, score in zip(answers, scores.float().tolist(), strict=True)]
     return [answers[start : start + number] for start in range(0, len(answers), number)]
+
+
+@torch.inference_mode()
+def _choose(
+    model, processor, rows: list[EncodedRow], choices: list[str], num_answers: int, return_scores: bool
+) -> list[list[dict[str, Any]]]:
+    """The best answers of a list, by row and best first."""
+    inputs = collate([row.inputs for row in rows], processor.tokenizer.pad_token_id)
+    inputs = {name: _moved(tensor, model) for name, tensor in inputs.items()}
+    scores, order = model.score_choices(processor.encode_choices(choices), **inputs).sort(dim=1, descending=True)
+    return [
+        [
+            {"text": choices[index], "score": score} if return_scores else {"text": choices[index]}
+            for score, index in zip(row_scores[:num_answers], row_order[:num_answers])
+        ]
+        for row_scores, row_order in zip(scores.tolist(), order.tolist(), strict=True)
+    ]
 
 
 def _moved(tensor: Tensor, model) -> Tensor:

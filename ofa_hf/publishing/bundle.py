@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import BertTokenizerFast
 from transformers.tokenization_utils_base import ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE
 from transformers.utils import CHAT_TEMPLATE_FILE, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
@@ -29,6 +28,7 @@ from ofa_hf.model_card.facts import (
 
 
 RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)  # as transformers looks for them
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")  # of both languages
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, by its format
 
 
@@ -188,9 +188,8 @@ def check_weights(path: Path) -> None:
 
 def tokenizer_files(folder: Path) -> list[str]:
     """Files of the tokenizer, by transformers' own names for them."""
-    names = BertTokenizerFast.vocab_files_names
-    need(folder / names["tokenizer_file"], "the tokenizer")
-    present = [name for name in names.values() if (folder / name).is_file()]
+    need(folder / VOCABULARY_FILES[0], "the tokenizer")
+    present = [name for name in VOCABULARY_FILES if (folder / name).is_file()]
     need(folder / TOKENIZER_CONFIG_FILE, "the tokenizer's settings")
     others = [name for name in (SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE) if (folder / name).is_file()]
     return [TOKENIZER_CONFIG_FILE, *present, *others]

@@ -11,9 +11,10 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
-from itertools import cycle, islice
+from itertools import cycle, islice, repeat
 from pathlib import Path
 from random import Random
 
@@ -699,11 +700,17 @@ def write_split(stem: Path, entries: dict[int, Product], seed: int, size: int) -
         open(f"{stem}.tsv", "w", encoding="ascii", newline="\n") as images,
         open(f"{stem}.jsonl", "w", encoding="utf-8", newline="\n") as texts,
     ):
-        for number, product in entries.items():
-            own_seed = seed * 10**8 + number
-            images.write(f"{number}\t{encode_image(draw(product, own_seed, size))}\n")
-            row = {"image_id": str(number), "text": captions(product, own_seed)}
-            texts.write(json.dumps(row, ensure_ascii=False) + "\n")
+        seeds = [seed * 10**8 + number for number in entries]
+        with ThreadPoolExecutor() as pool:  # Pillow draws outside Python's lock
+            drawn = pool.map(draw_encoded, entries.values(), seeds, repeat(size))
+            for (number, product), own_seed, image in zip(entries.items(), seeds, drawn):
+                images.write(f"{number}\t{image}\n")
+                row = {"image_id": str(number), "text": captions(product, own_seed)}
+                texts.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def draw_encoded(product: Product, seed: int, size: int) -> str:
+    return encode_image(draw(product, seed, size))
 
 
 def encode_image(image: Image.Image) -> str:

@@ -16,9 +16,9 @@ import tiny_shop
 from loopback_hub import LoopbackHub, use_in_this_process
 from PIL import Image
 
-from hub_upload import space
 from hub_upload.__main__ import main
 from ofa_hf.models import load_pipeline
+from ofa_hf.serving import space
 
 
 pytestmark = pytest.mark.slow

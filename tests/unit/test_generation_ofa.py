@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import generic
 
 from ofa_hf.fast_decoding_ofa import TextCache
-from ofa_hf.generation_ofa import OFAEncoderOutput
+from ofa_hf.generation_ofa import AnswerTrie, OFAEncoderOutput
 
 
 PAD, EOS = 1, 2
@@ -39,6 +39,7 @@ OWN_ARGUMENTS = {  # of `generate`, beside the configuration
     "decoder_attention_mask",
     "code_masks",
     "prefix_allowed_tokens_fn",
+    "logits_processor",
 }
 
 
@@ -274,3 +275,76 @@ def test_sequence_scores_equal_the_scores_of_beam_search(tiny_model, inputs, giv
     assert scores.dtype == torch.float32
     assert not scores.requires_grad
     torch.testing.assert_close(scores, output.sequences_scores, rtol=0, atol=1e-5)
+
+
+CHOICES = [[17], [17, 20], [17, 20, 33], [17, 21], [40], [41, 5, 6, 7], [41, 5, 6, 8], [41, 90]]
+
+
+def by_hand(model, inputs, choices, starts):
+    """Log-probabilities among the choices, word by word from whole logits."""
+    scores = torch.zeros(len(starts), len(choices))
+    encoded = model.encode(**inputs)
+    for row, start in enumerate(starts):
+        for column, choice in enumerate(choices):
+            tokens = [*choice, EOS]
+            logits = model(
+                encoder_outputs=encoded.rows([row]), decoder_input_ids=torch.tensor([[*start, *choice]])
+            ).logits
+            for place, token in enumerate(tokens):
+                following = {(*one, EOS)[place] for one in choices if (*one, EOS)[:place] == tuple(tokens[:place])}
+                among = logits[0, len(start) - 1 + place, sorted(following)].log_softmax(-1)
+                scores[row, column] += among[sorted(following).index(token)]
+    return scores
+
+
+@pytest.mark.parametrize("paths", [1, 3, 64])
+def test_choices_are_scored_among_each_other(tiny_model, inputs, paths):
+    with torch.no_grad():
+        expected = by_hand(tiny_model, inputs, CHOICES, [[0]] * 3)
+    scores = tiny_model.score_choices(CHOICES, **inputs, paths_per_batch=paths)
+    assert torch.allclose(scores, expected, atol=1e-5)
+    assert torch.allclose(scores.exp().sum(1), torch.ones(3), atol=1e-5)
+    assert tiny_model.score_choices([[17, 20]], **inputs).tolist() == [[0.0]] * 3
+
+
+def test_choices_follow_the_start_of_the_answer_whichever_side_is_padded(tiny_model, inputs):
+    starts = [[0, 9, 14, 60], [0, 31], [0, 8, 8]]
+    with torch.no_grad():
+        expected = by_hand(tiny_model, inputs, CHOICES, starts)
+    for is_left in (True, False):
+        padding = [[PAD] * (4 - len(start)) for start in starts]
+        ids = torch.tensor([fill + own if is_left else own + fill for own, fill in zip(starts, padding)])
+        scores = tiny_model.score_choices(CHOICES, **inputs, decoder_input_ids=ids, decoder_attention_mask=ids != PAD)
+        assert torch.allclose(scores, expected, atol=1e-5)
+
+
+def test_thousands_of_one_word_choices_cost_one_step(tiny_model, inputs, monkeypatch):
+    encodes, decodes, decode = [], [], tiny_model.decoder.forward
+    encode = tiny_model.encode
+    monkeypatch.setattr(tiny_model, "encode", lambda **given: encodes.append(1) or encode(**given))
+    monkeypatch.setattr(
+        tiny_model.decoder, "forward", lambda **given: decodes.append(given["input_ids"].shape) or decode(**given)
+    )
+    tiny_model.score_choices([[token] for token in range(4, 120)], **inputs)
+    assert encodes == [1]
+    assert decodes == [(3, 1)]
+
+
+def test_choices_that_are_none_are_refused(tiny_model, inputs):
+    for choices in ([], [[17], []], [[17], [17]]):
+        with pytest.raises(ValueError, match="score_choices needs answers"):
+            tiny_model.score_choices(choices, **inputs)
+
+
+def test_a_search_in_the_trie_finds_the_best_choice(tiny_model, inputs):
+    best = tiny_model.score_choices(CHOICES, **inputs).argmax(1).tolist()
+    found = run(
+        tiny_model,
+        inputs,
+        num_beams=8,
+        length_penalty=0.0,
+        early_stopping=False,
+        logits_processor=[AnswerTrie(CHOICES, EOS)],
+    )
+    texts = [[token for token in row[1:] if token not in (PAD, EOS)] for row in found.tolist()]
+    assert texts == [CHOICES[index] for index in best]

@@ -137,6 +137,17 @@ def test_folders_do_not_import_each_other_in_a_circle():
     assert not needs, f"these folders need each other: {needs}"
 
 
+def test_the_network_stays_readable():
+    network = PACKAGE / "modeling_ofa.py"
+    assert len(network.read_text(encoding="utf-8").splitlines()) <= 800
+    functions = [node for node in ast.walk(tree_of(network)) if isinstance(node, ast.FunctionDef)]
+    assert {node.name for node in functions if node.end_lineno - node.lineno >= 60} == set()
+
+
+def test_few_files_travel():
+    assert len(HUB_FILES) <= 14
+
+
 def test_the_house_was_found():
     assert {"configuration_ofa", "modeling_ofa"} <= HUB_MODULES
     assert name_of(PACKAGE / "cli" / "__init__.py") in map(name_of, STAYING_FILES)

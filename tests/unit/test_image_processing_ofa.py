@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
+from fixtures.recorded import image_bytes
 from PIL import Image
 
 from ofa_hf.image_loading_ofa import ImageError
@@ -93,3 +95,60 @@ def test_a_saved_image_processor_comes_back_equal(tmp_path):
     loaded = OFAImageProcessor.from_pretrained(tmp_path)
     assert np.array_equal(loaded(photo())["pixel_values"], processor(photo())["pixel_values"])
     assert loaded.size == {"height": 32, "width": 48}
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),  # of the image, and of what it becomes: (width, height)
+    [((640, 480), (480, 360)), ((300, 512), (281, 480)), ((47, 33), (480, 337)), ((1000, 20), (480, 64))],
+)
+def test_an_image_keeps_its_shape_in_the_middle_of_a_square(size, shape):
+    values = OFAImageProcessor(size=480, fit="center")(photo(*size))["pixel_values"][0]
+    resized = OFAImageProcessor(size={"width": shape[0], "height": shape[1]})(photo(*size))["pixel_values"][0]
+    top, left = (480 - shape[1]) // 2, (480 - shape[0]) // 2
+    assert np.array_equal(values[:, top : top + shape[1], left : left + shape[0]], resized)
+    assert np.array_equal(values[:, 0, 0], resized[:, 0, 0])  # the edge is repeated
+    assert np.array_equal(values[:, -1, -1], resized[:, -1, -1])
+
+
+def test_the_official_place_in_the_square_is_random():
+    processor = OFAImageProcessor(size=96)
+    random.seed(7)
+    places = {processor(photo(), fit="random")["pixel_values"].tobytes() for _ in range(8)}
+    assert len(places) > 1
+    assert processor(photo(), fit="center")["pixel_values"].tobytes() != processor(photo())["pixel_values"].tobytes()
+
+
+def test_a_fit_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="Unknown fit 'left'. Accepted: stretch, center, random"):
+        OFAImageProcessor(fit="left")
+    for size in ({"height": 96, "width": 64}, 32):
+        with pytest.raises(ValueError, match="needs a square of at least 64 pixels"):
+            OFAImageProcessor()(photo(), fit="center", size=size)
+
+
+OCR_OFFSETS = {"first": lambda low, high: low, "last": lambda low, high: high}
+
+
+@pytest.mark.skipif(
+    not (SHARED / "golden_tasks" / "image_golden.json").is_file(),
+    reason="shared/golden_tasks is not beside this repository",
+)
+@pytest.mark.skipif(PIL.__version__.split(".")[0] != "13", reason="recorded with Pillow 13; others round otherwise")
+def test_images_of_the_tasks_equal_the_recorded_official_ones(monkeypatch):
+    recorded = json.loads((SHARED / "golden_tasks" / "image_golden.json").read_text(encoding="utf-8"))
+    draw, compared = random.randint, 0
+    for row in recorded["images"]:
+        if "error" in row or "name" not in row or "document" in row["kind"] or "mode" in row["kind"]:
+            continue
+        options = {"size": row["patch_image_size"]}
+        if row.get("imagenet_mean_std"):
+            options |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+        if "offset" in row:
+            options["fit"] = "center" if row["offset"] == "centre" else "random"
+            random.seed(7)
+            monkeypatch.setattr(random, "randint", OCR_OFFSETS.get(row["offset"], draw))
+        image = Image.fromarray(image_bytes(recorded["meta"]["seed"], row["name"], row["h"], row["w"]))
+        values = OFAImageProcessor()(image, **options)["pixel_values"][0]
+        assert hashlib.sha256(values.tobytes()).hexdigest() == row["float_sha256"], row
+        compared += 1
+    assert compared > 50

@@ -98,6 +98,8 @@ def test_weights_on_the_disk_give_the_same_texts_and_scores(tiny_model, tiny_bat
     assert torch.equal(texts, expected)
     scores, exact = (one.sequence_scores(texts, **inputs) for one in (model, tiny_model))
     torch.testing.assert_close(scores, exact, rtol=1e-4, atol=1e-5)
+    choices, exact = (one.score_choices([[5], [9, 7]], **inputs) for one in (model, tiny_model))
+    torch.testing.assert_close(choices, exact, rtol=1e-4, atol=1e-5)
 
 
 def assert_fast_paths_follow(model, texts, inputs) -> torch.Tensor:
@@ -107,6 +109,8 @@ def assert_fast_paths_follow(model, texts, inputs) -> torch.Tensor:
     exact = logits.log_softmax(-1).gather(-1, texts[..., None])[..., 0].mean(1)
     scores = model.sequence_scores(torch.cat([start, texts], dim=1), **inputs)
     torch.testing.assert_close(scores, exact, rtol=1e-3, atol=1e-4)
+    choices = model.score_choices([[5], [9], [70]], **inputs)
+    torch.testing.assert_close(choices, logits[:, 0, [5, 9, 70]].log_softmax(-1), rtol=1e-3, atol=1e-3)
     output = model.generate(**inputs, max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
     torch.testing.assert_close(output.logits[0], logits[:, 0], rtol=1e-3, atol=1e-3)
     return scores

@@ -13,11 +13,16 @@ from transformers import GenerationConfig, ImageTextToTextPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from ofa_hf import (
+    OFAClassificationPipeline,
     OFAConfig,
     OFAForConditionalGeneration,
     OFAImageProcessor,
     OFAImageToTextPipeline,
+    OFAObjectDetectionPipeline,
     OFAProcessor,
+    OFAQuestionAnsweringPipeline,
+    OFASummarizationPipeline,
+    OFATextClassificationPipeline,
 )
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.image_loading_ofa import ImageError
@@ -261,3 +266,161 @@ def test_the_stock_pipeline_refuses_a_text_without_an_image(stock, files):
     ):
         with pytest.raises(ValueError, match=r"needs an image but got only the text .*OFAImageToTextPipeline"):
             call()
+
+
+@pytest.fixture(scope="module")
+def locator(captioner):
+    parts = captioner.processor.image_processor, captioner.processor.tokenizer
+    return OFAObjectDetectionPipeline(model=captioner.model, processor=OFAProcessor(*parts, tasks=["grounding"]))
+
+
+def test_phrases_are_located_in_pixels_of_the_original_image(locator, files, monkeypatch):
+    labels = ["一只猫", "红色的裙子", "蓝"]
+    alone = [locator(files[1], candidate_labels=[label])[0] for label in labels]
+    calls, embed = [], locator.model.embed_image_cells
+    monkeypatch.setattr(locator.model, "embed_image_cells", lambda pixels: calls.append(len(pixels)) or embed(pixels))
+    found = locator(files[1], candidate_labels=labels)
+    assert calls == [1]  # one pass for all phrases
+    assert [one["label"] for one in found] == [one["label"] for one in sorted(alone, key=lambda one: -one["score"])]
+    for one in found:
+        expected = alone[labels.index(one["label"])]
+        assert one["box"] == expected["box"]
+        assert one["score"] == pytest.approx(expected["score"], abs=1e-5)
+        assert 0 < one["score"] < 1
+        assert list(one["box"]) == ["xmin", "ymin", "xmax", "ymax"]
+    assert locator(files[1], candidate_labels="一只猫, 红色的裙子,蓝") == found
+    assert locator([files[1], {"image": files[0], "candidate_labels": ["蓝"]}], candidate_labels=labels)[0] == found
+
+
+def test_a_threshold_leaves_out_what_is_not_there(locator, files):
+    found = locator(files[0], candidate_labels=["一只猫", "蓝"])
+    assert locator(files[0], candidate_labels=["一只猫", "蓝"], threshold=found[1]["score"] + 1e-4) == found[:1]
+    assert locator(files[0], candidate_labels=["一只猫", "蓝"], top_k=1) == found[:1]
+    assert locator(files[0], candidate_labels=["一只猫", "蓝"], official=True, max_length=4) == []  # no room for a box
+    strict = OFAObjectDetectionPipeline(model=locator.model, processor=locator.processor, threshold=1.0)
+    assert strict(files[0], candidate_labels=["一只猫"]) == []
+
+
+def test_what_cannot_be_located_is_refused(captioner, locator, files):
+    for labels in (None, [], ["猫", ""], [3]):
+        with pytest.raises(ValueError, match="candidate_labels must be texts"):
+            locator(files[0], candidate_labels=labels)
+    with pytest.raises(ValueError, match="got no image"):
+        locator(candidate_labels=["猫"])
+    other = OFAObjectDetectionPipeline(model=captioner.model, processor=captioner.processor)
+    with pytest.raises(ValueError, match="no task for the pipeline 'zero-shot-object-detection'. Its tasks: caption"):
+        other(files[0], candidate_labels=["猫"])
+
+
+def test_the_caption_pipeline_gives_boxes_of_a_task_that_has_them(captioner, locator, files):
+    pipe = OFAImageToTextPipeline(model=locator.model, processor=locator.processor, task="grounding")
+    (answer,) = pipe({"image": files[1], "text": "一只猫"}, return_scores=True)
+    (expected,) = locator(files[1], candidate_labels=["一只猫"])
+    assert answer["box"] == expected["box"]
+    assert answer["score"] == pytest.approx(np.log(expected["score"]), abs=1e-5)
+
+
+def pipe_of(kind, captioner, **tasks):
+    parts = captioner.processor.image_processor, captioner.processor.tokenizer
+    return kind(model=captioner.model, processor=OFAProcessor(*parts, tasks=tasks))
+
+
+@pytest.fixture(scope="module")
+def asker(captioner):
+    return pipe_of(OFAQuestionAnsweringPipeline, captioner, vqa={})
+
+
+def test_questions_are_answered_freely(asker, files):
+    best = asker(files[0], question="什么颜色", max_new_tokens=6)
+    assert list(best[0]) == ["score", "answer"]
+    several = asker(image=files[0], question="什么颜色", top_k=3, max_new_tokens=6)
+    assert several[0]["answer"] == best[0]["answer"]
+    assert len(several) == 3
+    assert [one["score"] for one in several] == sorted((one["score"] for one in several), reverse=True)
+    rows = [{"image": files[1], "question": "一只猫?"}, {"image": files[0], "question": "什么颜色"}]
+    assert asker(rows, max_new_tokens=6)[1] == best
+    inputs = asker.processor(load(files[0]), text="什么颜色")
+    start = inputs["decoder_input_ids"].shape[1]
+    with torch.no_grad():
+        settings = {**asker.processor.generation_kwargs(), "max_new_tokens": 6}
+        ids = asker.model.generate(**inputs, **settings)[:, start:]
+    assert asker.processor.post_process(ids) == [best[0]["answer"]]
+
+
+def test_questions_of_different_length_share_a_batch(asker, files):
+    rows = [
+        {"image": files[0], "text": "什么颜色"},
+        {"image": files[1], "text": "猫"},
+        {"image": files[2], "text": "图片描述了什么"},
+    ]
+    pipe = OFAImageToTextPipeline(model=asker.model, processor=asker.processor, task="vqa")
+    settings = {"max_new_tokens": 6, "return_scores": True}
+    alone, together = [pipe(row, **settings) for row in rows], pipe(rows, batch_size=3, **settings)
+    for (one,), (other,) in zip(alone, together, strict=True):
+        assert one["generated_text"] == other["generated_text"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def test_answers_of_a_list_have_probabilities(asker, files):
+    answers = ["红色", "蓝", "一只猫"]
+    found = asker(files[0], question="什么颜色", candidate_answers=answers)
+    assert {one["answer"] for one in found} == set(answers)
+    assert sum(one["score"] for one in found) == pytest.approx(1, abs=1e-5)
+    assert asker(files[0], question="什么颜色", candidate_answers=answers, top_k=1) == found[:1]
+    for question in (None, " ", 3):
+        with pytest.raises(ValueError, match="question must be a text"):
+            asker(files[0], question=question)
+    with pytest.raises(ValueError, match="are the same to the model"):
+        asker(files[0], question="什么颜色", candidate_answers=["蓝", "蓝"])
+
+
+def test_images_are_classified_with_one_pass_of_the_encoder(captioner, files, monkeypatch):
+    pipe = pipe_of(OFAClassificationPipeline, captioner, classification={"prompt": "图片描述了什么?"})
+    calls, encode = [], pipe.model.encode
+    monkeypatch.setattr(pipe.model, "encode", lambda **inputs: calls.append(1) or encode(**inputs))
+    found = pipe(files[0], candidate_labels=["红色", "蓝", "一只猫", "一只"])
+    assert calls == [1]
+    assert sum(one["score"] for one in found) == pytest.approx(1, abs=1e-5)
+    assert [one["score"] for one in found] == sorted((one["score"] for one in found), reverse=True)
+    assert pipe([files[1], files[0]], candidate_labels="红色,蓝,一只猫, 一只", top_k=2)[1] == found[:2]
+    plain = pipe.processor.image_processor(load(files[0]))["pixel_values"]
+    assert not torch.equal(pipe.processor(load(files[0]))["pixel_values"], torch.tensor(plain))  # ImageNet's mean
+    with pytest.raises(ValueError, match="candidate_labels must be texts"):
+        pipe(files[0])
+
+
+def test_a_task_brings_its_own_answers(captioner, files):
+    settings = {"prompt": "{hypothesis}?", "choices": ["红色", "蓝"]}
+    pipe = pipe_of(OFAQuestionAnsweringPipeline, captioner, entailment=settings)
+    assert {one["answer"] for one in pipe(files[0], question="一只猫")} == {"红色", "蓝"}
+
+
+def test_articles_are_summarized_without_an_image(captioner):
+    pipe = pipe_of(OFASummarizationPipeline, captioner, summarization={})
+    (one,) = pipe("一只红色的猫", max_length=6)
+    assert list(one) == ["summary_text"]
+    several = pipe(["裙子", "一只红色的猫"], max_length=6)
+    assert several[1] == one
+    assert len(several) == 2
+    inputs = pipe.processor(text="一只红色的猫", task="summarization")
+    with torch.no_grad():
+        ids = pipe.model.generate(**inputs, **{**pipe.processor.generation_kwargs(), "max_length": 6})
+    assert pipe.processor.post_process(ids) == [one["summary_text"]]
+    for documents in (None, [], ["裙子", 3], " "):
+        with pytest.raises(ValueError, match="needs articles"):
+            pipe(documents)
+
+
+def test_sentences_are_classified(captioner):
+    settings = {"prompt": "{sentence1}是{sentence2}?", "choices": ["红色", "蓝"]}
+    pipe = pipe_of(OFATextClassificationPipeline, captioner, rte=settings)
+    row = {"sentence1": "一只猫", "sentence2": "裙子"}
+    found = pipe(row)
+    assert {one["label"] for one in found} == {"红色", "蓝"}
+    assert sum(one["score"] for one in found) == pytest.approx(1, abs=1e-5)
+    assert pipe([row, row], top_k=1) == [found[:1]] * 2
+    assert {one["label"] for one in pipe(row, candidate_labels=["猫", "蓝"])} == {"猫", "蓝"}
+    with pytest.raises(ValueError, match="takes a dict with sentence1, sentence2"):
+        pipe("一只猫")
+    with pytest.raises(ValueError, match="got no input"):
+        pipe()

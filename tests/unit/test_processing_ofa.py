@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_checkpoints import write_english_vocabulary
 from transformers import AutoProcessor
 
 from ofa_hf import OFAImageProcessor, OFAProcessor
+from ofa_hf.conversion.english_vocabulary import build_english_tokenizer, read_byte_pairs
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.processing_ofa import clean_text, join_pieces
 from ofa_hf.tasks_ofa import default_prompt
@@ -337,3 +339,149 @@ def test_half_characters_encode_as_nothing(processor):
     whole = processor(text="一只猫")["input_ids"]
     assert processor(text="一只\ud83d猫")["input_ids"].equal(whole)
     assert processor.encode_labels(["猫\ude00"]).equal(processor.encode_labels(["猫"]))
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory):
+    pairs = read_byte_pairs(write_english_vocabulary(tmp_path_factory.mktemp("english") / "BPE"))
+    return OFAProcessor(OFAImageProcessor(size=32), build_english_tokenizer(pairs), language="en")
+
+
+def test_an_english_text_comes_back_as_it_was(english):
+    for text in (" what red hat?", "a  b\n- c , [CLS]<s>", "3.5 % 😀 猫", "<bin_3> red"):
+        ids = english(text=text)["input_ids"][0]
+        assert english.decode(ids) == text
+    assert english.decode(ids, skip_special_tokens=False) == "<s><bin_3> red</s>"
+
+
+def test_an_english_answer_has_no_blank_in_front_but_its_target_has(english):
+    labels = english.encode_labels(["red", " red hat", ""])
+    pieces = [english.tokenizer.convert_ids_to_tokens([i for i in row if i >= 0]) for row in labels.tolist()]
+    assert pieces == [["Ġred", "</s>"], ["Ġred", "Ġ", "hat", "</s>"], ["Ġ", "</s>"]]
+    assert english.post_process(labels) == ["red", "red hat", ""]
+    assert english.post_process_image_text_to_text(labels)[:2] == ["red", "red hat"]
+    assert english.decode(labels[0]) == " red"
+
+
+def test_english_bins_codes_and_fillers(english):
+    ids = [*english.encode_bins([0, 999]), *english.tokenizer("red", add_special_tokens=False).input_ids]
+    fillers = english.tokenizer.convert_tokens_to_ids(["madeupword0001", "<mask>", "<unk>"])
+    assert (
+        english.decode([0, *ids, *fillers, *english.encode_codes([8191]), 2, -100]) == "<bin_0><bin_999>red<code_8191>"
+    )
+    assert ids[1] == len(english.tokenizer) - 1
+
+
+def test_english_half_characters_are_replaced_and_encode(english):
+    assert english.decode(english(text="red \ud83d!")["input_ids"][0]) == "red \ufffd!"
+
+
+def test_a_saved_english_processor_comes_back(english, images, tmp_path):
+    english.save_pretrained(tmp_path)
+    loaded = OFAProcessor.from_pretrained(tmp_path)
+    assert loaded.prompt_for() == " what does the image describe?"
+    for name, value in english(images).items():
+        assert torch.equal(loaded(images)[name], value)
+
+
+def test_every_recorded_english_text_gets_its_official_ids_and_comes_back():
+    folder = SHARED / "golden_tasks"
+    if not folder.is_dir():
+        pytest.skip("shared/golden_tasks and shared/vocab_en are not next to this repository")
+    recorded = json.loads((folder / "bpe_en_golden.json").read_text(encoding="utf-8"))
+    tokenizer = build_english_tokenizer(read_byte_pairs(SHARED / "vocab_en"))
+    processor = OFAProcessor(OFAImageProcessor(size=32), tokenizer, language="en")
+    for item in recorded["strings"]:
+        assert processor(text=item["text"], return_tensors=None)["input_ids"] == [[0, *item["ids"], 2]]
+        assert processor.decode(item["ids"]) == item["decoded"]
+    for case in recorded["decode_cases"]:
+        if "decoded" in case and not {0, 1, 2, 3, 50264} & set(case["ids"]):
+            assert processor.decode(case["ids"]) == case["decoded"]
+    assert processor.encode_bins([0, 999]) + processor.encode_codes([0, 8191]) == [58457, 59456, 50265, 58456]
+
+
+@pytest.fixture(scope="module")
+def locator(processor):
+    """Grounding, and the caption of a box with a prompt that the few word pieces have."""
+    tasks = {"grounding": {}, "region_caption": {"prompt": "什么颜色?{box}"}}
+    return OFAProcessor(processor.image_processor, processor.tokenizer, tasks=tasks)
+
+
+def test_a_box_stands_before_the_end_of_its_prompt(locator, images):
+    whole, half = (0, 0, 9, 70), (20, 0, 40, 20)
+    batch = locator(images, boxes=[half, whole], task="region_caption")
+    assert batch["attention_mask"].all()
+    texts = [locator.decode(ids) for ids in batch["input_ids"]]
+    # 32 of 512 pixels are 62 of 999 places
+    assert texts == ["什么颜色?<bin_31><bin_0><bin_62><bin_62>", "什么颜色?<bin_0><bin_0><bin_62><bin_62>"]
+    assert batch["input_ids"][:, -1].tolist() == [2, 2]
+    rows = locator(images, text=[{"box": half}, {"box": whole}], task="region_caption")
+    assert torch.equal(rows["input_ids"], batch["input_ids"])
+    one = locator(images[0], boxes=half, task="region_caption", return_tensors=None)
+    assert one["input_ids"] == batch["input_ids"][:1].tolist()
+
+
+def test_a_box_that_cannot_be_used_is_refused(locator, images):
+    with pytest.raises(ValueError, match="does not fit an image of 40×20 pixels"):
+        locator(images[0], boxes=(0, 0, 41, 20), task="region_caption")
+    with pytest.raises(ValueError, match="'grounding' takes no boxes"):
+        locator(images[0], boxes=(0, 0, 4, 4), text="猫", task="grounding")
+    with pytest.raises(ValueError, match="Got 2 images, 2 texts and 3 boxes"):
+        locator(images, boxes=[(0, 0, 4, 4)] * 3, task="region_caption")
+    with pytest.raises(ValueError, match="no value for box"):
+        locator(images[0], task="region_caption")
+    with pytest.raises(ValueError, match="needs the image"):
+        locator(boxes=(0, 0, 4, 4), task="region_caption")
+
+
+def test_places_are_answered_in_pixels_of_the_original_image(locator):
+    ids = [0, *locator.encode_bins([0, 0, 31, 62]), 2]
+    rows = torch.tensor([ids, ids, [0, 5, *ids[2:]]])
+    boxes = locator.post_process(rows, "grounding", [(40, 20), (64, 64), (40, 20)])
+    assert list(boxes[0].values()) == pytest.approx([0, 0, 19.86, 19.86], abs=0.01)
+    assert list(boxes[1].values()) == pytest.approx([0, 0, 31.78, 63.55], abs=0.01)
+    assert boxes[2] is None
+    with pytest.raises(ValueError, match="Got none"):
+        locator.post_process(rows, "grounding")
+    with pytest.raises(ValueError, match="3 rows. Got 1"):
+        locator.post_process(rows, "grounding", [(40, 20)])
+
+
+def test_only_places_are_generated_unless_the_official_behaviour_is_asked_for(locator):
+    (only,) = locator.generation_kwargs("grounding")["logits_processor"]
+    assert only.first_place == locator.encode_bins([0])[0]
+    assert "logits_processor" not in locator.generation_kwargs("grounding", official=True)
+    assert "logits_processor" not in locator.generation_kwargs("region_caption")
+
+
+@pytest.fixture(scope="module")
+def asker(processor):
+    return OFAProcessor(processor.image_processor, processor.tokenizer, tasks=["vqa"])
+
+
+def test_an_answer_starts_with_its_question(asker, images):
+    batch = asker(images, text=["什么颜色", "一只猫？?"], task="vqa")
+    assert [asker.decode(ids) for ids in batch["input_ids"]] == ["什么颜色?", "一只猫?"]
+    for ids, mask, start, real in zip(
+        *(batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"))
+    ):
+        assert start[real.bool()].tolist() == ids[mask.bool()].tolist()[:-1]
+    assert batch["decoder_attention_mask"].tolist()[0] == [1] * 6
+    whole = OFAProcessor(asker.image_processor, asker.tokenizer, tasks={"vqa": {"starts_with": "question and end"}})
+    one = whole(images[0], text="什么颜色")
+    assert torch.equal(one["decoder_input_ids"], one["input_ids"])
+    free = OFAProcessor(asker.image_processor, asker.tokenizer, tasks={"vqa": {"starts_with": ""}})
+    assert "decoder_input_ids" not in free(images[0], text="什么颜色")
+    assert "decoder_input_ids" not in asker(images[0], text="什么颜色", text_target="红")
+
+
+def test_answers_of_a_list_are_encoded_without_start_and_end(asker):
+    assert asker.encode_choices(["红色", "猫"]) == asker.tokenizer(["红色", "猫"], add_special_tokens=False).input_ids
+    for texts, message in (
+        ([], "list of answers is empty"),
+        (["红", " "], "has no words"),
+        (["红", "鑫"], "'鑫' has no words, or words that the vocabulary lacks"),
+        (["红", "红 "], "'红' and '红 ' are the same to the model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            asker.encode_choices(texts)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ofa_hf.configuration_ofa import AUTO_MAP, CUSTOM_PIPELINES
+from ofa_hf.configuration_ofa import AUTO_MAP, DEFAULT_PIPELINES
 from ofa_hf.files import hub_files
 
 
@@ -14,7 +14,7 @@ HUB_FILES = hub_files()
 
 STANDARD_MODULES = frozenset(
     "base64 binascii collections contextlib contextvars copy dataclasses functools inspect io itertools logging math "
-    "os re threading time types typing unicodedata warnings weakref".split()
+    "os random re threading time types typing unicodedata warnings weakref".split()
 )
 LIBRARIES = frozenset("torch torchvision numpy PIL transformers huggingface_hub".split())
 # Of modules that can do more than compute, what may be used. `os`: paths, and what a fork needs.
@@ -22,6 +22,7 @@ MEMBERS = {
     "os": {"PathLike", "fspath", "fsdecode", "path", "getpid", "register_at_fork"},
     "io": {"BytesIO", "StringIO"},
     "logging": {"getLogger"},
+    "random": {"randint"},
     "types": {"GeneratorType", "MappingProxyType", "SimpleNamespace"},
 }
 BARRED_MEMBERS = {  # of libraries: files, code, processes, the network
@@ -162,7 +163,7 @@ def test_the_list_notices_what_hostile_code_would_use(text):
 
 
 RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)  # as transformers finds them
-ENTRIES = {name.split(".")[0] for name in (*AUTO_MAP.values(), *(one["impl"] for one in CUSTOM_PIPELINES.values()))}
+ENTRIES = {name.split(".")[0] for name in (*AUTO_MAP.values(), *(one["impl"] for one in DEFAULT_PIPELINES.values()))}
 
 
 @pytest.mark.parametrize("entry", sorted(ENTRIES))

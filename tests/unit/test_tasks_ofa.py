@@ -1,5 +1,7 @@
 import pytest
 
+from ofa_hf.configuration_ofa import PIPELINE_CLASSES
+from ofa_hf.evaluation import METRICS
 from ofa_hf.tasks_ofa import TASKS, Task, checkpoint_task, default_prompt, find_task
 
 
@@ -9,6 +11,26 @@ def test_the_prompts_are_the_official_ones():
         "en": " what does the image describe?",
     }
     assert all(name == task.name for name, task in TASKS.items())
+
+
+def test_every_task_has_a_metric_a_pipeline_and_fields_of_its_rows():
+    for task in TASKS.values():
+        assert task.metric in METRICS
+        assert task.pipeline in PIPELINE_CLASSES
+    assert TASKS["grounding"].fields == ("text",)
+    assert TASKS["region_caption"].fields == ("box",)
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("What color is the dog?", "what color is the dog?"),
+        ("!!!What  is this-and/that <person>", "what is this and that person"),
+        (" ".join("w" * 100), " ".join("w" * 80)),
+    ],
+)
+def test_phrases_are_cleaned_as_the_original_does(text, cleaned):
+    assert TASKS["grounding"].prompt("zh", text=text) == f'这段文字" {cleaned} "描述的是哪个区域？'
 
 
 def test_an_unknown_task_is_refused_with_those_there_are():
@@ -31,8 +53,12 @@ def test_a_prompt_reaches_nothing_but_its_fields():
 
 
 def test_a_task_is_checked_where_it_is_defined():
-    with pytest.raises(ValueError, match="answer 'sound'. Accepted: text"):
+    with pytest.raises(ValueError, match="answer 'sound'. Accepted: text, boxes"):
         Task("x", {"zh": "?"}, answer="sound")
+    with pytest.raises(ValueError, match="cleaning 'soap'. Accepted: '', 'phrase', 'question'"):
+        Task("x", {"zh": "?"}, cleaning="soap")
+    with pytest.raises(ValueError, match="must end with {box}"):
+        Task("x", {"zh": "{box}?"})
     with pytest.raises(ValueError, match="same slots"):
         Task("x", {"zh": "{text}?", "en": "?"})
 

@@ -1,5 +1,9 @@
 """The catalogue names what was published, and each checkpoint brings its own settings."""
 
+from dataclasses import replace
+
+import pytest
+
 from ofa_hf.catalogue.published import (
     CATALOGUE,
     FAIRSEQ_TASKS,
@@ -8,12 +12,15 @@ from ofa_hf.catalogue.published import (
     official_generation,
     recognise_task,
 )
+from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import TASKS
 
 
-def test_the_catalogue_has_twelve_official_files_and_five_legacy_repositories():
-    assert sum(entry.url is not None for entry in CATALOGUE.values()) == 12
-    assert sum(entry.hub_id is not None for entry in CATALOGUE.values()) == 5
+def test_the_catalogue_has_every_official_file_and_legacy_repository():
+    for language, files in (("zh", 12), ("en", 25)):
+        entries = [entry for entry in CATALOGUE.values() if entry.defaults.language == language]
+        assert sum(entry.url is not None for entry in entries) == files
+        assert sum(entry.hub_id is not None for entry in entries) == 5
     assert all(entry.url.startswith("https://") for entry in CATALOGUE.values() if entry.url)
 
 
@@ -44,8 +51,31 @@ def test_the_task_is_recognised_from_the_settings_then_the_name():
     assert recognise_task({}, "mine.pt")[0].task == "caption"
 
 
+def test_english_checkpoints_are_recognised_too():
+    defaults, _ = recognise_task({"task": "caption", "arch": "ofa_huge"}, "x.pt", "en")
+    assert (defaults.prompt, defaults.generation["num_beams"]) == (" what does the image describe?", 10)
+    assert (defaults.generation["length_penalty"], defaults.generation["beam_temperature"]) == (0.98, 0.98)
+    defaults, _ = recognise_task({"task": "caption", "arch": "ofa_base"}, "x.pt", "en")
+    assert (defaults.generation["num_beams"], "length_penalty" in defaults.generation) == (5, False)
+    assert recognise_task({"task": "unify_task"}, "ofa_base.pt", "en")[1] == "name ofa_base.pt"
+    assert recognise_task({}, "ofa_base.pt", "zh")[0].language == "zh"  # the vocabulary decides
+
+
+@pytest.mark.parametrize("task", ["image_gen", 3])
+def test_a_task_that_nobody_has_here_is_refused(task):
+    with pytest.raises(UserError, match=f"x.pt was trained for the task '{task}'.*Accepted: caption"):
+        recognise_task({"task": task}, "x.pt", "en")
+
+
+def test_a_setting_whose_task_has_no_row_is_refused(monkeypatch):
+    monkeypatch.setitem(SETTINGS, "vqa_en", replace(SETTINGS["vqa_en"], prompt=""))
+    with pytest.raises(UserError, match="vqa_gen"):
+        recognise_task({"task": "vqa_gen"}, "vqa_base_best.pt", "en")
+
+
 def test_prompts_are_those_of_the_tasks_where_a_task_has_them():
     for name, settings in SETTINGS.items():
         if settings.task in TASKS and name != "legacy_v2_zh":  # that one was trained with another prompt
             assert settings.prompt == TASKS[settings.task].prompts[settings.language]
-        assert all(f"{entry['settings']}_zh" in SETTINGS for entry in FAIRSEQ_TASKS.values())
+    for entry in FAIRSEQ_TASKS.values():
+        assert any(f"{entry['settings']}_{language}" in SETTINGS for language in ("zh", "en"))

@@ -44,3 +44,30 @@ def legacy_folder(tmp_path, tiny_config, model_weights) -> Path:
 @pytest.fixture(scope="session")
 def vocab_file(tmp_path_factory) -> Path:
     return small_checkpoints.write_vocabulary(tmp_path_factory.mktemp("vocab") / "vocab.txt")
+
+
+@pytest.fixture(scope="session")
+def english_vocabulary(tmp_path_factory) -> Path:
+    return small_checkpoints.write_english_vocabulary(tmp_path_factory.mktemp("english") / "BPE")
+
+
+@pytest.fixture(scope="session")
+def english_weights() -> dict[str, torch.Tensor]:
+    return small_checkpoints.make_weights(english_config())
+
+
+def english_config() -> OFAConfig:
+    return small_checkpoints.make_config(small_checkpoints.ENGLISH_VOCAB_SIZE)
+
+
+@pytest.fixture
+def english_file(tmp_path, english_weights, arguments) -> Path:
+    weights = small_checkpoints.make_official_weights(english_config(), english_weights)
+    return small_checkpoints.write_official(tmp_path / "mine.pt", weights, arguments)
+
+
+@pytest.fixture
+def english_legacy_folder(tmp_path, english_weights) -> Path:
+    """As OFA-Sys published them in 2022."""
+    folder = small_checkpoints.write_legacy(tmp_path / "ofa-tiny", english_config(), english_weights)
+    return small_checkpoints.write_bart_vocabulary(folder)

@@ -117,14 +117,16 @@ def test_legacy_fields_are_checked_and_unknown_ones_noted(shapes, tiny_config):
         config_from_legacy({"model_type": "bert"}, shapes, "folder")
 
 
+@pytest.mark.parametrize("vocabulary", [("golden", "cn", 30325), ("golden_tasks", "en", 59457)])
 @pytest.mark.parametrize("arch", ["tiny", "medium", "base", "large", "huge"])
-def test_recorded_official_arguments_agree_with_recorded_shapes(arch):
+def test_recorded_official_arguments_agree_with_recorded_shapes(arch, vocabulary):
+    folder, language, vocab_size = vocabulary
     if not GOLDEN.is_dir():
         pytest.skip("needs ../shared/golden (names, shapes and arguments of the official checkpoints)")
-    spec = json.loads((GOLDEN / "specs" / f"spec_{arch}_cn.json").read_text(encoding="utf-8"))
+    spec = json.loads((GOLDEN.parent / folder / "specs" / f"spec_{arch}_{language}.json").read_text(encoding="utf-8"))
     shapes = {rename_key(name): tuple(shape) for name, shape, _ in spec["params"]}
     decisions = config_from_fairseq(spec["args"], shapes, f"{arch}.pt")
-    assert decisions.size == arch
+    assert (decisions.size, decisions.config.vocab_size) == (arch, vocab_size)
     assert decisions.from_shapes == []
 
 

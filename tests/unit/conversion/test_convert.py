@@ -6,10 +6,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_checkpoints import ENGLISH_VOCAB_SIZE, make_config, make_official_weights
+from transformers import AutoTokenizer
 
 from ofa_hf import OFAForConditionalGeneration, OFAProcessor
+from ofa_hf.conversion import convert as convert_module
 from ofa_hf.conversion import sources
 from ofa_hf.conversion.convert import convert
+from ofa_hf.conversion.english_vocabulary import read_byte_pairs
 from ofa_hf.errors import UserError
 
 
@@ -91,7 +95,7 @@ def test_a_legacy_folder_says_what_it_said_before(legacy_folder, vocab_file, out
     account = convert_quickly(legacy_folder, out, vocab_file)
     generation = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))
     processor = OFAProcessor.from_pretrained(out)
-    assert account.values["source"]["kind"] == "legacy OFA-Chinese folder"
+    assert account.values["source"]["kind"] == "legacy OFA folder"
     assert (generation["num_beams"], generation["max_length"], generation["forced_eos_token_id"]) == (5, 20, 2)
     assert "end_at_max_length" not in generation
     assert processor.tokenizer.unk_token == "<unk>"
@@ -245,4 +249,77 @@ def test_a_disk_that_fills_up_while_a_library_writes_is_told_and_leaves_nothing(
     monkeypatch.setattr(OFAProcessor, "save_pretrained", write)
     with pytest.raises(UserError, match=r"The disk that holds .* is full\. Free some room"):
         convert_quickly(official_file, out, vocab_file)
+    assert nothing_was_left(out)
+
+
+def test_an_english_file_converts_with_its_vocabulary_prompt_and_settings(
+    english_file, english_vocabulary, english_weights, out
+):
+    account = convert_quickly(english_file, out, english_vocabulary)
+    processor = OFAProcessor.from_pretrained(out)
+    generation = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))
+    assert (processor.language, processor.prompt_for()) == ("en", " what does the image describe?")
+    assert (generation["num_beams"], generation["max_length"], generation["no_repeat_ngram_size"]) == (5, 18, 3)
+    assert type(AutoTokenizer.from_pretrained(out)).__name__.startswith("RobertaTokenizer")
+    assert "language: en\n" in (out / "README.md").read_text(encoding="utf-8")
+    assert account.values["checkpoint"]["language"] == "en"
+    state = OFAForConditionalGeneration.from_pretrained(out).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in english_weights.items())
+
+
+def test_an_english_huge_file_brings_the_temperature_of_its_search(
+    english_weights, english_vocabulary, arguments, out, tmp_path
+):
+    arguments.arch = "ofa_huge"
+    path = save_official(
+        tmp_path / "mine.pt", make_official_weights(make_config(ENGLISH_VOCAB_SIZE), english_weights), arguments
+    )
+    convert_quickly(path, out, english_vocabulary, generation={"num_beams": 2, "max_length": 5})
+    model = OFAForConditionalGeneration.from_pretrained(out)
+    assert (model.generation_config.length_penalty, model.generation_config.beam_temperature) == (0.98, 0.98)
+    model.save_pretrained(tmp_path / "saved")  # transformers refuses to save another temperature
+    pixels = torch.rand(1, 3, 64, 64)
+    options = {"input_ids": torch.tensor([[0, 5, 2]]), "pixel_values": pixels, "output_scores": True}
+    search = model.generate(**options, return_dict_in_generate=True).sequences_scores
+    explicit = model.generate(**options, temperature=0.98, return_dict_in_generate=True).sequences_scores
+    other = model.generate(**options, temperature=0.5, return_dict_in_generate=True).sequences_scores
+    assert torch.equal(search, explicit)
+    assert not torch.allclose(search, other)
+
+
+def test_a_legacy_english_folder_brings_its_tokenizer(english_legacy_folder, english_weights, out):
+    account = convert_quickly(english_legacy_folder, out)
+    processor = OFAProcessor.from_pretrained(out)
+    assert account.values["source"]["published_as"] == "OFA-Sys/ofa-tiny"
+    assert (processor.language, processor.prompt_for()) == ("en", " what does the image describe?")
+    assert processor.tokenizer(" what").input_ids == [0, 4, 2]
+    state = OFAForConditionalGeneration.from_pretrained(out).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in english_weights.items())
+
+
+def test_an_english_size_without_a_vocabulary_asks_the_hub(english_file, english_vocabulary, out, monkeypatch):
+    monkeypatch.setattr(convert_module, "ENGLISH_VOCABULARY", ENGLISH_VOCAB_SIZE)
+    monkeypatch.setattr(convert_module, "fetch_byte_pairs", lambda: read_byte_pairs(english_vocabulary))
+    assert convert_quickly(english_file, out).values["checkpoint"]["language"] == "en"
+
+
+def test_vocabularies_of_the_other_language_are_refused(
+    official_file, english_vocabulary, english_file, vocab_file, out
+):
+    with pytest.raises(UserError, match="The vocabulary gives 9,463 symbols"):
+        convert_quickly(official_file, out, english_vocabulary)
+    with pytest.raises(UserError, match="symbols, but mine.pt has 9,463"):
+        convert_quickly(english_file, out, vocab_file)
+    with pytest.raises(UserError, match="holds no English vocabulary"):
+        convert_quickly(english_file, out, vocab_file.parent)
+    assert nothing_was_left(out)
+
+
+def test_a_checkpoint_of_a_task_nobody_has_here_is_refused_by_name(
+    english_weights, english_vocabulary, arguments, out, tmp_path
+):
+    arguments.task = "image_gen"
+    weights = make_official_weights(make_config(ENGLISH_VOCAB_SIZE), english_weights)
+    with pytest.raises(UserError, match="mine.pt was trained for the task 'image_gen'"):
+        convert_quickly(save_official(tmp_path / "mine.pt", weights, arguments), out, english_vocabulary)
     assert nothing_was_left(out)

@@ -261,3 +261,14 @@ def test_parts_that_share_bytes_are_refused(tmp_path):
         archive._didModify = True  # the directory is written again, no part is
     with pytest.raises(FileRefused, match="overlaps"):
         content(path)
+
+
+def test_tensors_are_read_again_after_their_pages_were_released(tmp_path):
+    expected = torch.arange(100_000.0)
+    torch.save({"a": expected}, tmp_path / "file.pt")
+    file = TorchFile(tmp_path / "file.pt", is_inert)
+    tensor = file.content["a"].load()
+    assert torch.equal(tensor, expected)
+    file.release_pages()
+    assert torch.equal(tensor, expected)
+    assert torch.equal(file.content["a"].load(), expected)

@@ -1,6 +1,7 @@
 """Promises of `ofa_hf.prediction.loop`: the pipeline's answers in order, past broken images, one decode per image."""
 
 import io
+import math
 import threading
 
 import pytest
@@ -8,8 +9,9 @@ import tiny_shop
 import torch
 from PIL import Image
 
-from ofa_hf import OFAImageToTextPipeline, OFAProcessor
+from ofa_hf import OFAImageToTextPipeline, OFAObjectDetectionPipeline, OFAProcessor
 from ofa_hf.errors import UserError
+from ofa_hf.image_loading_ofa import load_image
 from ofa_hf.models import load_model
 from ofa_hf.prediction import loop
 from ofa_hf.prediction.loop import answer_settings, collate, predict
@@ -131,3 +133,40 @@ def test_prompts_are_padded_on_the_right_and_starts_of_answers_on_the_left():
     assert batch["input_ids"].tolist() == [[0, 7, 2], [0, 2, 1]]
     assert batch["decoder_input_ids"].tolist() == [[0, 7, 2], [1, 0, 2]]
     assert batch["decoder_attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
+
+
+def with_tasks(loaded, **tasks):
+    processor = loaded.processor
+    return OFAProcessor(processor.image_processor, processor.tokenizer, tasks=tasks)
+
+
+def test_boxes_are_answered_in_pixels_of_each_image(loaded):
+    processor = with_tasks(loaded, grounding={"prompt": "{text}"})
+    rows = [{**row, "text": "红"} for row in ROWS]
+    answers = [prediction.answers[0] for prediction in predict(loaded.model, processor, rows, return_scores=True)]
+    assert all(list(answer) == ["box", "score"] for answer in answers)
+    pipeline = OFAObjectDetectionPipeline(model=loaded.model, processor=processor, device="cpu")
+    for answer, image in zip(answers, IMAGES, strict=True):
+        (expected,) = pipeline(image, candidate_labels="红")
+        assert answer["box"] == expected["box"]
+        assert answer["score"] == pytest.approx(math.log(expected["score"]), abs=1e-4)
+
+
+def test_the_best_answers_of_a_list_come_with_their_log_probabilities(loaded):
+    processor = with_tasks(loaded, vqa={})
+    rows = [{**row, "question": "红" * (1 + index)} for index, row in enumerate(ROWS)]
+    choices = ["红", "红红", "的"]
+    predictions = list(
+        predict(loaded.model, processor, rows, choices=choices, num_answers=2, return_scores=True, batch_size=3)
+    )
+    for prediction, row in zip(predictions, rows, strict=True):
+        inputs = processor(images=load_image(row["image"]), text=row["question"], task="vqa")
+        scores = loaded.model.score_choices(processor.encode_choices(choices), **inputs)[0]
+        best = scores.topk(2)
+        assert [answer["text"] for answer in prediction.answers] == [choices[index] for index in best.indices]
+        found = [answer["score"] for answer in prediction.answers]
+        assert found == pytest.approx(best.values.tolist(), abs=1e-4)
+    with pytest.raises(UserError, match="chooses among answers, but none were given"):
+        next(predict(loaded.model, with_tasks(loaded, x={"prompt": "?", "answer": "choice"}), ROWS))
+    with pytest.raises(UserError, match="are the same to the model"):
+        next(predict(loaded.model, processor, rows, choices=["红", "红"]))

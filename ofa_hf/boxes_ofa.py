@@ -1,0 +1,102 @@
+"""Boxes as OFA writes them: four of 1,000 places along the sides of a 512-pixel square.
+
+A box is `(xmin, ymin, xmax, ymax)`. In pixels of the original image it is scaled with the image to the size that the
+model reads, divided by 512 whatever that size is, and rounded to the nearest place, halves to even.
+
+Source: OFA `data/mm_data/refcoco_dataset.py`, `utils/transforms.py`, `utils/eval_utils.py` (`eval_refcoco`).
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from transformers.generation import LogitsProcessor
+
+
+NUM_PLACES = 1000
+MAX_IMAGE_SIZE = 512  # pixels that the places span
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+NUM_SPECIAL_TOKENS = 4  # <s>, <pad>, </s>, <unk>
+
+
+def _ratios(image_size: Sequence[int], model_size: Sequence[int]) -> np.ndarray:
+    """How much the image is scaled along the sides of a box: `(4,)` float32."""
+    across, down = (np.float32(model) / np.float32(own) for model, own in zip(model_size, image_size, strict=True))
+    return np.array([across, down, across, down], dtype=np.float32)
+
+
+def check_box(box: Iterable[float], image_size: Sequence[int]) -> tuple[float, ...]:
+    """A box as four numbers.
+
+    Raises:
+        ValueError: it is not four numbers, is empty or reversed, or lies outside the image.
+    """
+    try:
+        box = tuple(float(side) for side in box)
+        xmin, ymin, xmax, ymax = box
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The box {box!r} is not four numbers. Accepted: (xmin, ymin, xmax, ymax).") from error
+    width, height = image_size
+    if not (0 <= xmin < xmax <= width and 0 <= ymin < ymax <= height):
+        raise ValueError(
+            f"The box {box} does not fit an image of {width}×{height} pixels. Accepted: (xmin, ymin, xmax, ymax) in "
+            f"pixels, with 0 <= xmin < xmax <= {width} and 0 <= ymin < ymax <= {height}."
+        )
+    return box
+
+
+def box_to_places(
+    box: Iterable[float], image_size: Sequence[int], model_size: Sequence[int], max_size: int = MAX_IMAGE_SIZE
+) -> list[int]:
+    """A box in pixels of the original image → four places.
+
+    Args:
+        image_size, model_size: `(width, height)` of the original image, and of what the model reads.
+        max_size: pixels that the places span.
+    """
+    scaled = np.asarray(list(box), dtype=np.float32) * _ratios(image_size, model_size) / np.float32(max_size)
+    places = np.rint(scaled * np.float32(NUM_PLACES - 1)).astype(int)
+    return places.clip(0, NUM_PLACES - 1).tolist()
+
+
+def places_to_box(
+    places: Iterable[int], image_size: Sequence[int], model_size: Sequence[int], max_size: int = MAX_IMAGE_SIZE
+) -> dict[str, float]:
+    """Four places → a box in pixels of the original image: `{"xmin", "ymin", "xmax", "ymax"}`.
+
+    Arguments are those of `box_to_places`.
+    """
+    fractions = np.asarray(list(places), dtype=np.float32) / np.float32(NUM_PLACES - 1)
+    box = fractions * np.float32(max_size) / _ratios(image_size, model_size)
+    return dict(zip(SIDES, box.tolist(), strict=True))
+
+
+class PlacesOnly(LogitsProcessor):
+    """Makes every text four places and `</s>`; takes and returns log-probabilities.
+
+    As in the original, all other words are masked before the softmax, so the scores are log-probabilities among
+    places and special tokens. The original leaves it to the model whether it then writes `<s>` or `<unk>`; here it
+    never does, and `</s>` follows the fourth place.
+
+    Args:
+        first_place: id of `<bin_0>`; those of the other places follow.
+
+    Source: OFA `models/sequence_generator.py`, `constraint_range`.
+    """
+
+    before_softmax = True  # goes before the processors that mask afterwards
+
+    def __init__(self, first_place: int, eos_token_id: int):
+        self.first_place, self.eos_token_id = first_place, eos_token_id
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        end = self.first_place + NUM_PLACES
+        masked = scores.clone()
+        masked[:, NUM_SPECIAL_TOKENS : self.first_place] = -torch.inf
+        masked[:, end:] = -torch.inf
+        masked = masked.log_softmax(-1)
+        allowed = torch.full_like(masked, -torch.inf)
+        num_places = input_ids.shape[1] - 1  # the start token is none
+        chosen = slice(self.first_place, end) if num_places < 4 else slice(self.eos_token_id, self.eos_token_id + 1)
+        allowed[:, chosen] = masked[:, chosen]
+        return allowed

@@ -1,0 +1,50 @@
+"""The tasks that a converted checkpoint offers, and their pipelines."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ofa_hf.catalogue.published import FAIRSEQ_TASKS, TaskDefaults
+from ofa_hf.conversion.sources import OFFICIAL_KIND, Source
+from ofa_hf.tasks_ofa import TASKS, checkpoint_task
+
+
+# Before finetuning, answers did not start with the question. Source: OFA `run_scripts/vqa/evaluate_vqa_zeroshot.sh`.
+ZERO_SHOT = {"vqa": {"starts_with": ""}}
+
+
+def is_pretrained(source: Source) -> bool:
+    """Whether an official file was trained for all tasks: its settings say so, or else its published name."""
+    if source.kind != OFFICIAL_KIND:
+        return False
+    task = source.settings.get("task")
+    if task in FAIRSEQ_TASKS:
+        return not FAIRSEQ_TASKS[task]["finetuned"]
+    published = source.published
+    return published is not None and published.name.startswith("ofa_") and published.defaults.task == "caption"
+
+
+def offered_tasks(source: Source, chosen: TaskDefaults, max_positions: int) -> dict[str, dict[str, Any]]:
+    """Name → settings for the processor: the checkpoint's own task, whose generation settings are those in
+    `generation_config.json`, and after it all others that a pretrained checkpoint knows.
+
+    Args:
+        max_positions: longest answer of the model, start and end tokens included.
+    """
+    tasks = {chosen.task: {"prompt": chosen.prompt, "generation": {}}}
+    if is_pretrained(source):
+        for name, task in TASKS.items():
+            if chosen.language in task.prompts and name not in tasks:
+                tasks[name] = {**ZERO_SHOT.get(name, {}), **_fitting(task.generation, max_positions)}
+    return tasks
+
+
+def _fitting(generation: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
+    """Settings of a task whose answers must fit the model; none if they do."""
+    limits = {"max_length": max_positions, "max_new_tokens": max_positions // 2}  # the latter follow a question
+    fitting = {name: min(value, limits.get(name, value)) for name, value in generation.items()}
+    return {} if fitting == generation else {"generation": fitting}
+
+
+def pipelines_of(tasks: Mapping[str, Mapping[str, Any]], language: str) -> Iterable[str]:
+    """Names of the pipelines that answer these tasks, each once, that of the first task first."""
+    return dict.fromkeys(checkpoint_task(name, settings, language).pipeline for name, settings in tasks.items())
