@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         OFAImageToTextPipeline,
         OFAObjectDetectionPipeline,
         OFAQuestionAnsweringPipeline,
+        OFASummarizationPipeline,
+        OFATextClassificationPipeline,
     )
     from ofa_hf.processing_ofa import OFAProcessor
 
@@ -36,6 +38,8 @@ __all__ = [
     "OFAPreTrainedModel",
     "OFAProcessor",
     "OFAQuestionAnsweringPipeline",
+    "OFASummarizationPipeline",
+    "OFATextClassificationPipeline",
 ]
 
 _HOMES = {
@@ -49,6 +53,8 @@ _HOMES = {
     "OFAPreTrainedModel": "modeling_ofa",
     "OFAProcessor": "processing_ofa",
     "OFAQuestionAnsweringPipeline": "pipeline_ofa",
+    "OFASummarizationPipeline": "pipeline_ofa",
+    "OFATextClassificationPipeline": "pipeline_ofa",
 }
 
 

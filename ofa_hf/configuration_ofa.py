@@ -57,6 +57,8 @@ AUTO_MAP = {
 PIPELINE_CLASSES = {  # names that transformers gives such pipelines → classes of `pipeline_ofa`
     "image-to-text": "OFAImageToTextPipeline",
     "zero-shot-object-detection": "OFAObjectDetectionPipeline",
+    "summarization": "OFASummarizationPipeline",
+    "text-classification": "OFATextClassificationPipeline",
     "visual-question-answering": "OFAQuestionAnsweringPipeline",
     "zero-shot-image-classification": "OFAClassificationPipeline",
 }

@@ -416,7 +416,7 @@ class OFAChoicePipeline(OFAPipeline):
     def _run(self, image: Any, one: Callable[[Any], dict], kwargs: dict) -> Any:
         kwargs.pop("batch_size", None)  # the answers to one question are the batch
         if image is None:
-            raise ValueError("The pipeline got no image. Pass a path, a URL, a PIL image, or a list of them.")
+            raise ValueError(f"The pipeline {self.pipeline_name!r} got no input. Pass one, or a list of them.")
         if isinstance(image, (list, tuple)):
             return super().__call__([one(each) for each in image], **kwargs)
         return super().__call__(one(image), **kwargs)
@@ -427,9 +427,8 @@ class OFAChoicePipeline(OFAPipeline):
         choices = list(inputs["choices"] or chosen.choices)
         if chosen.answer == "choice" and not choices:
             raise ValueError(f"The task {name!r} chooses among answers. Pass candidate_labels=, a list of them.")
-        image = load_image(inputs["image"], timeout=timeout)
-        encoded = self.processor(images=image, text=inputs["text"], task=name)
-        return {**encoded, "choices": choices}
+        images = {"images": load_image(inputs["image"], timeout=timeout)} if "image" in inputs else {}
+        return {**self.processor(**images, text=inputs["text"], task=name), "choices": choices}
 
     def _forward(
         self, model_inputs: dict, task: str | None = None, top_k: int | None = None, **generate_kwargs
@@ -437,7 +436,8 @@ class OFAChoicePipeline(OFAPipeline):
         leave_lost_threads()
         inputs, task = dict(model_inputs), self._task_for(task)
         choices = inputs.pop("choices")
-        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         if choices:
             ids = self.processor.encode_choices(choices)
             return {"answers": choices, "scores": self.model.score_choices(ids, **inputs)[0].exp().tolist()}
@@ -523,3 +523,70 @@ class OFAClassificationPipeline(OFAChoicePipeline):
             return {"image": row["image"], "text": None, "choices": row["candidate_labels"]}
 
         return self._run(image, one, kwargs)
+
+
+class OFATextClassificationPipeline(OFAChoicePipeline):
+    """Answers questions about sentences with one word of a list, as the tasks of GLUE do.
+
+    `pipe("a charming journey", task="sst2")` gives `[{"score": 0.9, "label": "positive"}, …]`, best first; the scores
+    sum to 1. Tasks about two sentences take a dict: `{"sentence1": "…", "sentence2": "…"}`.
+    `pipeline("text-classification", model=folder_or_id, trust_remote_code=True)` makes one.
+    """
+
+    pipeline_name = "text-classification"
+
+    def __call__(self, text: Any = None, **kwargs) -> Any:
+        """Classify sentences.
+
+        Args:
+            text: a sentence, a dict with the fields of the task's prompt, or a list of them.
+            candidate_labels: answers to choose from, by default those of the task.
+            task, top_k: a task of the checkpoint, and at most so many labels.
+
+        Raises:
+            ValueError: no text, or one that lacks a field of the prompt.
+        """
+        text, labels = kwargs.pop("inputs", text), kwargs.pop("candidate_labels", None)
+        return self._run(text, lambda item: {"text": item, "choices": labels}, kwargs)
+
+
+class OFASummarizationPipeline(OFAPipeline):
+    """Summarizes articles: `pipe("…")` gives `[{"summary_text": "…"}]`, a list of articles a list of such dicts.
+
+    `pipeline("summarization", model=folder_or_id, trust_remote_code=True)` makes one.
+    """
+
+    pipeline_name = "summarization"
+
+    def __call__(self, documents: Any = None, **kwargs) -> list[dict]:
+        """Summarize articles.
+
+        Args:
+            documents: an article, or a list of them.
+            task, generate_kwargs, kwargs: a task of the checkpoint, and settings of `generate`.
+
+        Raises:
+            ValueError: no article, or one that is no text.
+        """
+        documents = kwargs.pop("inputs", documents)
+        kwargs.pop("batch_size", None)
+        articles = list(documents) if isinstance(documents, (list, tuple)) else [documents]
+        if not articles or not all(isinstance(article, str) and article.strip() for article in articles):
+            raise ValueError(f"The pipeline needs articles, which are texts, but got {str(documents)[:100]!r}.")
+        summaries = super().__call__(articles, **kwargs)
+        return [each for of_article in summaries for each in of_article]
+
+    def _sanitize_parameters(self, task: str | None = None, generate_kwargs: dict | None = None, **kwargs) -> tuple:
+        return _given(task=task), {**_given(task=task), **(generate_kwargs or {}), **kwargs}, _given(task=task)
+
+    def preprocess(self, inputs: str, task: str | None = None) -> dict:
+        return self.processor(text=inputs, task=self._task_for(task))
+
+    def _forward(self, model_inputs: dict, task: str | None = None, **generate_kwargs) -> dict:
+        leave_lost_threads()
+        settings = self._search_settings(self._task_for(task), generate_kwargs)
+        return {"sequences": generate_answers(self.model, dict(model_inputs), False, **settings)[0]}
+
+    def postprocess(self, model_outputs: dict, task: str | None = None) -> list[dict]:
+        texts = self.processor.post_process(model_outputs["sequences"], self._task_for(task))
+        return [{"summary_text": text} for text in texts]

@@ -37,11 +37,26 @@ def clean_question(text: str, max_words: int = 80) -> str:
     return text if text.endswith("?") else f"{text}?"
 
 
-CLEANING = {
+def clean_article(text: str) -> str:
+    """An article as the original cleans it. Source: OFA `data/nlg_data/summary_dataset.py`."""
+    return clean_phrase(text.replace("<unk>", "unk"), max_words=512)
+
+
+def clean_sentence(text: str) -> str:
+    """A sentence of GLUE as the original cleans it: lowercase, single blanks, 512 words at most.
+
+    Source: OFA `data/nlu_data/*_dataset.py`.
+    """
+    return " ".join(text.lower().split()[:512])
+
+
+CLEANING = {  # what happens to the texts that fill a prompt
     "": str,
     "phrase": clean_phrase,
     "question": clean_question,
-}  # what happens to the texts that fill a prompt
+    "article": clean_article,
+    "sentence": clean_sentence,
+}
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,20 @@ def official_generation(beam: int, min_tokens: int, max_tokens: int, no_repeat_n
     }
 
 
+def glue_task(name: str, prompt: str, choices: tuple[str, ...] = ("no", "yes")) -> Task:
+    """A task about sentences whose answer is one word of a list. Source: OFA `data/nlu_data/`, `run_scripts/glue/`."""
+    return Task(
+        name=name,
+        prompts={"en": prompt},
+        answer="choice",
+        choices=choices,
+        starts_with="question and end",
+        cleaning="sentence",
+        needs_image=False,
+        pipeline="text-classification",
+    )
+
+
 TASKS = {
     task.name: task
     for task in (
@@ -187,6 +216,27 @@ TASKS = {
             image={"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
             pipeline="zero-shot-image-classification",
         ),
+        Task(
+            name="summarization",
+            prompts={
+                "zh": "{article} 请用一个句子简单总结上文：",
+                "en": ' what is the summary of article " {article} "?',
+            },
+            cleaning="article",
+            needs_image=False,
+            generation={
+                **official_generation(beam=6, min_tokens=1, max_tokens=32, no_repeat_ngram=3),
+                "length_penalty": 0.7,
+            },
+            pipeline="summarization",
+        ),
+        glue_task("cola", ' is the text " {sentence} " grammatically correct?'),
+        glue_task("sst2", ' is the sentiment of text " {sentence} " positive or negative?', ("negative", "positive")),
+        glue_task("mrpc", ' does text1 " {sentence1} " and text2 " {sentence2} " have the same semantics?'),
+        glue_task("qqp", ' is question " {question1} " and question " {question2} " equivalent?'),
+        glue_task("qnli", ' does " {sentence} " contain the answer to question " {question} "?'),
+        glue_task("rte", ' can text1 " {sentence1} " imply text2 " {sentence2} "?'),
+        glue_task("mnli", ' can text1 " {sentence1} " imply text2 " {sentence2} "?', ("maybe", "yes", "no")),
         Task(name="region_caption", prompts={"en": "  what does the region describe? region:{box}"}),
     )
 }

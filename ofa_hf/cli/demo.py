@@ -60,8 +60,8 @@ def run_journey(args: argparse.Namespace) -> int:
     result = run_demo(args.out, seed=args.seed, with_comparison=args.compare_freeze, tell=tell)
     values, before = result.as_dict(), result.before.scores
     print(f"{values['caption_accuracy']:.1%} of unseen images get kind and colour right.")
-    for name, title in (("cider_d", "CIDEr-D"), ("bleu_4", "BLEU-4"), ("rouge_l", "ROUGE-L")):
-        print(f"{title:8} {values[name]:6.1f}   before finetuning {getattr(before, name):6.1f}")
+    for name, title in result.after.metric.titles.items():
+        print(f"{title:8} {values[name]:6.1f}   before finetuning {before[name]:6.1f}")
     for label, run in values["compare_freeze"].items():
         print(f"{label}: loss {run['loss']:.3f} after {run['seconds']:.0f} s, peak memory {run['peak_mib']:,} MiB")
     print(f"Model    {values['model']}\nReport   {values['report']}")

@@ -95,7 +95,7 @@ def pretrain(
 
     parameters = [*model.parameters(), *head.parameters()]
     num_steps = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=num_steps, pct_start=recipe.warmup_share
     )

@@ -9,13 +9,14 @@ import pytest
 import small_checkpoints
 import torch
 
+from ofa_hf.cli import main
 from ofa_hf.conversion.verify import STRANGER, fixed_image
 from ofa_hf.fresh_process import run_fresh
 
 
-def run(*arguments, **options):
+def run(*arguments):
     command = [sys.executable, "-m", "ofa_hf", "convert", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +44,21 @@ def test_the_command_converts_an_official_file_and_verifies_it(files, tmp_path):
     assert not [entry for entry in tmp_path.iterdir() if entry.name != "out"]
 
 
-def test_the_command_converts_a_legacy_folder_and_says_so_in_words(files, tmp_path):
-    result = run(files / "legacy", tmp_path / "out", "--vocab", files / "vocab.txt", "--image-size", "64")
-    assert result.returncode == 0, result.stderr
-    assert "legacy OFA folder legacy" in result.stdout
-    assert "differ by 0.0" in result.stdout
+def test_the_command_converts_a_legacy_folder_and_says_so_in_words(files, tmp_path, capsys):
+    words = [files / "legacy", tmp_path / "out", "--vocab", files / "vocab.txt", "--image-size", "64"]
+    assert main(["convert", *map(str, words)]) == 0
+    printed = capsys.readouterr().out
+    assert "legacy OFA folder legacy" in printed
+    assert "differ by 0.0" in printed
 
 
-def test_the_command_converts_an_english_file_and_captions_without_the_package(tmp_path):
+def test_the_command_converts_an_english_file_and_captions_without_the_package(tmp_path, capsys):
     config = small_checkpoints.make_config(small_checkpoints.ENGLISH_VOCAB_SIZE)
     weights = small_checkpoints.make_official_weights(config, small_checkpoints.make_weights(config))
     file = small_checkpoints.write_official(tmp_path / "tiny.pt", weights, small_checkpoints.make_arguments())
     vocabulary = small_checkpoints.write_english_vocabulary(tmp_path / "BPE")
-    result = run(file, tmp_path / "out", "--vocab", vocabulary, "--json")
-    assert result.returncode == 0, result.stderr
-    account = json.loads(result.stdout)
+    assert main(["convert", *map(str, [file, tmp_path / "out", "--vocab", vocabulary, "--json"])]) == 0
+    account = json.loads(capsys.readouterr().out)
     assert account["proof"]["max_difference"] == 0.0
     assert account["checkpoint"]["prompt"] == " what does the image describe?"
     fixed_image().save(tmp_path / "image.png")
@@ -68,21 +69,18 @@ def test_the_command_converts_an_english_file_and_captions_without_the_package(t
     assert "\u0120" not in text  # blanks, not the tokenizer's own sign for them
 
 
-def test_a_hostile_file_is_one_line_status_1_and_no_folder(tmp_path):
+def test_a_hostile_file_is_one_line_status_1_and_no_folder(tmp_path, monkeypatch, capsys):
     class Attack:
         def __reduce__(self):
             return eval, ("open('hacked', 'w')",)
 
     torch.save({"model": {"a": torch.ones(1)}, "args": Attack()}, tmp_path / "evil.pt")
-    result = run("evil.pt", "out", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "builtins.eval" in result.stderr.splitlines()[-1]
-    assert "Traceback" not in result.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "evil.pt", "out"]) == 1
+    told = capsys.readouterr().err
+    assert "builtins.eval" in told.splitlines()[-1]
+    assert "Traceback" not in told
     assert [entry.name for entry in tmp_path.iterdir()] == ["evil.pt"]
-
-
-def test_wrong_usage_is_status_2():
-    assert run("only_one_argument").returncode == 2
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """The demo in small: every step of the journey happens, and leaves what it promises."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from ofa_hf.cli import main
-from ofa_hf.demo.journey import COMPARISON, MARKER, DemoSize, run_demo
+from ofa_hf.demo import journey
+from ofa_hf.demo.journey import DemoSize
 from ofa_hf.demo.pretraining import Pretraining
 
 
@@ -21,21 +23,24 @@ SMALL = DemoSize(
 
 
 @pytest.mark.slow
-def test_the_demo_goes_all_the_way(tmp_path):
-    told = []
-    result = run_demo(tmp_path / "demo", size=SMALL, with_comparison=True, tell=told.append)
-    values = json.loads((tmp_path / "demo" / MARKER).read_text(encoding="utf-8"))
-    assert values == json.loads(json.dumps(result.as_dict()))
+def test_the_demo_goes_all_the_way(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(journey, "DemoSize", lambda: SMALL)
+    assert main(["demo", str(tmp_path / "demo"), "--compare-freeze", "--json"]) == 0
+    said, told = capfd.readouterr()
+    values = json.loads((tmp_path / "demo" / journey.MARKER).read_text(encoding="utf-8"))
+    assert values == json.loads(said.splitlines()[-1])
+    assert "before finetuning" in said
     assert 0.0 <= values["caption_accuracy"] <= 1.0
     assert {"cider_d", "bleu_4", "rouge_l", "seconds", "model", "report"} <= values.keys()
-    assert "differ by 0.0" in " ".join(told), "the conversion was not proven"
-    page = result.report.read_text(encoding="utf-8")
+    assert "differ by 0.0" in told, "the conversion was not proven"
+    page = Path(values["report"]).read_text(encoding="utf-8")
     assert page.count("<article") == 4
     assert "http" not in page.replace("http-equiv", ""), "the page must need nothing beside it"
     assert set(values["compare_freeze"]) == {"word embedding trained", "word embedding locked"}
     assert all(run["peak_mib"] > 100 for run in values["compare_freeze"].values())
-    assert (tmp_path / "demo" / COMPARISON).stat().st_size > 1000
-    assert {"model.safetensors", "config.json", "modeling_ofa.py"} <= {path.name for path in result.model.iterdir()}
+    assert (tmp_path / "demo" / journey.COMPARISON).stat().st_size > 1000
+    files = {path.name for path in Path(values["model"]).iterdir()}
+    assert {"model.safetensors", "config.json", "modeling_ofa.py"} <= files
 
 
 def test_a_folder_that_is_no_demo_is_left_alone(tmp_path, capsys):

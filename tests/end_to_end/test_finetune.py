@@ -8,7 +8,10 @@ import sys
 import time
 
 import pytest
+import torch
 from tiny_shop import NOISE, command, environment, largest_difference, run, write_arguments, write_shop
+
+from ofa_hf.cli import main
 
 
 pytestmark = pytest.mark.slow
@@ -40,12 +43,21 @@ def whole_run(shop, tmp_path_factory):
 @pytest.fixture(scope="module")
 def straight_run(shop, tmp_path_factory):
     """The weights at the end of a run that nothing disturbed, for those that something did."""
-    arguments, home = shop
+    arguments, _ = shop
     folder = tmp_path_factory.mktemp("straight")
     file = write_arguments(folder / "args.json", {**arguments, "save_strategy": "no"})
-    finished = run(file, "--output_dir", folder / "out", home=home)
-    assert finished.returncode == 0, finished.stderr
+    assert finetune_here(file, "--output_dir", folder / "out") == 0
     return folder / "out"
+
+
+def finetune_here(*words: object) -> int:
+    """The command in this process, since each process of its own takes seconds to start; with one thread as there."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return main(["finetune", *map(str, words)])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_the_articles_argument_names_train_a_model_and_print_its_scores(whole_run):
@@ -88,7 +100,7 @@ def test_a_trained_folder_loads_with_the_auto_classes_without_the_package(whole_
     assert "generated_text" in ran.stdout
 
 
-def test_a_killed_run_resumed_ends_with_the_weights_of_an_undisturbed_one(shop, straight_run, tmp_path):
+def test_a_killed_run_resumed_ends_with_the_weights_of_an_undisturbed_one(shop, straight_run, tmp_path, capsys):
     arguments, home = shop
     file, folder = write_arguments(tmp_path / "args.json", arguments), tmp_path / "out"
     process = subprocess.Popen(command(file, "--output_dir", folder), env=environment(home), stderr=subprocess.DEVNULL)
@@ -99,11 +111,11 @@ def test_a_killed_run_resumed_ends_with_the_weights_of_an_undisturbed_one(shop, 
     shutil.rmtree(half, ignore_errors=True)
     shutil.copytree(folder / "checkpoint-2", half, dirs_exist_ok=True)  # … and one was left half-written
     (half / "trainer_state.json").unlink(missing_ok=True)
-    finished = run(file, "--output_dir", folder, *RESUME, home=home)
-    if "no complete checkpoint" in finished.stderr:  # it was killed before the first one was complete
+    status = finetune_here(file, "--output_dir", folder, *RESUME)
+    if status and "no complete checkpoint" in capsys.readouterr().err:  # killed before the first one was complete
         shutil.rmtree(folder)
-        finished = run(file, "--output_dir", folder, home=home)
-    assert finished.returncode == 0, finished.stderr
+        status = finetune_here(file, "--output_dir", folder)
+    assert status == 0
     assert largest_difference(straight_run, folder) == 0
 
 
@@ -121,27 +133,20 @@ def test_an_interrupted_run_writes_a_checkpoint_says_how_to_go_on_and_does(shop,
     assert process.wait() == 130, stderr
     assert "--resume_from_checkpoint true" in stderr.splitlines()[-1]
     assert len(list(folder.glob("checkpoint-*/trainer_state.json"))) == 1
-    finished = run(file, "--output_dir", folder, *RESUME, home=home)
-    assert finished.returncode == 0, finished.stderr
+    assert finetune_here(file, "--output_dir", folder, *RESUME) == 0
     assert largest_difference(straight_run, folder) == 0
 
 
-def test_two_processes_of_half_a_batch_equal_one_of_a_whole(shop, tmp_path):
+def test_two_processes_of_half_a_batch_equal_one_of_a_whole(shop, tmp_path, capsys):
     arguments, home = shop
     arguments = {**arguments, "save_strategy": "no", "dropout": 0.0}  # processes draw different random numbers
     size, file = arguments.pop("per_device_train_batch_size"), write_arguments(tmp_path / "args.json", arguments)
-    results = []
-    for processes in (1, 2):
-        words = (
-            "--output_dir",
-            tmp_path / str(processes),
-            "--per_device_train_batch_size",
-            size // processes,
-            "--json",
-        )
-        finished = run(file, *words, home=home, processes=processes)
-        assert finished.returncode == 0, finished.stderr
-        results.append(json.loads(finished.stdout))  # one line: only the first process prints
+    flags = [file, "--json", "--per_device_train_batch_size"]
+    assert finetune_here(*flags, size, "--output_dir", tmp_path / "1") == 0
+    results = [json.loads(capsys.readouterr().out)]
+    finished = run(*flags, size // 2, "--output_dir", tmp_path / "2", home=home, processes=2)
+    assert finished.returncode == 0, finished.stderr
+    results.append(json.loads(finished.stdout))  # one line: only the first process prints
     for name in ("train_loss", "eval_loss", "eval_cider_d", "eval_bleu_4"):
         assert results[1][name] == pytest.approx(results[0][name], rel=1e-5, abs=1e-9), name
     assert largest_difference(tmp_path / "1", tmp_path / "2", but=NOISE) < 2e-5

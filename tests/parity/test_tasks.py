@@ -92,3 +92,31 @@ def test_answers_to_questions_equal_the_official_ones(name):
             settings["logits_processor"] = [AnswerTrie(choices, 2, len(ids))]
         found = model.generate(**inputs, decoder_input_ids=torch.tensor([ids]), **settings)
         assert found[0, 1:].tolist() == best["tokens"]
+
+
+def test_summaries_equal_the_official_ones():
+    name = "e06_gigaword/beam6"
+    settings = dict(TASKS["summarization"].generation)
+    model = recorded_tasks.build_model("en")
+    found = model.generate(**recorded_tasks.encoded("e06_gigaword"), **settings, return_dict_in_generate=True)
+    assert_same(found, name)
+
+
+@pytest.mark.parametrize("name", FACTS["glue"]["runs"])
+def test_answers_about_sentences_have_the_official_scores(name):
+    run = FACTS["glue"]["runs"][name]
+    ids, start = torch.tensor(run["src"]), torch.tensor(run["prev"])
+    scores = recorded_tasks.build_model("en", is_glue=True).score_choices(
+        [[token] for token in run["candidate_ids"]],
+        input_ids=ids,
+        attention_mask=(ids != 1).long(),
+        decoder_input_ids=start,
+        decoder_attention_mask=(start != 1).long(),
+    )
+    assert (scores - torch.tensor(run["candidate_log_probs"])).abs().max() < 5e-5
+    assert set(TASKS[run["task"]].choices) == set(run["candidates"])
+
+
+@pytest.mark.parametrize("item", FACTS["glue"]["items"], ids=lambda item: item["task"])
+def test_prompts_about_sentences_are_the_official_ones(item):
+    assert TASKS[item["task"]].prompt("en", **item) == item["source_text"]

@@ -18,33 +18,48 @@ def forks(name: str) -> bool:
     return PIECES[name].home.startswith(("crash:", "concurrency:", "numerics:explosions", "long_runs:"))
 
 
-def run(name: str, seed: int, amount: int, folder) -> None:
-    if forks(name):
-        return run_apart(name, seed, amount, folder)
-    try:
-        figures = PIECES[name].function()(seed, amount, folder)
-    except NotHere as reason:
-        pytest.skip(str(reason))
-    print(f"{name}, seed {seed}, {amount} {PIECES[name].unit}: {figures}")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A process that has imported the libraries and forks for each piece, and the file of what it says."""
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    command = [sys.executable, str(Path(__file__).with_name("run.py")), "--serve"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with log.open("w") as stderr, subprocess.Popen(command, stderr=stderr, **pipes) as process:
+        yield process, log
 
 
-def run_apart(name: str, seed: int, amount: int, folder) -> None:
-    script = Path(__file__).with_name("run.py")
-    command = [sys.executable, str(script), "--one", name, str(seed), str(amount), str(folder)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (folder / "outcome.json").is_file(), ran.stderr
+@pytest.fixture
+def run(request, tmp_path):
+    """Run a piece, apart if it forks: `run(name, seed, amount)`."""
+
+    def run(name: str, seed: int, amount: int) -> None:
+        if forks(name):
+            return run_apart(*request.getfixturevalue("server"), name, seed, amount, tmp_path)
+        try:
+            figures = PIECES[name].function()(seed, amount, tmp_path)
+        except NotHere as reason:
+            pytest.skip(str(reason))
+        print(f"{name}, seed {seed}, {amount} {PIECES[name].unit}: {figures}")
+
+    return run
+
+
+def run_apart(server: subprocess.Popen, log: Path, name: str, seed: int, amount: int, folder: Path) -> None:
+    print(json.dumps([name, seed, amount, str(folder)]), file=server.stdin, flush=True)
+    status = server.stdout.readline()
+    assert (folder / "outcome.json").is_file(), f"status {status}\n{log.read_text(encoding='utf-8')}"
     outcome = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
     if outcome["outcome"] == "skipped":
         pytest.skip(outcome["reason"])
-    assert outcome["outcome"] == "kept", f"{outcome['reason']}\n{ran.stderr}"
+    assert outcome["outcome"] == "kept", f"{outcome['reason']}\n{log.read_text(encoding='utf-8')}"
 
 
 @pytest.mark.parametrize("name", [name for name, piece in PIECES.items() if piece.short])
-def test_a_little_of(name, tmp_path):
-    run(name, 0, PIECES[name].short, tmp_path)
+def test_a_little_of(name, run):
+    run(name, 0, PIECES[name].short)
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize("name", list(PIECES))
-def test_a_good_deal_of(name, tmp_path):
-    run(name, secrets.randbelow(2**32), max(1, PIECES[name].long // SHARE_OF_A_LONG_RUN), tmp_path)
+def test_a_good_deal_of(name, run):
+    run(name, secrets.randbelow(2**32), max(1, PIECES[name].long // SHARE_OF_A_LONG_RUN))

@@ -21,6 +21,8 @@ from ofa_hf import (
     OFAObjectDetectionPipeline,
     OFAProcessor,
     OFAQuestionAnsweringPipeline,
+    OFASummarizationPipeline,
+    OFATextClassificationPipeline,
 )
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.image_loading_ofa import ImageError
@@ -391,3 +393,34 @@ def test_a_task_brings_its_own_answers(captioner, files):
     settings = {"prompt": "{hypothesis}?", "choices": ["红色", "蓝"]}
     pipe = pipe_of(OFAQuestionAnsweringPipeline, captioner, entailment=settings)
     assert {one["answer"] for one in pipe(files[0], question="一只猫")} == {"红色", "蓝"}
+
+
+def test_articles_are_summarized_without_an_image(captioner):
+    pipe = pipe_of(OFASummarizationPipeline, captioner, summarization={})
+    (one,) = pipe("一只红色的猫", max_length=6)
+    assert list(one) == ["summary_text"]
+    several = pipe(["裙子", "一只红色的猫"], max_length=6)
+    assert several[1] == one
+    assert len(several) == 2
+    inputs = pipe.processor(text="一只红色的猫", task="summarization")
+    with torch.no_grad():
+        ids = pipe.model.generate(**inputs, **{**pipe.processor.generation_kwargs(), "max_length": 6})
+    assert pipe.processor.post_process(ids) == [one["summary_text"]]
+    for documents in (None, [], ["裙子", 3], " "):
+        with pytest.raises(ValueError, match="needs articles"):
+            pipe(documents)
+
+
+def test_sentences_are_classified(captioner):
+    settings = {"prompt": "{sentence1}是{sentence2}?", "choices": ["红色", "蓝"]}
+    pipe = pipe_of(OFATextClassificationPipeline, captioner, rte=settings)
+    row = {"sentence1": "一只猫", "sentence2": "裙子"}
+    found = pipe(row)
+    assert {one["label"] for one in found} == {"红色", "蓝"}
+    assert sum(one["score"] for one in found) == pytest.approx(1, abs=1e-5)
+    assert pipe([row, row], top_k=1) == [found[:1]] * 2
+    assert {one["label"] for one in pipe(row, candidate_labels=["猫", "蓝"])} == {"猫", "蓝"}
+    with pytest.raises(ValueError, match="takes a dict with sentence1, sentence2"):
+        pipe("一只猫")
+    with pytest.raises(ValueError, match="got no input"):
+        pipe()

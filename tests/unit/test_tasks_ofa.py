@@ -55,7 +55,7 @@ def test_a_prompt_reaches_nothing_but_its_fields():
 def test_a_task_is_checked_where_it_is_defined():
     with pytest.raises(ValueError, match="answer 'sound'. Accepted: text, boxes"):
         Task("x", {"zh": "?"}, answer="sound")
-    with pytest.raises(ValueError, match="cleaning 'soap'. Accepted: '', 'phrase'"):
+    with pytest.raises(ValueError, match="cleaning 'soap'. Accepted: '', 'phrase', 'question'"):
         Task("x", {"zh": "?"}, cleaning="soap")
     with pytest.raises(ValueError, match="must end with {box}"):
         Task("x", {"zh": "{box}?"})
