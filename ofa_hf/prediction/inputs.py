@@ -39,8 +39,8 @@ def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool]
     inputs = [os.fspath(path) for path in inputs]
     if links := [path for path in inputs if path.startswith(("http://", "https://")) and not os.path.exists(path)]:
         raise UserError(
-            f"{links[0][:300]} is a link. Accepted: image files and folders. Download it first, or pass the link to the "
-            f"pipeline in Python."
+            f"{links[0][:300]} is a link. Accepted: image files and folders. Download it first, or pass the link to "
+            f"the pipeline in Python."
         )
     inputs = [os.path.normpath(path) for path in inputs]
     found = {}
