@@ -557,7 +557,9 @@ class OFAGenerationMixin(GenerationMixin):
         if not generation_config.do_sample and temperature not in (None, 1.0):
             processors.insert(0, SoftmaxTemperature(temperature))
         if getattr(generation_config, "end_at_max_length", False):
-            processors.append(EndAtMaxLength(generation_config.max_length, self.config.eos_token_id))
+            end = EndAtMaxLength(generation_config.max_length, self.config.eos_token_id)
+            # Before top-k and top-p, which could rule out </s>, the only token that is left.
+            processors.insert(0 if generation_config.do_sample else len(processors), end)
         return processors
 
     def _beam_search(

@@ -237,6 +237,13 @@ def test_every_text_ends_within_its_length_when_asked_to(tiny_model, inputs, len
     assert ((texts == EOS).sum(1) == 1).all()
 
 
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_sampled_text_ends_within_its_length_though_top_k_rules_its_end_out(tiny_model, inputs, num_beams):
+    texts = run(tiny_model, inputs, num_beams=num_beams, do_sample=True, top_k=2, max_length=6, end_at_max_length=True)
+    assert texts.shape[1] <= 6
+    assert (texts == EOS).any(1).all()
+
+
 def test_temperature_divides_the_logits_in_beam_search_too(tiny_model, inputs):
     settings = {"num_beams": 3, "return_dict_in_generate": True, "output_scores": True}
     plain, warm = (run(tiny_model, inputs, temperature=one, **settings) for one in (1.0, 1.7))
