@@ -560,10 +560,9 @@ class OFAGenerationMixin(GenerationMixin):
         if not generation_config.do_sample and temperature not in (None, 1.0):
             processors.insert(0, SoftmaxTemperature(temperature))
         if getattr(generation_config, "end_at_max_length", False):
-            # Before top_k and the like, which only sampling has and which may forbid `</s>`.
-            place = 0 if generation_config.do_sample else len(processors)
-            ending = EndAtMaxLength(generation_config.max_length, self.config.eos_token_id)
-            processors.insert(place, ending)
+            end = EndAtMaxLength(generation_config.max_length, self.config.eos_token_id)
+            # Before top-k and top-p, which could rule out </s>, the only token that is left.
+            processors.insert(0 if generation_config.do_sample else len(processors), end)
         return processors
 
     def _beam_search(

@@ -48,7 +48,13 @@ def load_processor(name: str | os.PathLike) -> OFAProcessor:
     """
     check_model(name)
     with _explain_failure(f"The processor of {os.fspath(name)}"):
-        return OFAProcessor.from_pretrained(name)
+        processor = OFAProcessor.from_pretrained(name)
+    if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):  # what transformers makes of no file
+        raise UserError(
+            f"The tokenizer of {os.fspath(name)} knows no words, only special tokens. The folder lacks "
+            f"tokenizer.json, or it is empty. Convert the checkpoint again, or download it again."
+        )
+    return processor
 
 
 def load_model(

@@ -160,6 +160,9 @@ def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any] | 
                     return
                 except csv.Error as error:
                     row = Problem(MALFORMED_LINE, str(path), rows.line_num, detail=str(error))
+                if isinstance(row, dict) and any(row.get(None, ())):
+                    detail = f"more values than the header's {len(rows.fieldnames)}; put a text with a comma in quotes"
+                    row = Problem(MALFORMED_LINE, str(path), rows.line_num, detail=detail)
                 yield rows.line_num, row
     except (UnicodeError, LookupError) as error:
         raise UserError(

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from ofa_hf.errors import UserError
-from ofa_hf.evaluation.metrics import METRICS, Metric, find_metric
+from ofa_hf.evaluation.metrics import METRICS, Metric, find_metric, metric_of
 from ofa_hf.evaluation.predictions import read_predictions, read_references
 from ofa_hf.evaluation.scores import Scores
 from ofa_hf.files import write_json
@@ -88,9 +88,10 @@ def evaluate_files(
         UserError: a file cannot be read, the two do not have the same ids, or there is no such task.
     """
     try:
-        metric = find_task(task).metric
+        chosen = find_task(task)
     except ValueError as error:
         raise UserError(str(error)) from error
+    metric = metric_of(chosen).name
     answers, expected = read_predictions(predictions), first_of(read_references(references), limit)
     if limit is not None:
         answers = {id_: text for id_, text in answers.items() if id_ in expected}

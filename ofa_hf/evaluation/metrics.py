@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.captions import score_captions
 from ofa_hf.evaluation.scores import Scores
+from ofa_hf.tasks_ofa import Task
 
 
 Predictions = Mapping[str, str]  # id → answer
@@ -51,3 +52,17 @@ def find_metric(name: str) -> Metric:
     if name not in METRICS:
         raise UserError(f"Unknown metric {name!r}. Accepted: {', '.join(METRICS)}. Correct the task that names it.")
     return METRICS[name]
+
+
+def metric_of(task: Task) -> Metric:
+    """The metric of a task.
+
+    Raises:
+        UserError: its answers are no texts, which no metric here can score.
+    """
+    if task.answer != "text":
+        raise UserError(
+            f"Answers of the task {task.name} cannot be scored: they are {task.answer}, and the metrics here score "
+            f"texts. Use a task whose answer is a text, such as caption."
+        )
+    return find_metric(task.metric)

@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.evaluate import EvaluationResult, evaluate_predictions, first_of
+from ofa_hf.evaluation.metrics import metric_of
 from ofa_hf.evaluation.predictions import read_references
 from ofa_hf.evaluation.scores import some_of
 from ofa_hf.models import load_model
@@ -41,6 +42,7 @@ def evaluate_model(
         UserError: no row has references, or the checkpoint has no such task.
     """
     chosen = find_task(processor, task)
+    metric = metric_of(chosen).name  # refused before any image is read
     known = (row for row in rows if row["id"] in references)
     predictions = predict(model, processor, known, task=task, batch_size=batch_size, **generate)
     texts = {prediction.id: prediction.text for prediction in show_progress(predictions, len(references))}
@@ -51,7 +53,7 @@ def evaluate_model(
         logger.warning(f"No image for {some_of(missing)}: they count with an empty answer.")
     ordered = {id_: texts.get(id_, "") for id_ in references}
     run = {**(run or {}), "task": chosen.name, "batch_size": batch_size, **generate, "images_missing": len(missing)}
-    return evaluate_predictions(ordered, references, run, metric=chosen.metric)
+    return evaluate_predictions(ordered, references, run, metric=metric)
 
 
 def evaluate_images(

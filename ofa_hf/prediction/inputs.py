@@ -34,8 +34,14 @@ def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool]
         skip: whether to leave out a file.
 
     Raises:
-        UserError: a folder cannot be read, or there is no image at all.
+        UserError: a folder cannot be read, an input is a link, or there is no image at all.
     """
+    inputs = [os.fspath(path) for path in inputs]
+    if links := [path for path in inputs if path.startswith(("http://", "https://")) and not os.path.exists(path)]:
+        raise UserError(
+            f"{links[0][:300]} is a link. Accepted: image files and folders. Download it first, or pass the link to "
+            f"the pipeline in Python."
+        )
     inputs = [os.path.normpath(path) for path in inputs]
     found = {}
     for path in inputs:

@@ -19,8 +19,27 @@ def load_task_processor(args: FinetuneArguments) -> OFAProcessor:
         UserError: there is no such model or task.
     """
     processor = load_processor(args.model_name_or_path)
-    if args.task in (None, processor.default_task):
-        return processor
+    if args.task not in (None, processor.default_task):
+        processor = _with_task(processor, args)
+    refuse_untrainable(processor.find_task())
+    return processor
+
+
+def refuse_untrainable(task: Task) -> None:
+    """Refuse a task whose targets training does not know how to write.
+
+    Raises:
+        UserError: its answer is no text, or begins with the question.
+    """
+    if task.answer != "text" or task.starts_with:
+        kind = f"its answers are {task.answer}" if task.answer != "text" else "its answers begin with the question"
+        raise UserError(
+            f"The task {task.name} cannot be trained: {kind}, but training writes texts as targets. Accepted: tasks "
+            f"whose answer is a text of its own, such as caption or ocr. Pass one of them as --task."
+        )
+
+
+def _with_task(processor: OFAProcessor, args: FinetuneArguments) -> OFAProcessor:
     try:
         return OFAProcessor(
             processor.image_processor,

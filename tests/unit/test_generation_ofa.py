@@ -237,11 +237,11 @@ def test_every_text_ends_within_its_length_when_asked_to(tiny_model, inputs, len
     assert ((texts == EOS).sum(1) == 1).all()
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_sampling_ends_within_its_length_too_whatever_it_leaves_out(tiny_model, inputs, num_beams):
-    settings = {"do_sample": True, "num_beams": num_beams, "top_k": 2, "top_p": 0.5, "temperature": 0.7}
-    texts = run(tiny_model, inputs, **settings, end_at_max_length=True, suppress_tokens=[PAD], max_length=4)
-    assert ((texts == EOS).sum(1) == 1).all()
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_sampled_text_ends_within_its_length_though_top_k_rules_its_end_out(tiny_model, inputs, num_beams):
+    texts = run(tiny_model, inputs, num_beams=num_beams, do_sample=True, top_k=2, max_length=6, end_at_max_length=True)
+    assert texts.shape[1] <= 6
+    assert (texts == EOS).any(1).all()
 
 
 def test_a_static_cache_serves_other_numbers_of_images_and_beams(tiny_model, inputs):

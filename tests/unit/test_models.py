@@ -79,6 +79,12 @@ def test_a_damaged_or_foreign_folder_is_refused_in_one_line(folder, file, text, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_without_its_vocabulary_is_refused_instead_of_answering_nothing(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="(knows no words|cannot be loaded)"):  # transformers 4 or 5
+        load_processor(folder)
+
+
 def test_no_such_model_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="is not OFA: it has no config.json"):
         check_model(tmp_path)

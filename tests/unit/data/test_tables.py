@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 
 from ofa_hf.data import FolderImages, load_rows, load_table, report_of, stream_rows
+from ofa_hf.data.tables import read_csv
 from ofa_hf.errors import UserError
 
 
@@ -255,3 +256,12 @@ def test_a_field_named_like_a_part_of_the_row_is_refused(tmp_path, name):
     source = Dataset.from_dict({name: ["a"], "image": ["b"], "caption": ["c"]} | {name: ["a"]})
     with pytest.raises(ValueError, match=f"cannot be called {name}"):
         load_rows(source, fields=[name], cache_dir=tmp_path / "cache")
+
+
+def test_a_row_with_more_values_than_the_header_is_malformed_instead_of_cut_at_the_comma(tmp_path):
+    table = tmp_path / "captions.csv"
+    table.write_text('image,caption\na.jpg,红色,新款\nb.jpg,"红色,新款"\nc.jpg,红色,,\n', encoding="utf-8")
+    bad, quoted, trailing = (row for _, row in read_csv(table, "utf-8"))
+    assert "in quotes" in str(bad)
+    assert quoted["caption"] == "红色,新款"
+    assert trailing["caption"] == "红色"

@@ -41,6 +41,11 @@ def test_a_limit_scores_the_first_references_and_an_unknown_task_is_refused(file
         evaluate_files(*files, task="nothing")
 
 
+def test_a_task_whose_answers_are_no_texts_is_not_scored_as_one(files):
+    with pytest.raises(UserError, match="Answers of the task grounding cannot be scored: they are boxes"):
+        evaluate_files(*files, task="grounding")
+
+
 def test_the_table_shows_the_three_published_scores():
     result = evaluate_predictions(PREDICTIONS, REFERENCES)
     assert [line.split()[0] for line in result.table().splitlines()] == ["CIDEr-D", "BLEU-4", "ROUGE-L", "images"]

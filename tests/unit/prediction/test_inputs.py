@@ -53,3 +53,8 @@ def test_nothing_to_do_is_said_clearly(tmp_path):
         find_images([tmp_path])
     with pytest.raises(UserError, match="no such file or folder"):
         find_images([tmp_path / "nowhere"])
+
+
+def test_a_link_is_refused_with_the_next_step(shop):
+    with pytest.raises(UserError, match="https://example.com/a.jpg is a link. .* Download it first"):
+        find_images([shop, "https://example.com/a.jpg"])

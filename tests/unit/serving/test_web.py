@@ -34,7 +34,7 @@ class Recorder:
     def __init__(self, error: Exception | None = None):
         settings = SimpleNamespace(num_beams=None, max_length=None)
         self.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=32), generation_config=settings)
-        self.processor = SimpleNamespace(prompt="图片描述了什么?")
+        self.processor = SimpleNamespace(prompt_for=lambda: "图片描述了什么?")
         self.error = error
 
     def __call__(self, image, **asked) -> list[dict]:
