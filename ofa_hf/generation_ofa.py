@@ -479,7 +479,7 @@ class OFAGenerationMixin(GenerationMixin):
             ValueError: no prompt. An image without its prompt would silently get another text.
         """
         prompt = inputs if inputs is not None else kwargs.get("input_ids")
-        if "encoder_outputs" not in kwargs:
+        if kwargs.get("encoder_outputs") is None:
             if prompt is None and kwargs.get("inputs_embeds") is None:
                 raise ValueError(
                     "generate() got no prompt. Pass input_ids, as `processor(images=..., return_tensors='pt')` gives "

@@ -213,6 +213,24 @@ def test_attentions_and_hidden_states_are_returned_on_request(tiny_model, inputs
     assert torch.equal(output.sequences, run(tiny_model, inputs, num_beams=num_beams))
 
 
+@pytest.mark.parametrize("given", ["pixel_values", "patch_images", "image_embeds"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_image_without_its_prompt_is_refused(tiny_model, inputs, given, begun):
+    pixels = inputs["pixel_values"]
+    images = {given: tiny_model.embed_image_cells(pixels) if given == "image_embeds" else pixels}
+    texts = {"decoder_input_ids": torch.zeros(3, 1, dtype=torch.long), "encoder_outputs": None} if begun else {}
+    with pytest.raises(ValueError, match=r"generate\(\) got no prompt. Pass input_ids"):
+        tiny_model.generate(**images, **texts)
+
+
+def test_a_prompt_may_be_given_in_any_way_that_transformers_knows(tiny_model, inputs):
+    expected = tiny_model.generate(**inputs, max_new_tokens=4)
+    ids, images = inputs["input_ids"], {"pixel_values": inputs["pixel_values"], "max_new_tokens": 4}
+    embedded = {"inputs_embeds": tiny_model.get_input_embeddings()(ids), "attention_mask": (ids != PAD).long()}
+    for args, kwargs in (((ids,), {}), ((), {"inputs": ids}), ((), embedded)):
+        assert torch.equal(tiny_model.generate(*args, **kwargs, **images), expected)
+
+
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_allowed_tokens_may_depend_on_the_image(tiny_model, inputs, num_beams):
     texts = run(tiny_model, inputs, num_beams=num_beams, prefix_allowed_tokens_fn=lambda row, _: [20 + row, 40 + row])
