@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 V4 := $(VENV)/v4
 EXTRAS := $(VENV)/extras
+COMMON := $(VENV)/common
+COMMON_MAJOR ?= 5
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
 JOBS ?= logical
@@ -94,6 +96,17 @@ test-v4: $(V4)/.stamp ## Run the tests on transformers 4.57.6, but for those tha
 test-extras: $(EXTRAS)/.stamp ## Run the tests of what needs optional libraries: page, int8, reference scores
 	@PYTHONPATH=$(CURDIR)/$(EXTRAS) $(VERSIONS) 5
 	@PYTHONPATH=$(CURDIR)/$(EXTRAS) $(PYTEST) $(EXTRAS_TESTS) $(ARGS)
+
+.PHONY: test-common
+test-common: $(VENV)/.stamp $(if $(filter 4,$(COMMON_MAJOR)),$(V4)/.stamp) ## Run transformers' own model tests on OFA (COMMON_MAJOR=4 for version 4)
+	@export PYTHONPATH=$(abspath $(COMMON))/libraries$(if $(filter 4,$(COMMON_MAJOR)),:$(abspath $(V4))); \
+	version=$$($(BIN)/python -c 'import transformers; print(transformers.__version__)'); \
+	mkdir -p $(COMMON); if ! [ -d $(COMMON)/transformers-$$version ]; then \
+	$(call pip_install,--target $(COMMON)/libraries --upgrade parameterized); \
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(COMMON) transformers==$$version; \
+	tar -xzf $(COMMON)/transformers-$$version.tar.gz -C $(COMMON); fi; \
+	TRANSFORMERS_SOURCE=$(COMMON)/transformers-$$version OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -W ignore \
+	-o addopts=--import-mode=importlib tests/unit/test_common_models.py $(ARGS)
 
 .PHONY: test-lowest
 test-lowest: ## Run unit and parity tests on the oldest versions that setup.cfg accepts, in .venv-lowest

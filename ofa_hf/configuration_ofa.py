@@ -3,6 +3,8 @@
 Source: OFA (arXiv 2202.03052), `models/ofa/unify_transformer.py` and the architectures of `models/ofa/ofa.py`.
 """
 
+import dataclasses
+import inspect
 from collections.abc import Iterable
 
 from transformers import PretrainedConfig
@@ -45,6 +47,9 @@ UNUSED_FIELDS = ("classifier_dropout", "num_hidden_layers", "init_std", "label_s
 # Private fields that transformers itself passes to a config. All others can only come from a foreign config.json.
 PRIVATE_FIELDS = ("_name_or_path", "_commit_hash")
 
+# Fields of transformers that hold a table. Any other table would be taken for the config of a part of the model.
+TABLES = ("id2label", "label2id", "quantization_config", "task_specific_params", "pruned_heads")
+
 AUTO_MAP = {
     "AutoConfig": "configuration_ofa.OFAConfig",
     "AutoModel": "modeling_ofa.OFAModel",
@@ -62,6 +67,14 @@ PIPELINE_CLASSES = {  # names that transformers gives such pipelines → classes
     "visual-question-answering": "OFAQuestionAnsweringPipeline",
     "zero-shot-image-classification": "OFAClassificationPipeline",
 }
+
+
+def belongs_to_class(name: str) -> bool:
+    """Whether a name is a part of `OFAConfig` that instances share, and not a field of theirs."""
+    fields = dataclasses.fields(PretrainedConfig) if dataclasses.is_dataclass(PretrainedConfig) else ()
+    attribute = inspect.getattr_static(OFAConfig, name, None)
+    is_settable = name in {field.name for field in fields} or getattr(attribute, "fset", None) is not None
+    return attribute is not None and not is_settable
 
 
 def custom_pipelines(names: Iterable[str]) -> dict[str, dict]:
@@ -191,12 +204,15 @@ class OFAConfig(PretrainedConfig):
         """Drop fields by which a config.json could make transformers fetch and import code from the Hub.
 
         transformers 4.56 to 5.2 loads the kernel that `_attn_implementation_internal` names (CVE-2026-4372), and other
-        private fields are as unsafe. A public `…_implementation` must not name a repository.
+        private fields are as unsafe. A public `…_implementation` must not name a repository. What belongs to the class
+        stays as it is: a new `attribute_map` would give a private field a public name.
         """
-        for name in list(kwargs):
+        for name, value in list(kwargs.items()):
             is_private = name.startswith("_") and name not in PRIVATE_FIELDS
-            if is_private or (name.endswith("_implementation") and "/" in str(kwargs[name])):
-                value = kwargs.pop(name)
+            is_table = isinstance(value, dict) and name not in TABLES
+            names_repository = name.endswith("_implementation") and "/" in str(value)
+            is_foreign = is_private or is_table or names_repository or belongs_to_class(name)
+            if is_foreign and kwargs.pop(name) != getattr(OFAConfig, name, None):
                 logger.warning_once(f"OFAConfig ignores {name}={value!r}: it could name code to be loaded.")
 
     @staticmethod

@@ -150,6 +150,13 @@ class OFALinear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def some_outputs(module: nn.Linear, x: Tensor, places: Tensor) -> Tensor:
+    """`module(x)[..., places]`, without computing the rest where nobody watches or adapts the module."""
+    if type(module) is not OFALinear or is_observed(module):
+        return module(x)[..., places]
+    return linear(x, module.weight[places], None if module.bias is None else module.bias[places])
+
+
 def gelu(x: Tensor) -> Tensor:
     """Exact (erf) gelu in float32, as in the original, whatever the dtype."""
     return functional.gelu(x.float()).to(x.dtype)
@@ -498,8 +505,9 @@ def trunk_features(resnet: nn.Module, pixel_values: Tensor, memo: WeightMemo | N
         memo: keeps the folded weights for the next call. None: on a CPU each is dropped as soon as it was used, which
             takes 105 MiB less and, over the many images of a training step, hardly more time.
     """
-    is_elsewhere = resnet.conv1.weight.device != pixel_values.device  # as accelerate's offloading keeps weights
-    if not IS_OPEN or resnet.training or is_elsewhere or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not IS_OPEN or resnet.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return resnet(pixel_values)
+    if not _can_fold(resnet, pixel_values.device):
         return resnet(pixel_values)
     pairs = resnet.convolutions()
     if memo is not None or pixel_values.device.type != "cpu":
@@ -514,6 +522,15 @@ def trunk_features(resnet: nn.Module, pixel_values: Tensor, memo: WeightMemo | N
     for block in resnet.blocks():
         features = _folded_block(block, features, folded)
     return features.to(pixel_values.dtype)
+
+
+def _can_fold(resnet: nn.Module, device: torch.device) -> bool:
+    """Whether nothing watches, adapts or offloads any module of an `OFAResNet`, so that none must really be called."""
+    if any(type(one) is not nn.Conv2d or type(two) is not nn.BatchNorm2d for one, two in resnet.convolutions()):
+        return False
+    if any(is_observed(module) for module in resnet.modules()):
+        return False
+    return all(tensor.device == device for tensor in (*resnet.parameters(), *resnet.buffers()))
 
 
 def _folded_block(block: nn.Module, features: Tensor, folded: Iterator[tuple[Tensor, Tensor]]) -> Tensor:

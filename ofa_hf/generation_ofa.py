@@ -26,7 +26,7 @@ from transformers.generation import (
 from transformers.modeling_outputs import ModelOutput
 
 from .fast_decoding_ofa import DecodingWeights, StepCache
-from .fast_ofa import WeightMemo, in_parts, linear, trunk_features
+from .fast_ofa import WeightMemo, in_parts, some_outputs, trunk_features
 from .modeling_ofa_positions import PIXELS_PER_CELL
 from .versions_ofa import CACHE_NAME
 
@@ -414,12 +414,12 @@ def pad_lists(lists: list[list[int]], fill: int, device: torch.device) -> Tensor
 
 
 @torch.no_grad()
-def token_log_probabilities(features: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of each token: `(N, C)` features, `(V, C)` weight, `(N,)` ids → `(N,)` float32."""
+def token_log_probabilities(features: Tensor, project: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    """Log-probability of each token: `(N, C)` features, their projection to `(N, V)`, `(N,)` ids → `(N,)` float32."""
     chunks = zip(features.split(TOKENS_PER_CHUNK), tokens.split(TOKENS_PER_CHUNK), strict=True)
     results = []
     for part, target in chunks:  # the logits never exist as a whole
-        logits = linear(part, weight).float()
+        logits = project(part).float()
         results.append(logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1))
     return torch.cat(results)
 
@@ -501,8 +501,11 @@ class OFAGenerationMixin(GenerationMixin):
         is_special = any(model_kwargs.get(name) is not None for name in special)
         is_special |= bool(generation_config.output_attentions or generation_config.output_hidden_states)
         is_special |= bool(generation_config.cache_implementation or not generation_config.use_cache)
+        num_images = len(OFAEncoderOutput.of(model_kwargs["encoder_outputs"]).last_hidden_state)
+        kept = getattr(self, "_cache", None)  # a static one; transformers 4 would use it for other numbers of images
+        if kept is not None and kept.cross_attention_cache.max_batch_size != num_images:
+            del self._cache
         if generation_mode in ONE_TOKEN_PER_STEP and not is_special:
-            num_images = len(OFAEncoderOutput.of(model_kwargs["encoder_outputs"]).last_hidden_state)
             cache = self._decoding_weights.make_cache(self, num_images)
             if cache is not None:
                 model_kwargs[CACHE_NAME] = cache
@@ -617,8 +620,8 @@ class OFAGenerationMixin(GenerationMixin):
         encoder_outputs = OFAEncoderOutput.of(encoder_outputs)
         features = self.decoder(input_ids=sequences[:, :-1], encoder_outputs=encoder_outputs).last_hidden_state
         scores = torch.zeros(tokens.shape, device=tokens.device)
-        weight = self.decoder.output_projection.weight
-        scores[is_real] = token_log_probabilities(features[is_real], weight, tokens[is_real])
+        project = self.decoder.output_projection
+        scores[is_real] = token_log_probabilities(features[is_real], project, tokens[is_real])
         return scores.sum(1) / is_real.sum(1).clamp(min=1)
 
     @torch.no_grad()
@@ -662,10 +665,10 @@ class OFAGenerationMixin(GenerationMixin):
         mask = torch.ones_like(decoder_input_ids) if decoder_attention_mask is None else decoder_attention_mask
         starts = [ids[real.bool()].tolist() for ids, real in zip(decoder_input_ids, mask)]
         tree = ChoiceTree.of(choices, self.config.eos_token_id)
-        scores = torch.zeros(num_rows, len(choices), device=self.device)
+        scores = torch.zeros(num_rows, len(choices), device=encoder_outputs.last_hidden_state.device)
         if tree.places:  # a single choice is certain
             among = self._log_probabilities_at_forks(tree, starts, encoder_outputs, paths_per_batch)
-            choice, place, word = tree.steps.to(self.device)
+            choice, place, word = tree.steps.to(scores.device)
             scores.index_add_(1, choice, among[:, place, word])
         return scores
 
@@ -673,8 +676,7 @@ class OFAGenerationMixin(GenerationMixin):
         self, tree: ChoiceTree, starts: list[list[int]], encoder_outputs: OFAEncoderOutput, paths_per_batch: int
     ) -> Tensor:
         """Log-probabilities of the words that may follow at each place of a tree: `(batch, places, words)`."""
-        device, weight = self.device, self.decoder.output_projection.weight
-        features = []
+        device, features = encoder_outputs.last_hidden_state.device, []
         for first in range(0, len(tree.paths), paths_per_batch):
             paths = tree.paths[first : first + paths_per_batch]
             tokens = pad_lists(
@@ -689,5 +691,6 @@ class OFAGenerationMixin(GenerationMixin):
             ]
         order = sorted(range(len(tree.places)), key=lambda place: tree.places[place][0] // paths_per_batch)
         features = torch.stack([feature for _, feature in sorted(zip(order, features), key=lambda pair: pair[0])], 1)
-        logits = linear(features, weight[torch.tensor(tree.words, device=device)]).float()
+        words = torch.tensor(tree.words, device=device)
+        logits = some_outputs(self.decoder.output_projection, features, words).float()
         return logits.masked_fill(~tree.allowed.to(device), -torch.inf).log_softmax(-1)

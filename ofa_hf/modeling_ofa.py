@@ -34,7 +34,7 @@ from .modeling_ofa_positions import (
     token_position_buckets,
 )
 from .modeling_ofa_resnet import OUTPUT_CHANNELS, OFAResNet, drop_path, linear_rates
-from .versions_ofa import CACHE_NAME, fixed_cache_length, tied_weights_keys
+from .versions_ofa import CACHE_NAME, fixed_cache_length, lacks_word_embedding, tied_weights_keys
 
 
 # Never runs. Saving copies the files named here, and transformers 4 loads no others, not even those that these import.
@@ -209,8 +209,7 @@ class OFADecoderLayer(OFALayer):
     def attend_to_encoder(
         self, hidden_states: Tensor, bias: Tensor, encoder_states: Tensor, context: AttentionContext
     ):
-        queries = self.cross_attn_layer_norm(hidden_states)
-        attended, weights = self.cross_attn(queries, bias, encoder_states, context)
+        attended, weights = self.cross_attn(self.cross_attn_layer_norm(hidden_states), bias, encoder_states, context)
         return self.add(hidden_states, self.cross_attn_mid_layer_norm(attended)), weights
 
     def forward(
@@ -254,9 +253,7 @@ class OFAPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         """As in transformers, which would not notice that a checkpoint lacks the shared word embedding."""
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        lost = {name for name in info["missing_keys"] if name.endswith("embed_tokens.weight")}
-        weight = model.get_input_embeddings().weight
-        if lost or (weight.is_meta and not hasattr(model, "hf_device_map")):
+        if lacks_word_embedding(model, info):
             raise ValueError(
                 f"The checkpoint {args[0] if args else ''} lacks encoder.embed_tokens.weight, the word embedding of "
                 "encoder, decoder and output. Get the weight file again, or convert the checkpoint again."
@@ -360,8 +357,11 @@ class OFAEncoder(OFAPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    def embed_type(self, number: int, device: torch.device) -> Tensor:
+        return self.type_embedding(torch.full((), number, device=device))
+
     def embed_text(self, inputs_embeds: Tensor) -> Tensor:
-        return self.dropout(self.layernorm_embedding(inputs_embeds + self.type_embedding.weight[TEXT_TYPE]))
+        return self.dropout(self.layernorm_embedding(inputs_embeds + self.embed_type(TEXT_TYPE, inputs_embeds.device)))
 
     def embed_image_cells(self, pixel_values: Tensor, trunk=None) -> Tensor:
         """`(batch, 3, height, width)` → `image_embeds`, `(batch, rows, columns, d_model)`.
@@ -380,7 +380,7 @@ class OFAEncoder(OFAPreTrainedModel):
             )
         pixel_values = pixel_values.to(self.embed_images.conv1.weight.dtype)  # never quantized
         features = (trunk or self.embed_images)(pixel_values).flatten(2).transpose(1, 2)
-        cells = self.image_proj(features) + self.type_embedding.weight[IMAGE_TYPE]
+        cells = self.image_proj(features) + self.embed_type(IMAGE_TYPE, features.device)
         return self.dropout(self.patch_layernorm_embedding(cells)).unflatten(1, grid)
 
     @can_return_tuple

@@ -6,6 +6,7 @@ Each is named once, here. A fork is detected by the feature itself where that is
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import transformers
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
@@ -77,3 +78,20 @@ def http_get(url: str, timeout: float) -> bytes:
 def mismatched_names(loading_info: Mapping[str, Any]) -> list[str]:
     """Names of weights of another shape in `output_loading_info`; transformers 5 gives their shapes as well."""
     return sorted(item if isinstance(item, str) else item[0] for item in loading_info["mismatched_keys"])
+
+
+def lacks_word_embedding(model: Any, loading_info: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint had none of the tied word embeddings.
+
+    Some versions of transformers 5 do not report that, and leave the weight on the meta device. An offloaded weight is
+    there too, but a call brings it in.
+    """
+    if any(name.endswith("embed_tokens.weight") for name in loading_info["missing_keys"]):
+        return True
+    embedding = model.get_input_embeddings()
+    if not embedding.weight.is_meta:
+        return False
+    try:
+        return embedding(torch.zeros(1, dtype=torch.long, device="cpu")).is_meta
+    except (KeyError, RuntimeError):
+        return True

@@ -55,6 +55,48 @@ def test_fields_of_an_old_file_load_and_leave_no_trace():
     assert not {"classifier_dropout", "init_std", *FIXED_SWITCHES} & config.to_dict().keys()
 
 
+KERNEL = "someone/kernel"  # a repository with code in it
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"_attn_implementation_internal": KERNEL},
+        {"_experts_implementation_internal": KERNEL},
+        {"_attn_implementation": KERNEL},
+        {"attn_implementation": KERNEL},
+        {"attn_implementation": {"": KERNEL}},
+        {"attn_implementation": f"paged|{KERNEL}:function"},
+        {"experts_implementation": KERNEL},
+        {"text_config": {"_attn_implementation_internal": KERNEL}},
+        {"decoder": {"attn_implementation": KERNEL}},
+        {"attribute_map": {"alias": "_attn_implementation_internal"}, "alias": KERNEL},
+        {"sub_configs": {"alias": KERNEL}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("way", ["arguments", "from_dict", "file"])
+def test_a_config_names_no_code_to_be_loaded(tmp_path, fields, way):
+    """CVE-2026-4372: transformers 4.57 imports the kernel that such a field names."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "ofa", **fields}), encoding="utf-8")
+    load = {
+        "arguments": lambda: OFAConfig(**fields),
+        "from_dict": lambda: OFAConfig.from_dict(fields),
+        "file": lambda: OFAConfig.from_pretrained(tmp_path),
+    }
+    config = load[way]()
+    kept = {name: value for name, value in vars(config).items() if KERNEL in str(value)}
+    assert kept == ({"alias": KERNEL} if "alias" in fields else {})  # under this name nothing reads it
+    assert config._attn_implementation is None
+    assert config.get_text_config() is config
+
+
+def test_a_config_keeps_what_transformers_puts_into_one():
+    kept = {"id2label": {0: "no"}, "task_specific_params": {"caption": {"num_beams": 5}}, "my_field": 3}
+    config = OFAConfig.from_dict({"model_type": "ofa", **kept})
+    assert {name: getattr(config, name) for name in kept} == kept
+
+
 @pytest.mark.parametrize("general", ["hidden_size", "num_attention_heads", "num_hidden_layers"])
 def test_general_names_of_transformers_reach_the_fields(tiny_config, general):
     assert getattr(tiny_config, general) == getattr(tiny_config, OFAConfig.attribute_map[general])

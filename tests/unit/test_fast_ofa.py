@@ -1,8 +1,11 @@
 """Products and convolutions: the same numbers whichever kernel computes them."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from transformers import GenerationConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ofa_hf import fast_ofa as kernels
@@ -264,3 +267,56 @@ def test_torchs_attention_is_used_where_no_bias_is_trained(monkeypatch):
         assert kernels.attention_function("sdpa", query.bfloat16(), bias, 0.0) is kernels.product_attention
     monkeypatch.setattr(kernels, "IS_OPEN", False)
     assert kernels.attention_function("sdpa", query, bias, dropout=0.0) is torchs
+
+
+# ------------------------------------------------------------------------------------------------ the whole door
+
+SEARCHES = (
+    {},
+    {"num_beams": 3, "no_repeat_ngram_size": 2, "end_at_max_length": True, "suppress_tokens": [1]},
+    {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5, "early_stopping": True},
+    {"num_beams": 2, "temperature": 1.3, "output_scores": True},
+    {"do_sample": True, "num_return_sequences": 2, "top_k": 20, "repetition_penalty": 1.4},
+    {"do_sample": True, "num_beams": 3, "output_logits": True},
+    {"cache_implementation": "static", "num_beams": 2},
+    {"use_cache": False},
+    {"output_attentions": True, "output_hidden_states": True, "min_length": 6},
+    {"prompt_lookup_num_tokens": 2},
+)
+STARTS = (
+    {},
+    {"decoder_input_ids": [[0, 5, 9], [0, 6, 9]]},
+    {"decoder_input_ids": [[1, 0, 9], [0, 7, 8]], "decoder_attention_mask": [[0, 1, 1], [1, 1, 1]]},
+    {"code_masks": [True, False]},
+    {"patch_masks": [False, True]},
+)
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=str)
+@pytest.mark.parametrize("start", STARTS, ids=str)
+def test_texts_are_the_same_with_the_door_closed(tiny_model, tiny_batch, monkeypatch, search, start):
+    rows = 1 if "prompt_lookup_num_tokens" in search else 2
+    inputs = {name: tiny_batch[name][:rows] for name in ("input_ids", "pixel_values")}
+    inputs |= {name: torch.tensor(value[:rows]) for name, value in start.items()}
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
+    settings = GenerationConfig(**ids, **search, max_length=10, return_dict_in_generate=True)
+    outputs = []
+    for is_open in (True, False):
+        monkeypatch.setattr(kernels, "IS_OPEN", is_open)
+        torch.manual_seed(0)
+        outputs.append(tiny_model.generate(**inputs, generation_config=settings))
+    opened, closed = outputs
+    assert torch.equal(opened.sequences, closed.sequences)
+    for name in ("scores", "logits", "sequences_scores"):
+        if name in opened and name in closed:
+            torch.testing.assert_close(opened[name], closed[name], rtol=1e-3, atol=1e-3)
+
+
+def test_half_precision_is_as_exact_with_the_door_open(tiny_model, tiny_batch, monkeypatch):
+    half = copy.deepcopy(tiny_model).bfloat16()
+    halved = {**tiny_batch, "pixel_values": tiny_batch["pixel_values"].bfloat16()}
+    with torch.no_grad():
+        exact, opened = tiny_model(**tiny_batch).logits, half(**halved).logits
+        monkeypatch.setattr(kernels, "IS_OPEN", False)
+        closed = half(**halved).logits
+    assert (opened - exact).norm() < 1.5 * (closed - exact).norm()

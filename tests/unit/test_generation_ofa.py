@@ -244,6 +244,14 @@ def test_a_sampled_text_ends_within_its_length_though_top_k_rules_its_end_out(ti
     assert (texts == EOS).any(1).all()
 
 
+def test_a_static_cache_serves_other_numbers_of_images_and_beams(tiny_model, inputs):
+    model = copy.deepcopy(tiny_model)
+    for count, num_beams in ((2, 1), (1, 2), (2, 1), (2, 2), (3, 1)):
+        some = {key: value[:count] for key, value in inputs.items()}
+        texts = run(model, some, num_beams=num_beams, cache_implementation="static")
+        assert torch.equal(texts, run(tiny_model, some, num_beams=num_beams))
+
+
 def test_temperature_divides_the_logits_in_beam_search_too(tiny_model, inputs):
     settings = {"num_beams": 3, "return_dict_in_generate": True, "output_scores": True}
     plain, warm = (run(tiny_model, inputs, temperature=one, **settings) for one in (1.0, 1.7))

@@ -108,6 +108,29 @@ def test_every_parameter_of_captioning_gets_a_gradient(steady, tiny_batch):
     assert all(found[name].abs().max() > 0 for name in unused)
 
 
+@pytest.mark.parametrize("texts_per_image", [1, 2])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_gradients_reach_every_state_and_attention_that_is_returned(
+    model, tiny_batch, texts_per_image, implementation, recomputes
+):
+    model.set_attn_implementation(implementation)
+    if recomputes:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    labels = tiny_batch["labels"].repeat_interleave(texts_per_image, dim=0)
+    output = model(**{**tiny_batch, "labels": labels}, output_attentions=True, output_hidden_states=True)
+    kinds = ("encoder_hidden_states", "decoder_hidden_states")
+    kinds += ("encoder_attentions", "decoder_attentions", "cross_attentions")
+    kept = {f"{kind}.{place}": tensor for kind in kinds for place, tensor in enumerate(output[kind])}
+    kept |= {"logits": output.logits, "encoder_last_hidden_state": output.encoder_last_hidden_state}
+    for tensor in kept.values():
+        tensor.retain_grad()
+    output.loss.backward()
+    assert len(kept) == 3 + 4 + 2 + 3 + 3 + 2
+    assert [name for name, tensor in kept.items() if tensor.grad is None or not tensor.grad.abs().max() > 0] == []
+
+
 # ------------------------------------------------------------------------------------------------- locking
 
 
