@@ -28,6 +28,7 @@ from ofa_hf.model_card.facts import ACCOUNT_FILE
 
 
 OFFICIAL_KIND, LEGACY_KIND = "official fairseq checkpoint", "legacy OFA folder"
+OUR_FILES = (ACCOUNT_FILE, "processor_config.json")  # either one says that this package wrote a folder
 LEGACY_WEIGHTS = ("pytorch_model.bin", "model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 MAX_CONFIG_BYTES = 1_000_000
@@ -143,8 +144,8 @@ def open_folder(folder: Path, name: str) -> Source:
 
     It holds `config.json` and `pytorch_model.bin` or `model.safetensors`.
     """
-    if (folder / ACCOUNT_FILE).exists():
-        raise UserError(f"{folder} was written by this converter already: load it with from_pretrained.")
+    if any((folder / name).exists() for name in OUR_FILES):
+        raise UserError(f"{folder} needs no conversion: ofa-hf wrote it. Load it with from_pretrained.")
     file = next((folder / weights for weights in LEGACY_WEIGHTS if (folder / weights).is_file()), None)
     if file is None or not (folder / "config.json").is_file():
         seen = ", ".join(sorted(shown(entry.name) for entry in folder.iterdir())[:8]) or "nothing"

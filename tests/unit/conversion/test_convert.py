@@ -133,6 +133,14 @@ def test_a_catalogue_name_is_downloaded_first(official_file, vocab_file, out, tm
     assert asked == ["https://ofa-beijing.oss-cn-beijing.aliyuncs.com/checkpoints/caption_cn_base.pt"]
 
 
+@pytest.mark.parametrize("file", ["conversion.json", "processor_config.json"])
+def test_a_folder_of_this_package_is_refused(legacy_folder, vocab_file, out, file):
+    (legacy_folder / file).write_text("{}")
+    with pytest.raises(UserError, match="needs no conversion: ofa-hf wrote it"):
+        convert(legacy_folder, out, vocab=vocab_file)
+    assert not out.exists()
+
+
 def test_a_hub_id_is_downloaded_as_a_folder(legacy_folder, vocab_file, out, monkeypatch):
     monkeypatch.setattr(sources, "download_repository", lambda name: legacy_folder)
     account = convert_quickly("YeungNLP/ofa-cn-base-muge-v2", out, vocab_file)
