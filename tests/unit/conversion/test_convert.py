@@ -209,7 +209,7 @@ def test_options_the_model_cannot_work_with_are_refused(official_file, vocab_fil
 
 def test_a_converted_folder_is_not_converted_again(official_file, vocab_file, out, tmp_path):
     convert_quickly(official_file, out, vocab_file)
-    with pytest.raises(UserError, match="already"):
+    with pytest.raises(UserError, match="needs no conversion"):
         convert_quickly(out, tmp_path / "again", vocab_file)
 
 
