@@ -1,10 +1,10 @@
 """Save a finished run as a Hub-ready folder that says how the model was trained and how it scored."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import transformers
+from transformers import Seq2SeqTrainer
 
 import ofa_hf
 from ofa_hf.files import write_json
@@ -12,11 +12,7 @@ from ofa_hf.model_card.card import write_card
 from ofa_hf.model_card.facts import RESULTS_FILE, trainer_facts
 
 
-if TYPE_CHECKING:
-    from ofa_hf.training.trainer import OFATrainer
-
-
-def save_result(trainer: "OFATrainer", metrics: dict[str, float]) -> None:
+def save_result(trainer: Seq2SeqTrainer, metrics: dict[str, float]) -> None:
     """Save model (adapters merged if asked), processor, code, `finetune_results.json` and card to `output_dir`."""
     folder, args = Path(trainer.args.output_dir), trainer.finetune_args
     trainer.save_state()
@@ -47,7 +43,7 @@ def repository_name(trainer_args) -> str:
     return trainer_args.hub_model_id or Path(trainer_args.output_dir).resolve().name
 
 
-def latest_metrics(trainer: "OFATrainer") -> dict[str, float]:
+def latest_metrics(trainer: Seq2SeqTrainer) -> dict[str, float]:
     """The latest `train_*` and `eval_*` values that the Trainer logged."""
     found: dict[str, float] = {}
     for entry in trainer.state.log_history:
