@@ -145,7 +145,7 @@ style: $(VENV)/.stamp ## Check style and formatting
 	@$(BIN)/ruff format --check --quiet --diff .
 
 .PHONY: format
-format: $(VENV)/.stamp ## Mend what can be mended automatically
+format: $(VENV)/.stamp ## Fix what can be fixed automatically
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from ofa_hf.errors import UserError
 from ofa_hf.files import read_json
-from ofa_hf.tasks_ofa import TASKS
+from ofa_hf.tasks_ofa import TASKS, official_generation
 
 
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.json")
 
 
-def official_generation(
+def checkpoint_generation(
     beam: int,
     min_tokens: int,
     max_tokens: int,
@@ -35,11 +35,7 @@ def official_generation(
     """
     changed = {"length_penalty": length_penalty, "beam_temperature": temperature}
     return {
-        "num_beams": beam,
-        "max_length": max_tokens + 2,  # the start token and </s> count here
-        "min_length": min_tokens + 1,
-        "no_repeat_ngram_size": no_repeat_ngram,
-        "early_stopping": True,
+        **official_generation(beam, min_tokens, max_tokens, no_repeat_ngram),
         "suppress_tokens": [1],  # <pad> is never chosen
         "end_at_max_length": True,  # at the last position only </s>, with its true log-probability
         **{name: value for name, value in changed.items() if value != 1.0},
@@ -66,7 +62,7 @@ def read_settings(entry: Mapping[str, Any]) -> TaskDefaults:
     if not values["prompt"] and entry["task"] in TASKS:
         values["prompt"] = TASKS[entry["task"]].prompts.get(entry["language"], "")
     fairseq = values.pop("fairseq_generation", None)
-    return TaskDefaults(**values, **({"generation": official_generation(**fairseq)} if fairseq else {}))
+    return TaskDefaults(**values, **({"generation": checkpoint_generation(**fairseq)} if fairseq else {}))
 
 
 _FACTS = read_json(CATALOGUE_FILE)

@@ -12,21 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
+from sample_images import encoded, photo
 
 from ofa_hf.image_loading_ofa import ImageError, load_image
-
-
-def photo(width=64, height=48) -> Image.Image:
-    """An image without two equal rows or columns."""
-    rows, columns = np.mgrid[:height, :width]
-    pixels = np.stack([rows * 5 % 256, columns * 3 % 256, (rows * columns) % 256], axis=-1)
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def encoded(image: Image.Image, kind="PNG", **options) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def same(one: Image.Image, other: Image.Image) -> bool:

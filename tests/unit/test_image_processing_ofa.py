@@ -1,5 +1,4 @@
 import hashlib
-import io
 import json
 import random
 import sys
@@ -11,25 +10,13 @@ import pytest
 import torch
 from fixtures.recorded import image_bytes
 from PIL import Image
+from sample_images import encoded, photo
 
 from ofa_hf.image_loading_ofa import ImageError
 from ofa_hf.image_processing_ofa import OFAImageProcessor
 
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-
-
-def photo(width=64, height=48) -> Image.Image:
-    """An image without two equal rows or columns."""
-    rows, columns = np.mgrid[:height, :width]
-    pixels = np.stack([rows * 5 % 256, columns * 3 % 256, (rows * columns) % 256], axis=-1)
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def encoded(image: Image.Image, kind="PNG", **options) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def test_pixel_values_equal_torchvision_bit_for_bit():

@@ -8,8 +8,8 @@ from ofa_hf.catalogue.published import (
     CATALOGUE,
     FAIRSEQ_TASKS,
     SETTINGS,
+    checkpoint_generation,
     find_published,
-    official_generation,
     recognise_task,
 )
 from ofa_hf.errors import UserError
@@ -32,7 +32,7 @@ def test_entries_are_found_by_name_file_name_and_hub_id():
 
 
 def test_official_settings_count_the_start_token_and_the_end():
-    settings = official_generation(8, 1, 128, 3)
+    settings = checkpoint_generation(8, 1, 128, 3)
     assert settings["max_length"] == 130
     assert settings["min_length"] == 2
     assert settings["end_at_max_length"] is True
