@@ -58,7 +58,7 @@ def test_weights_that_do_not_match_the_config_are_refused_by_name(folder, change
 
 def test_a_clone_without_git_lfs_is_told_what_to_do(folder):
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
-    with pytest.raises(UserError, match="model.safetensors is a Git LFS pointer of 59 bytes"):
+    with pytest.raises(UserError, match="model.safetensors is a Git LFS pointer of 63 bytes"):
         load_model(folder, device="cpu")
 
 
