@@ -14,6 +14,7 @@ from typing import Any
 ANSWERS = ("text", "boxes", "choice")  # kinds of answer
 SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")  # `{text}` in a prompt
 STARTS = ("", "question", "question and end")  # what the decoder's text begins with
+IMAGENET_COLORS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 BOX_SLOT = "box"  # filled with the symbols of four places, at the end of a prompt
 
 
@@ -213,7 +214,7 @@ TASKS = {
             name="classification",
             prompts={"en": " what does the image describe?"},
             answer="choice",
-            image={"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+            image=IMAGENET_COLORS,
             pipeline="zero-shot-image-classification",
         ),
         Task(
