@@ -15,6 +15,7 @@ ANSWERS = ("text", "boxes", "choice")  # kinds of answer
 USUAL_METRIC = {"text": "caption", "boxes": "box", "choice": "accuracy"}
 SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")  # `{text}` in a prompt
 STARTS = ("", "question", "question and end")  # what the decoder's text begins with
+IMAGENET_COLORS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 BOX_SLOT = "box"  # filled with the symbols of four places, at the end of a prompt
 
 
@@ -219,7 +220,7 @@ TASKS = {
             name="classification",
             prompts={"en": " what does the image describe?"},
             answer="choice",
-            image={"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+            image=IMAGENET_COLORS,
             pipeline="zero-shot-image-classification",
         ),
         Task(

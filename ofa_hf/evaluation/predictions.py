@@ -1,7 +1,7 @@
 """Answers in files: JSONL with `image_id` and `text`, one row a line; every complaint names the line.
 
-The id may also be called `id`, `question_id` or `file`, the answer `box`, `answer`, `label`, `caption` or `summary`, as
-the commands write them. A box is `{"xmin", "ymin", "xmax", "ymax"}`, four numbers, or a text of them.
+The id may also be called `id`, `question_id` or `file`, the answer `box`, `answer`, `label`, `caption` or `summary`,
+as the commands write them. A box is `{"xmin", "ymin", "xmax", "ymax"}`, four numbers, or a text of them.
 """
 
 import json
