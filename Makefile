@@ -18,6 +18,7 @@ BENCHES ?= speed memory training folder
 # Exactly the tests that are skipped without one of the optional libraries.
 EXTRAS_TESTS = $(addprefix tests/,unit/serving unit/export/test_int8.py unit/test_fast_ofa_int8.py unit/test_reference.py \
 unit/evaluation/test_captions.py::test_scores_equal_those_of_pycocoevalcap_on_random_captions \
+unit/evaluation/test_answers.py::test_f1_and_matthews_equal_those_of_scikit_learn \
 unit/conversion/test_fairseq_reader.py::test_real_omegaconf_files_are_read \
 unit/training/test_finetuning.py::test_tensorboard_gets_the_losses_if_it_is_installed \
 end_to_end/test_web.py end_to_end/test_export.py::test_the_command_writes_int8_weights_and_tells_the_effect)

@@ -20,6 +20,7 @@ from ofa_hf.errors import UserError
 
 HUB_FILE = re.compile(r"(modeling_ofa\w*|\w+_ofa)\.py")  # code that travels with every saved model
 MAX_JSON_BYTES = 100_000_000  # the largest one here is the index of a sharded model
+LFS_START = b"version https://git-lfs.github.com/spec/"
 SECONDS_TO_END = 5.0  # for a process whose parent was killed
 
 
@@ -79,6 +80,21 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def hub_files() -> list[Path]:
     """Code files of this package that belong in every Hub-ready folder."""
     return [file for file in sorted(Path(__file__).parent.iterdir()) if HUB_FILE.fullmatch(file.name)]
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse what `git clone` leaves of a large file where Git LFS is not installed: a few lines that name it.
+
+    Raises:
+        UserError: the file is such a pointer.
+    """
+    with open(path, "rb") as file:
+        is_pointer = file.read(len(LFS_START)) == LFS_START
+    if is_pointer:
+        raise UserError(
+            f"{path} is a Git LFS pointer of {path.stat().st_size:,} bytes, not the file itself. Run `git lfs pull` "
+            f"in its folder, or download the file from the page of the repository."
+        )
 
 
 def file_digest(path: str | Path) -> str:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from transformers.utils import logging
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageToTextPipeline, OFAProcessor
 from ofa_hf.errors import UserError
+from ofa_hf.files import refuse_pointer
 from ofa_hf.versions_ofa import mismatched_names
 
 
@@ -28,11 +30,15 @@ def check_model(name: str | os.PathLike) -> None:
     """Check that a folder or Hub id is an OFA model; only its `config.json` is read.
 
     Raises:
-        UserError: there is no such model, its configuration cannot be read, or it is another kind of model.
+        UserError: there is no such model, its configuration cannot be read, it is another kind of model, or its
+            large files are pointers of Git LFS.
     """
     name = os.fspath(name)
     if not os.path.isdir(name) and name.count("/") != 1:  # Hub ids are `owner/name`
         raise UserError(f"The model {name} is neither a folder on this machine nor a Hub id (owner/name). {ADVICE}")
+    if os.path.isdir(name):
+        for file in (*Path(name).glob("*.safetensors"), *Path(name).glob("tokenizer.json")):
+            refuse_pointer(file)
     with _explain_failure(f"The model {name}"):
         model_type = OFAConfig.get_config_dict(name)[0].get("model_type")
     if model_type != "ofa":

@@ -8,15 +8,18 @@ prompts in `data/mm_data/`; the article of OFA-Chinese for its legacy repositori
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ofa_hf.boxes_ofa import MAX_IMAGE_SIZE
 from ofa_hf.errors import UserError
 from ofa_hf.files import read_json
-from ofa_hf.tasks_ofa import TASKS, official_generation
+from ofa_hf.tasks_ofa import IMAGENET_COLORS, TASKS, Task, official_generation
 
 
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.json")
+PROMPT_TYPES = {"none": "", "prev_output": "question", "src": "question and end"}  # fairseq's → `Task.starts_with`
 
 
 def checkpoint_generation(
@@ -51,6 +54,7 @@ class TaskDefaults:
     prompt: str  # with the task's slots
     image_size: int
     generation: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of the task's row, `SETTINGS` of `tasks_ofa`
 
 
 def read_settings(entry: Mapping[str, Any]) -> TaskDefaults:
@@ -81,6 +85,7 @@ class PublishedCheckpoint:
     hub_id: str | None = None  # of a legacy repository
     sha256: str | None = None  # none was ever published; checked where known
     size: str = "base"
+    pretrained: bool = False  # knows every task of its language
     license: str | None = None  # None: the authors named none for the weights
     trained_on: str = ""
     scores: tuple[Mapping[str, Any], ...] = ()  # {"data", "values", "source" (a page), "note"}; published, not ours
@@ -99,6 +104,7 @@ def read_model(entry: Mapping[str, Any]) -> PublishedCheckpoint:
         **{place: entry["source"]},
         sha256=entry.get("sha256"),
         size=entry["size"],
+        pretrained=entry.get("pretrained", False),
         license=entry["license"],
         trained_on=entry["trained_on"],
         scores=tuple({**row, "source": _FACTS["sources"][row["source"]]} for row in entry["scores"]),
@@ -114,20 +120,32 @@ def find_published(name: str) -> PublishedCheckpoint | None:
     return CATALOGUE.get(name) or by_short_name.get(name.rpartition("/")[2].removesuffix(".pt"))
 
 
-def recognise_task(settings: Mapping[str, Any], name: str, language: str = "zh") -> tuple[TaskDefaults, str]:
+def nearest_names(name: str, number: int = 3) -> list[str]:
+    """Names of the catalogue that look like this one, the most similar first."""
+    short = name.rpartition("/")[2].removesuffix(".pt").lower()
+    by_short_name = {entry.rpartition("/")[2].lower(): entry for entry in CATALOGUE}
+    return [by_short_name[found] for found in get_close_matches(short, by_short_name, number, cutoff=0.5)]
+
+
+def recognise_task(
+    settings: Mapping[str, Any], name: str, language: str = "zh", wanted: str | None = None
+) -> tuple[TaskDefaults, str]:
     """What an official checkpoint was trained for.
 
     Args:
-        settings: fairseq's arguments, of which `task`, `arch` and `patch_image_size` are read.
+        settings: fairseq's arguments, of which `task`, `arch`, `patch_image_size` and those of `changes_of` are read.
         name: of the file, which decides if the settings name no task, or pretraining.
         language: of the checkpoint.
+        wanted: a task that the user names; it wins.
 
     Returns:
         its defaults (with the image size of the settings, if it was finetuned), and the reason for the choice.
 
     Raises:
-        UserError: a checkpoint of a task that there is none for here.
+        UserError: a checkpoint of a task that there is none for here, or the user's task has no prompt in `language`.
     """
+    if wanted is not None:
+        return with_settings(settings_of_task(wanted, language), settings, name), "the task was given"
     published, task = find_published(name), settings.get("task")
     known = FAIRSEQ_TASKS.get(task) if isinstance(task, str) else None
     if published and published.url and published.defaults.language == language and not (known and known["finetuned"]):
@@ -138,24 +156,73 @@ def recognise_task(settings: Mapping[str, Any], name: str, language: str = "zh")
     if entry == "caption_en" and settings.get("arch") == "ofa_huge":
         entry = "caption_huge_en"
     if entry not in SETTINGS:
-        raise UserError(explain_unknown_task(name, task))
-    defaults, size = with_prompt(SETTINGS[entry], name, task), settings.get("patch_image_size")
-    if known["finetuned"] and type(size) is int and 16 <= size <= 4096:
+        raise UserError(explain_unknown_task(name, task, language))
+    defaults = with_prompt(SETTINGS[entry], name, task)
+    return with_settings(defaults, settings, name) if known["finetuned"] else defaults, f"setting task={task}"
+
+
+def settings_of_task(task: str, language: str) -> TaskDefaults:
+    """Defaults of a task that the user names.
+
+    Raises:
+        UserError: there is no such task in that language.
+    """
+    if f"{task}_{language}" not in SETTINGS or task not in TASKS:
+        raise UserError(
+            f"There is no task {task!r} for a checkpoint whose language is {language!r}. Accepted: "
+            f"{', '.join(tasks_of(language))}."
+        )
+    return SETTINGS[f"{task}_{language}"]
+
+
+def tasks_of(language: str) -> list[str]:
+    """Names of the tasks that have a prompt in a language."""
+    return [name for name, task in TASKS.items() if language in task.prompts]
+
+
+def with_settings(defaults: TaskDefaults, settings: Mapping[str, Any], name: str) -> TaskDefaults:
+    """Defaults with what the arguments of finetuning say: image size, and settings of the task."""
+    size = settings.get("patch_image_size")
+    if type(size) is int and 16 <= size <= 4096:
         defaults = replace(defaults, image_size=size)
-    return defaults, f"setting task={task}"
+    return replace(defaults, changes=changes_of(TASKS[defaults.task], settings, name))
+
+
+def changes_of(task: Task, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What fairseq's arguments change in a task's row: how answers start, and the colors' mean and deviation.
+
+    Raises:
+        UserError: boxes were trained on another grid than the one here.
+    """
+    if task.answer == "boxes" and settings.get("max_image_size") not in (None, MAX_IMAGE_SIZE):
+        raise UserError(
+            f"{name} was trained with max_image_size={settings['max_image_size']}, so its boxes are on another grid. "
+            f"Accepted: {MAX_IMAGE_SIZE}, as in every published checkpoint. Use the official code for that one."
+        )
+    changes: dict[str, Any] = {}
+    start = PROMPT_TYPES.get(settings.get("prompt_type"), task.starts_with)
+    if start != task.starts_with:
+        changes["starts_with"] = start
+    is_imagenet = settings.get("imagenet_default_mean_and_std")
+    colors = {True: IMAGENET_COLORS, False: {}}.get(is_imagenet)
+    own = {key: value for key, value in task.image.items() if key in IMAGENET_COLORS}
+    if colors is not None and task.needs_image and own != colors:
+        changes["image"] = {key: value for key, value in task.image.items() if key not in own} | colors
+    return changes
 
 
 def with_prompt(defaults: TaskDefaults, name: str, task: Any) -> TaskDefaults:
     """The defaults themselves, if there is a prompt for their task."""
     if not defaults.prompt:
-        raise UserError(explain_unknown_task(name, task or defaults.task))
+        raise UserError(explain_unknown_task(name, task or defaults.task, defaults.language))
     return defaults
 
 
-def explain_unknown_task(name: str, task: Any) -> str:
+def explain_unknown_task(name: str, task: Any, language: str) -> str:
     return (
-        f"{name} was trained for the task {str(task)[:100]!r}, which this version has no task for. "
-        f"Accepted: {', '.join(TASKS)}. Use the official code for that checkpoint."
+        f"{name} was trained for the task {str(task)[:100]!r}, which this version has no task for. If it answers one "
+        f"of these all the same, or is a start for finetuning, name it with --task: {', '.join(tasks_of(language))}. "
+        f"Else use the official code."
     )
 
 

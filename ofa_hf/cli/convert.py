@@ -19,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Chinese BERT vocab.txt, or the folder of the English encoder.json, vocab.bpe and dict.txt, or of "
         "vocab.json and merges.txt (default: the source's tokenizer, else the Hub's)",
     )
+    parser.add_argument(
+        "--task",
+        metavar="NAME",
+        help="what the checkpoint was trained for, such as vqa (default: as its own settings say)",
+    )
     parser.add_argument("--prompt", help="question that goes with an image (default: the checkpoint's)")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images the model sees")
     parser.add_argument("--num-beams", type=positive, metavar="N", help="beams of generate")
@@ -51,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         args.vocab,
         dtype=args.dtype,
+        task=args.task,
         prompt=args.prompt,
         image_size=args.image_size,
         generation={name: value for name, value in generation.items() if value is not None},

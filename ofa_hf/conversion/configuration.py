@@ -237,6 +237,13 @@ def count_layers(shapes: Mapping[str, tuple], prefix: str, source: str) -> int:
 
 def resnet_type_of(shapes: Mapping[str, tuple], source: str) -> str:
     """Name of the image trunk, from the number of blocks in its three stages."""
+    if "encoder.embed_tokens.weight" in shapes and not any(
+        name.startswith("encoder.embed_images.") for name in shapes
+    ):
+        raise UserError(
+            f"{source} has no image part (no weights encoder.embed_images.*): it is a language model for text alone. "
+            f"Accepted: networks that read images, as every finetuned and pretrained OFA checkpoint is."
+        )
     prefix = "encoder.embed_images.layer"
     blocks = tuple(count_layers(shapes, f"{prefix}{stage}.", source) for stage in (1, 2, 3))
     for name, known in RESNET_BLOCKS.items():

@@ -80,6 +80,7 @@ def convert(
     vocab: str | Path | None = None,
     *,
     dtype: str | torch.dtype | None = None,
+    task: str | None = None,
     prompt: str | None = None,
     image_size: int | None = None,
     generation: Mapping[str, Any] | None = None,
@@ -95,6 +96,7 @@ def convert(
         vocab: Chinese BERT `vocab.txt`; or the folder with the English `encoder.json`, `vocab.bpe` and `dict.txt`, or
             `vocab.json` and `merges.txt`. By default the legacy folder's tokenizer, else the files from the Hub.
         dtype: of the saved weights; by default the source's.
+        task: what the checkpoint was trained for, a name of `TASKS`; by default recognized from the file.
         prompt, image_size, generation: replace what belongs to the checkpoint.
         overwrite: replace an earlier conversion at `out`.
         verify: compare the folder, loaded in a fresh process, with the source.
@@ -108,7 +110,8 @@ def convert(
     with full_disk, new_folder(target, partial(check_target, overwrite=overwrite)) as (folder, scratch):
         try:
             job = Conversion(open_source(checkpoint), progress)
-            values = job.run(folder, scratch, vocab, as_dtype(dtype), prompt, image_size, generation or {}, verify)
+            options = {"task": task, "prompt": prompt, "image_size": image_size, "generation": generation or {}}
+            values = job.run(folder, scratch, vocab, as_dtype(dtype), options, verify)
         except FileRefused as error:  # found while numbers were read: damaged bytes
             raise UserError(f"{checkpoint} cannot be converted: {error}.") from error
     return ConversionAccount(target, values)
@@ -165,15 +168,13 @@ class Conversion:
         self.matched = match_source(source)
         self.decisions, self.config = self.matched.decisions, self.matched.decisions.config
 
-    def run(
-        self, folder: Path, scratch: Path, vocab, dtype, prompt, image_size, generation, verify: bool
-    ) -> dict[str, Any]:
-        """Build the folder; returns the account."""
+    def run(self, folder: Path, scratch: Path, vocab, dtype, options: dict[str, Any], verify: bool) -> dict[str, Any]:
+        """Build the folder; returns the account. `options` are `task`, `prompt`, `image_size`, `generation`."""
         weights = self.matched.weights_to_save(dtype)
         check_room(folder, weights.total_size)
         tokenizer, language = self.make_tokenizer(vocab)
-        self.defaults, self.task_reason = self.source.recognise_task(language)
-        settings = self.settings_of(prompt, image_size, generation)
+        self.defaults, self.task_reason = self.source.recognise_task(language, options.pop("task"))
+        settings = self.settings_of(**options)
         processor = self.write_small_files(folder, tokenizer, settings, weights.dtype)
         self.progress("writing weights")
         compare_weights(folder, write_weights(folder, weights), weights)

@@ -15,7 +15,9 @@ from ofa_hf.catalogue.published import (
     PublishedCheckpoint,
     TaskDefaults,
     find_published,
+    nearest_names,
     recognise_task,
+    settings_of_task,
 )
 from ofa_hf.conversion.configuration import ConfigDecisions, config_from_fairseq, config_from_legacy
 from ofa_hf.conversion.download import download_file, download_repository
@@ -23,7 +25,7 @@ from ofa_hf.conversion.fairseq_reader import read_checkpoint
 from ofa_hf.conversion.inert_pickle import shown
 from ofa_hf.conversion.torch_file import StoredTensor
 from ofa_hf.errors import UserError
-from ofa_hf.files import read_json
+from ofa_hf.files import read_json, refuse_pointer
 from ofa_hf.model_card.facts import ACCOUNT_FILE
 
 
@@ -59,10 +61,16 @@ class Source:
         decide = config_from_fairseq if self.kind == OFFICIAL_KIND else config_from_legacy
         return decide(self.settings, shapes, self.name)
 
-    def recognise_task(self, language: str) -> tuple[TaskDefaults, str]:
-        """What the checkpoint, whose texts are in `language`, was trained for, and the reason for the choice."""
+    def recognise_task(self, language: str, wanted: str | None = None) -> tuple[TaskDefaults, str]:
+        """What the checkpoint, whose texts are in `language`, was trained for, and the reason for the choice.
+
+        Args:
+            wanted: a task that the user names; it wins.
+        """
         if self.kind == OFFICIAL_KIND:
-            return recognise_task(self.settings, self.name, language)
+            return recognise_task(self.settings, self.name, language, wanted)
+        if wanted is not None:
+            return settings_of_task(wanted, language), "the task was given"
         published = self.published
         if published and published.hub_id and published.defaults.language == language:
             return published.defaults, f"name {self.name}"
@@ -118,12 +126,17 @@ def explain_missing(name: str) -> str:
     published = find_published(name) if name.endswith(".pt") else None
     if published and published.url:
         return f"No checkpoint file at {name}. Give its path, or {published.name} without .pt to download it first."
-    names = ", ".join(entry for entry in CATALOGUE)
-    return f"No checkpoint at {name}. Accepted: a .pt file, a legacy folder, a Hub id, or one of: {names}."
+    near = nearest_names(name)
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    return (
+        f"No checkpoint at {name}. Accepted: a .pt file, a legacy folder, a Hub id, or a published name.{meant} "
+        f"`python -m hub_upload catalogue` lists the {len(CATALOGUE)} published ones."
+    )
 
 
 def open_file(path: Path) -> Source:
     """An official `.pt`, or the weights file of a legacy folder."""
+    refuse_pointer(path)
     if path.suffix == ".safetensors" or (path.parent / "config.json").is_file() and path.name in LEGACY_WEIGHTS:
         return open_folder(path.parent, path.resolve().parent.name)
     checkpoint = read_checkpoint(path)
@@ -153,6 +166,7 @@ def open_folder(folder: Path, name: str) -> Source:
             f"{folder} is no legacy OFA folder: it holds {seen}; expected config.json and pytorch_model.bin. "
             f"For an official checkpoint give the .pt file itself."
         )
+    refuse_pointer(file)
     settings = read_json(folder / "config.json", "Expected the config.json of a legacy OFA folder.", MAX_CONFIG_BYTES)
     source = Source(LEGACY_KIND, name, file, "safetensors", {}, settings, folder=folder)
     source.published = find_published(name)
@@ -170,7 +184,10 @@ def read_safetensors(path: Path) -> dict[str, SafetensorsTensor]:
         handle = safe_open(path, framework="pt")
         slices = {name: handle.get_slice(name) for name in handle.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be converted: it is damaged or truncated ({error}).") from error
+        raise UserError(
+            f"{path} cannot be converted: it is damaged or truncated ({error}). Download it again, and compare its "
+            f"size with the one its page shows: {path.stat().st_size:,} bytes are here."
+        ) from error
     return {
         name: SafetensorsTensor(handle, name, SAFETENSORS_DTYPES.get(part.get_dtype()), torch.Size(part.get_shape()))
         for name, part in slices.items()

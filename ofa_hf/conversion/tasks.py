@@ -13,14 +13,11 @@ ZERO_SHOT = {"vqa": {"starts_with": ""}}
 
 
 def is_pretrained(source: Source) -> bool:
-    """Whether an official file was trained for all tasks: its settings say so, or else its published name."""
-    if source.kind != OFFICIAL_KIND:
-        return False
-    task = source.settings.get("task")
-    if task in FAIRSEQ_TASKS:
+    """Whether a checkpoint was trained for all tasks: an official file's settings say so, or else the name."""
+    task = source.settings.get("task") if source.kind == OFFICIAL_KIND else None
+    if isinstance(task, str) and task in FAIRSEQ_TASKS:
         return not FAIRSEQ_TASKS[task]["finetuned"]
-    published = source.published
-    return published is not None and published.name.startswith("ofa_") and published.defaults.task == "caption"
+    return source.published is not None and source.published.pretrained
 
 
 def offered_tasks(source: Source, chosen: TaskDefaults, max_positions: int) -> dict[str, dict[str, Any]]:
@@ -30,7 +27,7 @@ def offered_tasks(source: Source, chosen: TaskDefaults, max_positions: int) -> d
     Args:
         max_positions: longest answer of the model, start and end tokens included.
     """
-    tasks = {chosen.task: {"prompt": chosen.prompt, "generation": {}}}
+    tasks = {chosen.task: {"prompt": chosen.prompt, "generation": {}, **chosen.changes}}
     if is_pretrained(source):
         for name, task in TASKS.items():
             if chosen.language in task.prompts and name not in tasks:

@@ -42,6 +42,12 @@ class Prediction:
     answers: list[dict[str, Any]]
 
     @property
+    def best(self) -> Any:
+        """The best answer, a text or a box; the empty text if there is none."""
+        answer = self.answers[0] if self.answers else {}
+        return answer.get("text") or answer.get("box") or ""
+
+    @property
     def text(self) -> str:
         """The best text; empty if there is none."""
         return self.answers[0].get("text", "") if self.answers else ""

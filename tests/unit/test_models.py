@@ -56,6 +56,12 @@ def test_weights_that_do_not_match_the_config_are_refused_by_name(folder, change
     assert "\n" not in str(caught.value)
 
 
+def test_a_clone_without_git_lfs_is_told_what_to_do(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
+    with pytest.raises(UserError, match="model.safetensors is a Git LFS pointer of 63 bytes"):
+        load_model(folder, device="cpu")
+
+
 def test_constants_of_old_checkpoints_are_not_unknown(folder):
     change_weights(folder, lambda weights: weights.update({"decoder.image_position_idx": torch.zeros(2)}))
     assert load_model(folder, device="cpu").model.device.type == "cpu"

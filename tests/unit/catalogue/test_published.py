@@ -10,6 +10,7 @@ from ofa_hf.catalogue.published import (
     SETTINGS,
     checkpoint_generation,
     find_published,
+    nearest_names,
     recognise_task,
 )
 from ofa_hf.errors import UserError
@@ -63,7 +64,7 @@ def test_english_checkpoints_are_recognised_too():
 
 @pytest.mark.parametrize("task", ["image_gen", 3])
 def test_a_task_that_nobody_has_here_is_refused(task):
-    with pytest.raises(UserError, match=f"x.pt was trained for the task '{task}'.*Accepted: caption"):
+    with pytest.raises(UserError, match=f"x.pt was trained for the task '{task}'.*--task: caption, grounding"):
         recognise_task({"task": task}, "x.pt", "en")
 
 
@@ -71,6 +72,46 @@ def test_a_setting_whose_task_has_no_row_is_refused(monkeypatch):
     monkeypatch.setitem(SETTINGS, "vqa_en", replace(SETTINGS["vqa_en"], prompt=""))
     with pytest.raises(UserError, match="vqa_gen"):
         recognise_task({"task": "vqa_gen"}, "vqa_base_best.pt", "en")
+
+
+def test_a_language_model_without_a_task_is_refused_unless_one_is_given():
+    with pytest.raises(UserError, match="trained for the task 'language model'"):
+        recognise_task({}, "ofa_tiny_plaintext.pt", "en")
+    assert recognise_task({}, "ofa_tiny_plaintext.pt", "en", "summarization")[0].task == "summarization"
+
+
+def test_the_users_task_wins_and_must_have_a_prompt_in_the_language():
+    defaults, reason = recognise_task({"task": "my_task", "patch_image_size": 256}, "x.pt", "en", "vqa")
+    assert (defaults.task, defaults.image_size, reason) == ("vqa", 256, "the task was given")
+    with pytest.raises(UserError, match="no task 'entailment' for a checkpoint whose language is 'zh'.*caption"):
+        recognise_task({}, "x.pt", "zh", "entailment")
+
+
+def test_arguments_say_how_answers_start_and_how_colors_are_scaled():
+    def changes(**arguments):
+        return recognise_task(arguments, "x.pt", "en")[0].changes
+
+    assert changes(task="vqa_gen", prompt_type="prev_output") == {}
+    assert changes(task="vqa_gen", prompt_type="none") == {"starts_with": ""}
+    assert changes(task="rte", prompt_type="prev_output") == {"starts_with": "question"}
+    assert changes(task="image_classify", imagenet_default_mean_and_std=True) == {}
+    assert changes(task="image_classify", imagenet_default_mean_and_std=False) == {"image": {}}
+    ocr = changes(task="ocr", imagenet_default_mean_and_std=True)["image"]
+    assert (ocr["fit"], ocr["image_mean"]) == ("center", [0.485, 0.456, 0.406])
+    with pytest.raises(UserError, match="max_image_size=640, so its boxes are on another grid"):
+        changes(task="refcoco", max_image_size=640)
+
+
+def test_every_task_has_settings_in_each_of_its_languages():
+    for name, task in TASKS.items():
+        for language in task.prompts:
+            assert SETTINGS[f"{name}_{language}"].task == name
+
+
+def test_a_name_that_is_almost_right_is_recognized_as_such():
+    assert nearest_names("caption_cn_bas.pt")[0] == "caption_cn_base"
+    assert "YeungNLP/ofa-cn-base-muge-v2" in nearest_names("YeungNLP/ofa-cn-base-muge-v3")
+    assert nearest_names("weights.bin") == []
 
 
 def test_prompts_are_those_of_the_tasks_where_a_task_has_them():

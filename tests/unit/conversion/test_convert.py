@@ -121,6 +121,21 @@ def test_legacy_weights_in_safetensors_convert_too(legacy_folder, model_weights,
         convert_quickly(legacy_folder, out.with_name("again"), vocab_file)
 
 
+@pytest.mark.parametrize("name", ["some_cn_base.pt", "ofa-legacy"])
+def test_a_pointer_of_git_lfs_is_named_as_such(official_file, legacy_folder, vocab_file, out, name):
+    checkpoint = official_file.with_name(name)
+    file = checkpoint if checkpoint.is_file() else checkpoint / "pytorch_model.bin"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
+    with pytest.raises(UserError, match="is a Git LFS pointer of .* bytes.*git lfs pull"):
+        convert_quickly(checkpoint, out, vocab_file)
+
+
+def test_a_file_without_the_image_part_is_a_language_model(official_weights, arguments, vocab_file, out, tmp_path):
+    weights = {name: tensor for name, tensor in official_weights.items() if "embed_images" not in name}
+    with pytest.raises(UserError, match="no image part .* language model for text alone"):
+        convert_quickly(save_official(tmp_path / "plain.pt", weights, arguments), out, vocab_file)
+
+
 def test_a_catalogue_name_is_downloaded_first(official_file, vocab_file, out, tmp_path, monkeypatch):
     asked = []
 
@@ -152,7 +167,7 @@ def test_a_hub_id_is_downloaded_as_a_folder(legacy_folder, vocab_file, out, monk
     [
         ("caption_cn_base.pt", "caption_cn_base without .pt"),
         ("/nowhere/model.pt", "No checkpoint at /nowhere/model.pt"),
-        ("caption_cn_bse", "one of: ofa_cn_base"),
+        ("caption_cn_bse", "Did you mean caption_cn_base"),
         ("some/folder/that/is/not", "No checkpoint at"),
     ],
 )

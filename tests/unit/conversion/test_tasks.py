@@ -1,6 +1,7 @@
 """A converted checkpoint offers the tasks it was trained for, and their pipelines."""
 
 import json
+from pathlib import Path
 
 import pytest
 import small_checkpoints
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ofa_hf import OFAProcessor
 from ofa_hf.conversion.convert import convert
+from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import TASKS
 
 
@@ -46,6 +48,53 @@ def test_a_pretrained_checkpoint_offers_all_tasks_of_its_language(convert_as, ta
     assert set(pipelines) == {processor.find_task(name).pipeline for name in processor.tasks}
     for name in processor.tasks:  # this model has 40 positions
         assert processor.generation_kwargs(name).get("max_length", 0) <= 40
+
+
+def test_arguments_of_finetuning_change_the_tasks_row(convert_as, arguments):
+    arguments.prompt_type = "none"
+    processor, pipelines = convert_as("vqa_gen")
+    assert (list(processor.tasks), processor.find_task().starts_with) == (["vqa"], "")
+    assert list(pipelines) == ["visual-question-answering"]
+
+
+@pytest.mark.parametrize(("name", "number"), [("ofa-cn-base", 5), ("ofa-cn-base-muge", 1)])
+def test_a_legacy_folder_offers_all_tasks_if_it_is_known_as_pretrained(
+    legacy_folder, vocab_file, tmp_path, name, number
+):
+    folder = legacy_folder.rename(tmp_path / name)
+    convert(folder, tmp_path / "out", vocab_file, verify=False, image_size=96)
+    processor = OFAProcessor.from_pretrained(tmp_path / "out")
+    assert (len(processor.tasks), processor.default_task) == (number, "caption")
+
+
+def test_the_task_can_be_named(convert_as, vocab_file, tmp_path):
+    with pytest.raises(UserError, match="trained for the task 'mine'.*--task: caption, grounding"):
+        convert_as("mine")
+    convert(tmp_path / "x.pt", tmp_path / "out", vocab_file, task="ocr", verify=False)
+    assert list(OFAProcessor.from_pretrained(tmp_path / "out").tasks) == ["ocr"]
+
+
+REAL_VOCABULARY = Path(__file__).resolve().parents[4] / "shared" / "vocab_en"
+
+
+@pytest.mark.skipif(not REAL_VOCABULARY.is_dir(), reason="shared/vocab_en is not next to this repository")
+def test_an_english_checkpoint_of_each_task_asks_with_the_official_tokens(arguments, tmp_path):
+    config = small_checkpoints.make_config(59457)
+    weights = small_checkpoints.make_official_weights(config, small_checkpoints.make_weights(config))
+    asked = {"vqa_gen": "What color is the dog?", "refcoco": "What color is the dog?", "image_classify": None}
+    expected = {
+        "vqa_gen": [0, 99, 3195, 16, 5, 2335, 116, 2],
+        "refcoco": [0, 61, 976, 473, 5, 2788, 22, 99, 3195, 16, 5, 2335, 116, 22, 6190, 116, 2],
+        "image_classify": [0, 99, 473, 5, 2274, 6190, 116, 2],
+    }
+    for task, text in asked.items():
+        arguments.task = task
+        file = small_checkpoints.write_official(tmp_path / f"{task}.pt", weights, arguments)
+        convert(file, tmp_path / task, REAL_VOCABULARY, verify=False)
+        processor = OFAProcessor.from_pretrained(tmp_path / task)
+        image = Image.new("RGB", (40, 30))
+        ids = processor(image, text=text, task=processor.default_task)["input_ids"][0].tolist()
+        assert ids == expected[task]
 
 
 def test_a_finetuned_checkpoint_offers_its_own_task(convert_as):
