@@ -16,6 +16,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 ANSWERS = ("text", "boxes", "choice")  # kinds of answer
+USUAL_METRIC = {"text": "caption", "boxes": "box", "choice": "accuracy"}
 SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")  # `{text}` in a prompt
 STARTS = ("", "question", "question and end")  # what the decoder's text begins with
 IMAGENET_COLORS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -200,7 +201,7 @@ class Task:
         image: settings of the image processor, such as `{"size": 512}`, that differ from the checkpoint's.
         generation: keywords of `generate` that belong to the task, whatever the checkpoint.
         official_text: what the original scripts make of a generated text, a key of `OFFICIAL_TEXT`.
-        metric: name of the score that compares answers with references.
+        metric: name of the score that compares answers with references; by default the usual one of the answers.
         pipeline: transformers' name of the pipeline that answers it.
     """
 
@@ -215,12 +216,14 @@ class Task:
     image: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     official_text: str = ""
-    metric: str = "caption"
+    metric: str = ""
     pipeline: str = "image-to-text"
 
     def __post_init__(self) -> None:
         if self.answer not in ANSWERS:
             raise ValueError(f"The task {self.name!r} has the answer {self.answer!r}. Accepted: {', '.join(ANSWERS)}.")
+        if not self.metric:
+            object.__setattr__(self, "metric", USUAL_METRIC[self.answer])
         if self.starts_with not in STARTS:
             accepted = ", ".join(map(repr, STARTS))
             raise ValueError(f"The task {self.name!r} starts with {self.starts_with!r}. Accepted: {accepted}.")
@@ -289,7 +292,7 @@ def official_generation(beam: int, min_tokens: int, max_tokens: int, no_repeat_n
     }
 
 
-def glue_task(name: str, prompt: str, choices: tuple[str, ...] = ("no", "yes")) -> Task:
+def glue_task(name: str, prompt: str, choices: tuple[str, ...] = ("no", "yes"), metric: str = "accuracy") -> Task:
     """A task about sentences whose answer is one word of a list. Source: OFA `data/nlu_data/`, `run_scripts/glue/`."""
     return Task(
         name=name,
@@ -299,6 +302,7 @@ def glue_task(name: str, prompt: str, choices: tuple[str, ...] = ("no", "yes")) 
         starts_with="question and end",
         cleaning="sentence",
         needs_image=False,
+        metric=metric,
         pipeline="text-classification",
     )
 
@@ -328,6 +332,7 @@ TASKS = {
             image={"fit": "center"},
             official_text="without blanks",
             generation=official_generation(beam=5, min_tokens=1, max_tokens=64, no_repeat_ngram=0),
+            metric="ocr",
         ),
         Task(
             name="vqa",
@@ -343,6 +348,7 @@ TASKS = {
                 "length_penalty": 0.0,
                 "early_stopping": True,
             },
+            metric="vqa",
             pipeline="visual-question-answering",
         ),
         Task(
@@ -377,12 +383,15 @@ TASKS = {
                 **official_generation(beam=6, min_tokens=1, max_tokens=32, no_repeat_ngram=3),
                 "length_penalty": 0.7,
             },
+            metric="rouge",
             pipeline="summarization",
         ),
-        glue_task("cola", ' is the text " {sentence} " grammatically correct?'),
+        glue_task("cola", ' is the text " {sentence} " grammatically correct?', metric="matthews"),
         glue_task("sst2", ' is the sentiment of text " {sentence} " positive or negative?', ("negative", "positive")),
-        glue_task("mrpc", ' does text1 " {sentence1} " and text2 " {sentence2} " have the same semantics?'),
-        glue_task("qqp", ' is question " {question1} " and question " {question2} " equivalent?'),
+        glue_task(
+            "mrpc", ' does text1 " {sentence1} " and text2 " {sentence2} " have the same semantics?', metric="f1"
+        ),
+        glue_task("qqp", ' is question " {question1} " and question " {question2} " equivalent?', metric="f1"),
         glue_task("qnli", ' does " {sentence} " contain the answer to question " {question} "?'),
         glue_task("rte", ' can text1 " {sentence1} " imply text2 " {sentence2} "?'),
         glue_task("mnli", ' can text1 " {sentence1} " imply text2 " {sentence2} "?', ("maybe", "yes", "no")),

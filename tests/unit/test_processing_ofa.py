@@ -524,5 +524,17 @@ def test_a_tokenizer_without_words_is_refused(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "vocab.txt"):
         (tmp_path / name).unlink(missing_ok=True)
-    with pytest.raises(Exception, match="knows no words|tokenizer"):
+    with pytest.raises(ValueError, match="has no tokenizer: none of tokenizer.json, vocab.txt, vocab.json is there"):
         OFAProcessor.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="knows no words, only special tokens"):
+        OFAProcessor(processor.image_processor, Wordless(processor.tokenizer.all_special_tokens))
+
+
+class Wordless:
+    """A tokenizer of nothing but special tokens."""
+
+    def __init__(self, all_special_tokens):
+        self.all_special_tokens = all_special_tokens
+
+    def __len__(self):
+        return len(self.all_special_tokens)

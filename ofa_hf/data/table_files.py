@@ -1,0 +1,106 @@
+"""One door for tables: CSV in any usual form, JSON in several, spreadsheets and parquet, read row by row."""
+
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ofa_hf.data.delimited import find_separator, read_delimited, read_header
+from ofa_hf.data.encodings import find_encoding, read_start
+from ofa_hf.data.json_tables import find_json_kind, json_columns, read_json_table
+from ofa_hf.data.problems import Problem
+from ofa_hf.data.spreadsheets import parquet_columns, read_parquet, read_sheet, sheet_header
+from ofa_hf.errors import UserError
+
+
+JSON_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
+ACCEPTED = "CSV or another text table, JSONL, JSON, xlsx and parquet"
+NOT_TABLES = {  # first bytes → what they are
+    b"\xd0\xcf\x11\xe0": "an old (.xls) or a protected spreadsheet. Save it as .xlsx without a password, or as CSV",
+    b"\x1f\x8b": "packed with gzip. Unpack it first",
+    b"%PDF": "a PDF. Export the table as CSV",
+    b"\x89PNG": "an image. Pass the table that names the images",
+    b"\xff\xd8\xff": "an image. Pass the table that names the images",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is read row by row, again at each iteration: `(line number, row | Problem)`.
+
+    Args:
+        columns: names of the columns; of JSON those of the first rows.
+        assumed: how the file was read: `kind`, `encoding` and `separator` (None where there is none), and the `sheet`
+            of a spreadsheet.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    assumed: dict[str, Any]
+    _read: Callable[[], Iterator[tuple[int, dict[str, Any] | Problem]]] = field(repr=False)
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
+        return self._read()
+
+
+def open_table(path: str | Path, *, encoding: str | None = None, separator: str | None = None) -> Table:
+    """Open a table of any usual kind; its form is told from its content and noted in `assumed`.
+
+    Args:
+        encoding: of a text file; told from its first bytes by default.
+        separator: character between the cells of a text table, or its name, such as "tab"; told by default.
+
+    Raises:
+        UserError: the file is missing, empty or no table, its encoding cannot be told, or its first line names no
+            columns.
+    """
+    path = Path(path)
+    start = read_start(path, 2**16)
+    if start.startswith(b"PAR1"):
+        return _table(path, "parquet", parquet_columns(path), partial(read_parquet, path))
+    if start.startswith(b"PK\x03\x04"):
+        return _open_sheet(path)
+    if what := next((what for mark, what in NOT_TABLES.items() if start.startswith(mark)), None):
+        raise UserError(f"{path} is {what}. Accepted: {ACCEPTED}.")
+    encoding = find_encoding(path, encoding)
+    if separator is None and _looks_like_json(path, start, encoding):
+        return _open_json(path, encoding)
+    separator = find_separator(path, encoding, separator)
+    columns = read_header(path, encoding, separator)
+    read = partial(read_delimited, path, encoding, separator, columns)
+    return _table(path, "csv", columns, read, encoding=encoding, separator=separator)
+
+
+def _table(path: Path, kind: str, columns: tuple[str, ...], read: Callable, **assumed: Any) -> Table:
+    return Table(path, columns, {"kind": kind, "encoding": None, "separator": None, **assumed}, read)
+
+
+def _open_sheet(path: Path) -> Table:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_sheet = "xl/workbook.xml" in archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}). Get the file again.") from error
+    if not is_sheet:
+        raise UserError(f"{path} is a packed file, not a table. Accepted: {ACCEPTED}. Unpack it first.")
+    sheet, columns = sheet_header(path)
+    return _table(path, "xlsx", columns, partial(read_sheet, path, sheet, columns), sheet=sheet)
+
+
+def _looks_like_json(path: Path, start: bytes, encoding: str) -> bool:
+    text = start.decode(encoding, "ignore").lstrip("\ufeff \t\r\n")
+    return text.startswith(("{", "[")) and (path.suffix.lower() in JSON_SUFFIXES or text[1:].lstrip()[:1] in '"{')
+
+
+def _open_json(path: Path, encoding: str) -> Table:
+    found = find_json_kind(path, encoding)
+    if found is None:
+        raise UserError(
+            f"{path} holds no table. Accepted: a JSON object per line, a list of objects, or COCO's form with images "
+            "and annotations."
+        )
+    kind, key = found
+    read = partial(read_json_table, path, encoding, kind, key)
+    return _table(path, kind, json_columns(read()), read, encoding=encoding)
