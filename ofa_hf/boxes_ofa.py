@@ -6,7 +6,8 @@ model reads, divided by 512 whatever that size is, and rounded to the nearest pl
 Source: OFA `data/mm_data/refcoco_dataset.py`, `utils/transforms.py`, `utils/eval_utils.py` (`eval_refcoco`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,29 @@ def _ratios(image_size: Sequence[int], model_size: Sequence[int]) -> np.ndarray:
     """How much the image is scaled along the sides of a box: `(4,)` float32."""
     across, down = (np.float32(model) / np.float32(own) for model, own in zip(model_size, image_size, strict=True))
     return np.array([across, down, across, down], dtype=np.float32)
+
+
+def parse_box(value: Any) -> tuple[float, ...]:
+    """A box as tables and files write it → four finite numbers; whether they fit an image is for `check_box`.
+
+    Args:
+        value: the text `xmin,ymin,xmax,ymax`, four numbers, or a mapping with these names.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    sides = value
+    if isinstance(value, Mapping):
+        sides = [value.get(side) for side in SIDES]
+    elif isinstance(value, str):
+        sides = value.strip().strip("[]()").replace("，", ",").split(",")
+    try:
+        box = tuple(float(side) for side in sides)
+    except (TypeError, ValueError):
+        box = ()
+    if len(box) != len(SIDES) or not np.isfinite(box).all():
+        raise ValueError(f"{str(value)[:100]!r} is no box. Accepted: xmin,ymin,xmax,ymax in pixels of the image.")
+    return box
 
 
 def check_box(box: Iterable[float], image_size: Sequence[int]) -> tuple[float, ...]:
@@ -80,21 +104,23 @@ class PlacesOnly(LogitsProcessor):
 
     Args:
         first_place: id of `<bin_0>`; those of the other places follow.
+        renormalize: if False, words are masked after the softmax, as with the original's `--zero-shot`: scores are
+            log-probabilities among all words.
 
     Source: OFA `models/sequence_generator.py`, `constraint_range`.
     """
 
     before_softmax = True  # goes before the processors that mask afterwards
 
-    def __init__(self, first_place: int, eos_token_id: int):
-        self.first_place, self.eos_token_id = first_place, eos_token_id
+    def __init__(self, first_place: int, eos_token_id: int, renormalize: bool = True):
+        self.first_place, self.eos_token_id, self.renormalize = first_place, eos_token_id, renormalize
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         end = self.first_place + NUM_PLACES
         masked = scores.clone()
         masked[:, NUM_SPECIAL_TOKENS : self.first_place] = -torch.inf
         masked[:, end:] = -torch.inf
-        masked = masked.log_softmax(-1)
+        masked = masked.log_softmax(-1) if self.renormalize else masked
         allowed = torch.full_like(masked, -torch.inf)
         num_places = input_ids.shape[1] - 1  # the start token is none
         chosen = slice(self.first_place, end) if num_places < 4 else slice(self.eos_token_id, self.eos_token_id + 1)

@@ -1,7 +1,7 @@
 """From predictions and references to a result that can be read, saved and cited."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -11,7 +11,7 @@ from pathlib import Path
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.metrics import METRICS, Metric, find_metric, metric_of
 from ofa_hf.evaluation.predictions import read_predictions, read_references
-from ofa_hf.evaluation.scores import Scores
+from ofa_hf.evaluation.scores import Predictions, References, Scores
 from ofa_hf.files import write_json
 from ofa_hf.tasks_ofa import find_task
 
@@ -24,8 +24,8 @@ class EvaluationResult:
     """Scores, the texts that were scored, and what was run (`run`: model, data, settings)."""
 
     scores: Scores
-    predictions: Mapping[str, str] = field(repr=False)
-    references: Mapping[str, Sequence[str]] = field(repr=False)
+    predictions: Predictions = field(repr=False)
+    references: References = field(repr=False)
     metric: Metric = METRICS["caption"]
     run: Mapping[str, object] = field(default_factory=dict)
 
@@ -52,8 +52,8 @@ class EvaluationResult:
 
 
 def evaluate_predictions(
-    predictions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
+    predictions: Predictions,
+    references: References,
     run: Mapping[str, object] | None = None,
     *,
     metric: str = "caption",
@@ -79,8 +79,7 @@ def evaluate_files(
     """Score answers in a file against references in a file.
 
     Args:
-        predictions: JSONL of `{"image_id", "text"}`.
-        references: JSONL of `{"image_id", "text": […]}`.
+        predictions, references: JSONL, see `read_predictions` and `read_references`.
         task: a name in `TASKS`; its metric scores.
         limit: score only the first so many images of the references.
 
@@ -99,7 +98,7 @@ def evaluate_files(
     return evaluate_predictions(answers, expected, run, metric=metric)
 
 
-def first_of(references: Mapping[str, Sequence[str]], limit: int | None) -> dict[str, Sequence[str]]:
+def first_of(references: References, limit: int | None) -> References:
     """The first so many references; all of them if there is no limit."""
     return dict(islice(references.items(), limit))
 

@@ -1,16 +1,17 @@
 """The metrics: how the answers of a task are scored. A task names its metric; to add one, add a row to `METRICS`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from ofa_hf.errors import UserError
+from ofa_hf.evaluation.answers import score_answers, score_f1, score_matthews, score_vqa
+from ofa_hf.evaluation.boxes import score_boxes
 from ofa_hf.evaluation.captions import score_captions
-from ofa_hf.evaluation.scores import Scores
+from ofa_hf.evaluation.reading import score_reading
+from ofa_hf.evaluation.scores import Predictions, References, Scores
+from ofa_hf.evaluation.summaries import score_summaries
 from ofa_hf.tasks_ofa import Task
-
-
-Predictions = Mapping[str, str]  # id → answer
-References = Mapping[str, Sequence[str]]  # id → right answers, at least one
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,23 @@ class Metric:
 
     Args:
         name: as tasks name it.
-        best: the score that picks the best checkpoint and ranks single rows; higher is better.
+        best: the score that picks the best checkpoint; higher is better.
         titles: published scores → how tables and pages call them, in that order.
         score: predictions and references of the same ids → scores; raises `UserError` if the ids differ.
+        ranks: the score that ranks single rows, where `best` is one of all rows together.
+        needs: a module of the extra `scores` that it needs.
     """
 
     name: str
     best: str
     titles: Mapping[str, str]
     score: Callable[[Predictions, References], Scores]
+    ranks: str = ""
+    needs: str = ""
+
+    @property
+    def ranks_by(self) -> str:
+        return self.ranks or self.best
 
 
 METRICS = {
@@ -39,6 +48,32 @@ METRICS = {
             titles={"cider_d": "CIDEr-D", "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L"},
             score=score_captions,
         ),
+        Metric("accuracy", best="accuracy", titles={"accuracy": "Accuracy"}, score=score_answers),
+        Metric("vqa", best="vqa_accuracy", titles={"vqa_accuracy": "VQA accuracy"}, score=score_vqa),
+        Metric(
+            name="box",
+            best="box_accuracy",
+            titles={"box_accuracy": "Accuracy at IoU 0.5", "mean_iou": "Mean IoU"},
+            score=score_boxes,
+            ranks="mean_iou",
+        ),
+        Metric("ocr", best="accuracy", titles={"accuracy": "Accuracy", "ned": "1 − NED"}, score=score_reading),
+        Metric(
+            name="rouge",
+            best="rouge_l",
+            titles={"rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L"},
+            score=score_summaries,
+            needs="rouge_score",
+        ),
+        Metric(
+            name="matthews",
+            best="matthews",
+            titles={"matthews": "Matthews correlation", "accuracy": "Accuracy"},
+            score=score_matthews,
+            ranks="accuracy",
+        ),
+        # the official scripts keep the checkpoint with the best accuracy
+        Metric("f1", best="accuracy", titles={"f1": "F1", "accuracy": "Accuracy"}, score=score_f1),
     )
 }
 
@@ -47,22 +82,30 @@ def find_metric(name: str) -> Metric:
     """A metric by name.
 
     Raises:
-        UserError: there is no such metric.
+        UserError: there is no such metric, or it needs a package that is not installed.
     """
     if name not in METRICS:
         raise UserError(f"Unknown metric {name!r}. Accepted: {', '.join(METRICS)}. Correct the task that names it.")
-    return METRICS[name]
+    metric = METRICS[name]
+    if metric.needs and find_spec(metric.needs) is None:
+        raise UserError(
+            f"The metric {name} needs the package {metric.needs}. Install it with `pip install 'ofa-hf[scores]'`."
+        )
+    return metric
 
 
 def metric_of(task: Task) -> Metric:
     """The metric of a task.
 
     Raises:
-        UserError: its answers are no texts, which no metric here can score.
+        UserError: there is no such metric, it needs a package that is not installed, or it does not score the kind of
+            answer that the task has.
     """
-    if task.answer != "text":
+    metric = find_metric(task.metric)
+    if (task.answer == "boxes") != (metric is METRICS["box"]):
+        kind = "boxes" if task.answer == "boxes" else "no boxes"
         raise UserError(
-            f"Answers of the task {task.name} cannot be scored: they are {task.answer}, and the metrics here score "
-            f"texts. Use a task whose answer is a text, such as caption."
+            f"The metric {metric.name} cannot score the task {task.name}, whose answers are {kind}. Correct its "
+            f"metric in processor_config.json; boxes have the metric box."
         )
-    return find_metric(task.metric)
+    return metric

@@ -1,25 +1,33 @@
-"""Captions in files: JSONL with `image_id` and `text`, one image a line; every complaint names the line."""
+"""Answers in files: JSONL with `image_id` and `text`, one row a line; every complaint names the line.
+
+The id may also be called `id`, `question_id` or `file`, the answer `box`, `answer`, `label`, `caption` or `summary`,
+as the commands write them. A box is `{"xmin", "ymin", "xmax", "ymax"}`, four numbers, or a text of them.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from ofa_hf.boxes_ofa import SIDES
 from ofa_hf.data.lines import whole_characters
 from ofa_hf.errors import UserError
 
 
+IDS = ("image_id", "id", "question_id", "file")
+ANSWERS = ("text", "box", "answer", "label", "caption", "summary")
 PREDICTION_FORM = '{"image_id": "…", "text": "…"}'
 REFERENCE_FORM = '{"image_id": "…", "text": ["…", "…"]}'
 
 
-def read_predictions(path: str | Path) -> dict[str, str]:
-    """Read one caption per image; `text` is a string or a list of one. An empty caption is a prediction too.
+def read_predictions(path: str | Path) -> dict[str, Any]:
+    """Read one answer per row; `text` is a string or a list of one, or a box. An empty answer is a prediction too.
 
     Raises:
         UserError: the file is missing or empty, a line is malformed, an id comes twice.
     """
     predictions = {}
-    for number, image_id, texts in read_caption_lines(path, PREDICTION_FORM):
+    for number, image_id, texts in read_answer_lines(path, PREDICTION_FORM):
         if len(texts) != 1:
             raise UserError(
                 f"{path}, line {number}: {image_id} has {len(texts)} captions. A prediction is one caption per image, "
@@ -27,19 +35,21 @@ def read_predictions(path: str | Path) -> dict[str, str]:
             )
         if image_id in predictions:
             raise UserError(f"{path}, line {number}: {image_id} is predicted a second time. Keep one line per image.")
-        predictions[image_id] = texts[0]
+        predictions[image_id] = next(iter(texts))
     return predictions
 
 
-def read_references(path: str | Path) -> dict[str, list[str]]:
-    """Read the captions of every image; `text` is a list of strings (or one string); blank ones are left out.
+def read_references(path: str | Path) -> dict[str, list[Any] | dict[str, float]]:
+    """Read the right answers of every row; `text` is a list of strings (or one string); blank ones are left out.
+
+    Answers that are right to a degree are an object: `{"red": 1.0, "crimson": 0.3}`.
 
     Raises:
         UserError: the file is missing or empty, a line is malformed, an id comes twice or has no caption.
     """
     references = {}
-    for number, image_id, texts in read_caption_lines(path, REFERENCE_FORM):
-        captions = [text for text in texts if text.strip()]
+    for number, image_id, texts in read_answer_lines(path, REFERENCE_FORM):
+        captions = texts if isinstance(texts, dict) else [text for text in texts if is_box(text) or text.strip()]
         if not captions:
             raise UserError(
                 f"{path}, line {number}: {image_id} has no caption to compare with. References look like "
@@ -51,23 +61,48 @@ def read_references(path: str | Path) -> dict[str, list[str]]:
     return references
 
 
-def read_caption_lines(path: str | Path, form: str) -> Iterator[tuple[int, str, list[str]]]:
-    """Yield line number, image id and captions of each line that is not blank."""
+def read_answer_lines(path: str | Path, form: str) -> Iterator[tuple[int, str, list[Any] | dict[str, float]]]:
+    """Yield line number, id and answers of each line that is not blank; answers with a confidence as a dict."""
     seen = False
     for number, line in numbered_lines(path):
         try:
             row = json.loads(line)
-            image_id, text = row["image_id"], row["text"]
+            id_, value = value_of(row, IDS), value_of(row, ANSWERS)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise malformed_line(path, number, line, form) from error
-        texts = [text] if isinstance(text, str) else text
-        is_id = isinstance(image_id, (str, int)) and not isinstance(image_id, bool)
-        if not is_id or not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        answers = answers_in(value)
+        is_id = isinstance(id_, (str, int)) and not isinstance(id_, bool)
+        if not is_id or answers is None:
             raise malformed_line(path, number, line, form)
         seen = True
-        yield number, whole_characters(str(image_id)), [whole_characters(each) for each in texts]
+        yield number, whole_characters(str(id_)), answers
     if not seen:
         raise UserError(f"{path} is empty. Expected JSONL, one image a line: {form}")
+
+
+def value_of(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """The value of the first of these keys that a row has. Raises `KeyError` if it has none."""
+    return row[next((name for name in names if name in row), names[0])]
+
+
+def answers_in(value: Any) -> list[Any] | dict[str, float] | None:
+    """Texts, boxes, or texts with confidences that a JSON value holds; None if it holds something else."""
+    if isinstance(value, dict) and set(SIDES) != value.keys():
+        is_confident = value and all(isinstance(each, (int, float)) for each in value.values())
+        return {whole_characters(text): float(each) for text, each in value.items()} if is_confident else None
+    if value is None:
+        return [""]  # no answer
+    answers = value if isinstance(value, list) and not is_box(value) else [value]
+    if not all(isinstance(each, str) or is_box(each) for each in answers):
+        return None
+    return [whole_characters(each) if isinstance(each, str) else each for each in answers]
+
+
+def is_box(value: Any) -> bool:
+    """Whether a JSON value is a box: four numbers, or a mapping of four sides."""
+    sides = list(value.values()) if isinstance(value, dict) and set(SIDES) == value.keys() else value
+    is_list = isinstance(sides, list) and len(sides) == len(SIDES)
+    return is_list and all(isinstance(side, (int, float)) and not isinstance(side, bool) for side in sides)
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:

@@ -2,8 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ofa_hf.errors import UserError
+
+
+Predictions = Mapping[str, Any]  # id → answer: a text, or a box
+# id → right answers, at least one; as keys of a mapping, answers have a confidence
+References = Mapping[str, Sequence[Any] | Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Scores:
         return ranked[:num_best], ranked[len(ranked) - num_worst :][::-1]
 
 
-def check_ids(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
+def check_ids(predictions: Predictions, references: References) -> None:
     """Check that predictions and references have the same ids, and every id at least one reference.
 
     Raises:

@@ -30,9 +30,9 @@ def write_report(
 
     Args:
         images: id → anything `load_image` takes or `{"bytes", "path"}`; only those of the examples are read.
-        examples: how many of the best and of the worst answers to show, by the metric's `best` score.
+        examples: how many of the best and of the worst answers to show, by the score that ranks rows.
     """
-    best, worst = result.scores.best_and_worst(result.metric.best, examples)
+    best, worst = result.scores.best_and_worst(result.metric.ranks_by, examples)
     body = BODY.format(
         scores=score_tiles(result),
         best="".join(card(result, image_id, images) for image_id in best),
@@ -51,17 +51,23 @@ def score_tiles(result: EvaluationResult) -> str:
 
 
 def card(result: EvaluationResult, image_id: str, images: Mapping[str, Any] | None) -> str:
-    references = result.references[image_id]
+    references = list(map(as_text, result.references[image_id]))
     more = len(references) - SHOWN_REFERENCES
     shown = [escape(text) for text in references[:SHOWN_REFERENCES]] + ([f"… {more} more"] if more > 0 else [])
     return CARD.format(
         image=image_tag(images, image_id),
-        answer=escape(result.predictions[image_id]) or "(empty)",
-        title=result.metric.titles[result.metric.best],
-        score=result.scores.each[result.metric.best][image_id],
+        answer=escape(as_text(result.predictions[image_id])) or "(empty)",
+        title=result.metric.titles[result.metric.ranks_by],
+        score=result.scores.each[result.metric.ranks_by][image_id],
         image_id=escape(image_id),
         references="".join(f"<li>{text}</li>" for text in shown),
     )
+
+
+def as_text(answer: Any) -> str:
+    """An answer for people: a text as it is, a box as its four sides."""
+    sides = answer.values() if isinstance(answer, Mapping) else answer
+    return answer if isinstance(answer, str) else ", ".join(f"{side:.0f}" for side in sides or ())
 
 
 def run_rows(result: EvaluationResult) -> str:

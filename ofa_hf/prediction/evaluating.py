@@ -1,6 +1,6 @@
 """Let a model answer rows or images, and score its answers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from ofa_hf.errors import UserError
 from ofa_hf.evaluation.evaluate import EvaluationResult, evaluate_predictions, first_of
 from ofa_hf.evaluation.metrics import metric_of
 from ofa_hf.evaluation.predictions import read_references
-from ofa_hf.evaluation.scores import some_of
+from ofa_hf.evaluation.scores import References, some_of
 from ofa_hf.models import load_model
 from ofa_hf.prediction.loop import Row, find_task, predict, show_progress
 
@@ -22,7 +22,7 @@ def evaluate_model(
     model,
     processor,
     rows: Iterable[Row],
-    references: Mapping[str, Sequence[str]],
+    references: References,
     *,
     task: str | None = None,
     batch_size: int = 8,
@@ -45,13 +45,13 @@ def evaluate_model(
     metric = metric_of(chosen).name  # refused before any image is read
     known = (row for row in rows if row["id"] in references)
     predictions = predict(model, processor, known, task=task, batch_size=batch_size, **generate)
-    texts = {prediction.id: prediction.text for prediction in show_progress(predictions, len(references))}
-    if not texts:
+    answers = {prediction.id: prediction.best for prediction in show_progress(predictions, len(references))}
+    if not answers:
         raise UserError("No image has references: the two files share no id. Pass files of the same split.")
-    missing = [id_ for id_ in references if id_ not in texts]
+    missing = [id_ for id_ in references if id_ not in answers]
     if missing:
         logger.warning(f"No image for {some_of(missing)}: they count with an empty answer.")
-    ordered = {id_: texts.get(id_, "") for id_ in references}
+    ordered = {id_: answers.get(id_, "") for id_ in references}
     run = {**(run or {}), "task": chosen.name, "batch_size": batch_size, **generate, "images_missing": len(missing)}
     return evaluate_predictions(ordered, references, run, metric=metric)
 

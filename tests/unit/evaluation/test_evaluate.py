@@ -41,9 +41,24 @@ def test_a_limit_scores_the_first_references_and_an_unknown_task_is_refused(file
         evaluate_files(*files, task="nothing")
 
 
-def test_a_task_whose_answers_are_no_texts_is_not_scored_as_one(files):
-    with pytest.raises(UserError, match="Answers of the task grounding cannot be scored: they are boxes"):
-        evaluate_files(*files, task="grounding")
+def test_boxes_in_files_are_scored_whatever_their_form(tmp_path):
+    box = {"xmin": 1, "ymin": 2, "xmax": 8, "ymax": 9}
+    predictions = [{"file": "a", "box": box, "score": 0.9}, {"id": "b", "box": [1, 2, 8, 5]}, {"id": "c", "box": None}]
+    paths = tmp_path / "predictions.jsonl", tmp_path / "references.jsonl"
+    references = [{"image_id": id_, "text": "1,2,8,9"} for id_ in "abc"]
+    for path, rows in zip(paths, (predictions, references)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = evaluate_files(*paths, task="grounding")
+    assert result.scores["box_accuracy"] == pytest.approx(100 / 3)
+    assert result.scores["mean_iou"] == pytest.approx(100 * (1 + 3 / 7) / 3, abs=1e-4)
+    assert "Accuracy at IoU 0.5" in result.table()
+
+
+def test_answers_of_a_file_are_scored_by_their_confidence(tmp_path):
+    paths = tmp_path / "predictions.jsonl", tmp_path / "references.jsonl"
+    paths[0].write_text('{"question_id": 1, "answer": "red"}\n', encoding="utf-8")
+    paths[1].write_text('{"question_id": 1, "answer": {"blue": 1.0, "red": 0.3}}\n', encoding="utf-8")
+    assert evaluate_files(*paths, task="vqa").scores["vqa_accuracy"] == pytest.approx(30)
 
 
 def test_the_table_shows_the_three_published_scores():
