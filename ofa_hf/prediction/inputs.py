@@ -6,7 +6,7 @@ from typing import Any
 
 from ofa_hf.data import FolderImages, ImagesById, load_muge
 from ofa_hf.errors import UserError
-from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
+from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES
 
 
 class ImageFile(os.PathLike):
@@ -23,6 +23,11 @@ class ImageFile(os.PathLike):
 
     def __fspath__(self) -> str:
         return self.path
+
+
+def image_of(file: str) -> ImageFile | str:
+    """What `load_image` takes for a file, whatever its name looks like, or for a URL."""
+    return file if file.startswith(URL_PREFIXES) else ImageFile(file)
 
 
 def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool] = lambda file: False) -> list[str]:
