@@ -1,7 +1,6 @@
 """What a command is asked: images, folders, tables or texts → the rows of a task, each with its name."""
 
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,14 +17,13 @@ from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES
 from ofa_hf.prediction.inputs import find_images, image_of
 from ofa_hf.prediction.outputs import Name
-from ofa_hf.tasks_ofa import BOX_SLOT, CLEANING, Task
+from ofa_hf.processing_ofa import IDEOGRAPH, LATIN_SENTENCE
+from ofa_hf.tasks_ofa import BOX_SLOT, Task
 
 
 TABLE_SUFFIXES = frozenset(".csv .tsv .jsonl .ndjson .json .parquet .xlsx".split())
 LINE_SUFFIXES = frozenset({".txt", ".text"})
 STDIN = "-"
-LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
-IDEOGRAPH = re.compile("[\u3400-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -149,14 +147,14 @@ def problem_of(name: str, text: str) -> str | None:
 
 
 def _note(texts: Iterable[str], task: Task, language: str, counts: Counter[str]) -> None:
-    texts = [text for name, text in zip(task.fields, texts) if name != BOX_SLOT]
-    for text in texts:
-        before, after = len(text.split()), len(CLEANING[task.cleaning](text).split())
+    texts = {name: text for name, text in zip(task.fields, texts) if name != BOX_SLOT}
+    for name, text in texts.items():
+        before, after = len(text.split()), len(task.clean(name, text).split()) if len(text) > 80 else 0
         if before > after >= 80:  # the shortest limit there is
             counts["cut"] += 1
-    joined = " ".join(texts)
-    is_english = len(LATIN_WORD.findall(joined)) > 1 and not IDEOGRAPH.search(joined)
-    if (language == "zh" and is_english) or (language == "en" and len(IDEOGRAPH.findall(joined)) > 1):
+    joined = " ".join(texts.values())
+    is_english = LATIN_SENTENCE.search(joined) and not IDEOGRAPH.search(joined)
+    if is_english if language == "zh" else IDEOGRAPH.search(joined):
         counts["foreign"] += 1
 
 

@@ -280,6 +280,8 @@ def test_a_language_the_model_does_not_read_is_said_once(ask, shop):
     _, _, err = ask("vqa", "shop", "--question", "what is this", "--question", "什么?", *SHORT)
     assert err.count("are English, but the model reads Chinese") == 1
     assert "3 rows are English" in err
+    _, _, err = ask("vqa", "shop", "--question", "红 " * 2000, *SHORT)
+    assert "3 rows were longer than the model was trained with and are cut" in err
 
 
 def test_rows_are_resumed_from_another_folder(ask, shop, tmp_path, monkeypatch):
