@@ -36,6 +36,7 @@ SCORES_NOTE = {"caption": "Scores are percentages over characters; a run of Lati
 
 # Arguments of a run that say nothing about the model, and those that count only if another one is set.
 SILENT_ARGUMENTS = {"model_name_or_path", "num_proc", "strict", "image_column", "target_column", "id_column"}
+SILENT_ARGUMENTS |= {"encoding", "separator", "cache_dir"}
 DEPENDENT_ARGUMENTS = {"lora_alpha": "lora_rank", "merge_lora": "lora_rank"}
 DEPENDENT_ARGUMENTS |= {"dataset_split": "dataset_name", "eval_split": "dataset_name"}
 SILENT_GENERATION = {"transformers_version", "use_cache"}

@@ -38,6 +38,7 @@ RENAMED = {
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "push_to_hub_model_id": "hub_model_id",
     "push_to_hub_token": "hub_token",
+    "caption_column": "target_column",
     "label_smoothing_factor": "label_smoothing",  # the Trainer's own doubles under accumulation in transformers 4
 }
 _TRAINER_NAMES = {item.name for item in dataclasses.fields(Seq2SeqTrainingArguments)}
@@ -93,7 +94,8 @@ class FinetuneArguments:
         default=None, metadata={"help": "Task to train, such as caption. Default: the default task of the model."}
     )
     train_caption_file: str | None = field(
-        default=None, metadata={"help": "MUGE captions (IC_train.jsonl), or your own table (CSV, TSV or JSONL)."}
+        default=None,
+        metadata={"help": "MUGE captions (IC_train.jsonl), your own table (CSV, JSON, xlsx, …), or a folder."},
     )
     train_image_file: str | None = field(
         default=None,
@@ -112,10 +114,25 @@ class FinetuneArguments:
             "help": "Read `dataset_name` while training instead of storing and counting it first; needs max_steps."
         },
     )
-    image_column: str = field(default="image", metadata={"help": "Column of images or of their file names."})
-    target_column: str = field(default="caption", metadata={"help": "Column of targets or of lists of targets."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of images or of their file names. Default: one with a usual name."}
+    )
+    target_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of targets or of lists of them, also --caption_column. Default: as for images."},
+    )
     id_column: str | None = field(
         default=None, metadata={"help": "Column of row ids; rows with the same id are joined into one."}
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of the tables, such as gb18030. Default: told from the file."}
+    )
+    separator: str | None = field(
+        default=None, metadata={"help": "Character between the cells of a table, or tab. Default: told from the file."}
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of what is built, downloaded and unpacked. Default: that of `datasets`."},
     )
     merge_test: bool = field(
         default=False,

@@ -1,17 +1,15 @@
 """The data of a run: rows to train on and rows to evaluate on, from files or from a data set."""
 
 from pathlib import Path
-from typing import Any
 
 import datasets
 
-from ofa_hf.data import load_muge, load_rows, load_table, stream_rows
+from ofa_hf.data import stream_rows
+from ofa_hf.data.sources import TableForm, has_its_images, load_dataset_rows, load_source
 from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import Task
 from ofa_hf.training.arguments import FinetuneArguments
 
-
-MUGE_SUFFIX = ".tsv"
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
@@ -35,28 +33,22 @@ def load_data(args: FinetuneArguments, task: Task) -> tuple[Rows, datasets.Datas
 
 
 def load_files(args: FinetuneArguments, task: Task, name: str) -> datasets.Dataset:
-    """MUGE files if the images are a `.tsv`, otherwise a table with its folder of images."""
+    """Rows of the files named `train` or `test`, see `load_source`."""
     table, images = getattr(args, f"{name}_caption_file"), getattr(args, f"{name}_image_file")
-    options = {"num_proc": args.num_proc, "strict": args.strict}
-    if images is None and task.needs_image:
+    if images is None and task.needs_image and not has_its_images(table, form_of(args)):
         raise UserError(
             f"{name}_image_file is missing: the task {task.name} needs images. Pass MUGE's image file, or the folder "
             f"of the images that {table} names."
         )
-    if images is None or Path(images).suffix != MUGE_SUFFIX:
-        return load_table(table, images, **columns_of(args, task, has_images=images is not None), **options)
-    if task.fields:
-        raise UserError(
-            f"The task {task.name} needs the columns {', '.join(task.fields)}, which MUGE's files do not have. Pass a "
-            "table and a folder of images."
-        )
-    return load_muge(table, images, **options)
+    options = {"fields": task.fields, "needs_images": task.needs_image, "form": form_of(args)}
+    return load_source(table, images, **options, num_proc=args.num_proc, strict=args.strict)
 
 
-def columns_of(args: FinetuneArguments, task: Task, has_images: bool) -> dict[str, Any]:
-    image_column = args.image_column if has_images else None
-    columns = {"target_column": args.target_column, "id_column": args.id_column, "fields": task.fields}
-    return {"image_column": image_column, **columns}
+def form_of(args: FinetuneArguments) -> TableForm:
+    """What the arguments say about tables."""
+    return TableForm(
+        args.encoding, args.separator, args.image_column, args.target_column, args.id_column, args.cache_dir
+    )
 
 
 def load_split(args: FinetuneArguments, task: Task, split: str) -> datasets.Dataset:
@@ -67,7 +59,8 @@ def load_split(args: FinetuneArguments, task: Task, split: str) -> datasets.Data
         if split not in rows:
             raise UserError(f"{name} has no split {split}; it has {', '.join(rows)}. Pass one of them.")
         rows = rows[split]
-    return load_rows(rows, **columns_of(args, task, task.needs_image), num_proc=args.num_proc, strict=args.strict)
+    options = {"fields": task.fields, "form": form_of(args), "has_images": task.needs_image}
+    return load_dataset_rows(rows, name, **options, num_proc=args.num_proc, strict=args.strict)
 
 
 def stream_split(args: FinetuneArguments, task: Task) -> datasets.IterableDataset:
@@ -78,7 +71,10 @@ def stream_split(args: FinetuneArguments, task: Task) -> datasets.IterableDatase
         rows = rows.to_iterable_dataset()
     else:
         rows = datasets.load_dataset(args.dataset_name, split=args.dataset_split, streaming=True)
-    return stream_rows(rows, **columns_of(args, task, task.needs_image), strict=args.strict)
+    columns = {"image_column": args.image_column or "image", "target_column": args.target_column or "caption"}
+    if not task.needs_image:
+        columns["image_column"] = None
+    return stream_rows(rows, **columns, id_column=args.id_column, fields=task.fields, strict=args.strict)
 
 
 def is_saved_to_disk(name: str) -> bool:
