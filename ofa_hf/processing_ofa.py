@@ -12,7 +12,7 @@ from transformers import BatchFeature, LogitsProcessorList
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
-from .boxes_ofa import NUM_PLACES, PlacesOnly, box_to_places, check_box, places_to_box
+from .boxes_ofa import NUM_PLACES, PlacesOnly, box_to_places, check_box, parse_box, places_to_box
 from .image_loading_ofa import IMAGE_SUFFIXES, load_image
 from .tasks_ofa import BOX_SLOT, OFFICIAL_TEXT, Task, checkpoint_task, upgrade_config
 from .versions_ofa import PROCESSOR_DECLARES_PARTS
@@ -485,7 +485,7 @@ class OFAProcessor(ProcessorMixin):
         """
         chosen, places = self.find_task(task), None
         if isinstance(text, Mapping) and BOX_SLOT in text:
-            box = check_box(text[BOX_SLOT], image_size or (0, 0))
+            box = check_box(parse_box(text[BOX_SLOT]), image_size or (0, 0))
             places = [self.encode_bins(box_to_places(box, image_size, self._model_size(chosen)))]
             text = {**text, BOX_SLOT: ""}
         data = self._encode([self._text(text, task)], None, truncation=False)
