@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from ofa_hf.cli.caption import positive
+from ofa_hf.cli.answering import positive
 from ofa_hf.cli.table_options import add_table_options, table_form
 from ofa_hf.files import refuse_unwritable
 
