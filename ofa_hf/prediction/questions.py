@@ -9,8 +9,11 @@ from itertools import product
 from typing import Any
 
 from ofa_hf.boxes_ofa import SIDES, parse_box
+from ofa_hf.data.build import cache_root
 from ofa_hf.data.column_names import FIELDS, IMAGES, matches
 from ofa_hf.data.encodings import find_encoding, text_lines
+from ofa_hf.data.image_finder import ImageFinder
+from ofa_hf.data.packed import unpacked
 from ofa_hf.data.problems import Problem
 from ofa_hf.data.table_files import open_table
 from ofa_hf.errors import UserError
@@ -36,6 +39,7 @@ class Inputs:
         texts: field of the task → texts that are asked about every image.
         image_folder: of the images that tables name; by default the folder of each table.
         image_column: of tables, in place of the usual names.
+        reading: encoding and separator of tables, where they cannot be told, see `open_table`.
         ask_with: how a text is given on the command line, for messages.
     """
 
@@ -44,6 +48,7 @@ class Inputs:
     image_folder: str | None = None
     image_column: str | None = None
     ask_with: str = ""
+    reading: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -221,9 +226,10 @@ def _lines(path: str, name: str) -> Iterator[tuple[str, ...] | Problem]:
 
 def _table_rows(path: str, inputs: Inputs, task: Task) -> Iterator[tuple[str, ...] | Problem]:
     """The rows of a table; texts of the command line stand in for columns that it lacks."""
-    table = open_table(path)
+    table = open_table(path, **inputs.reading)
     columns = columns_for(table.columns, task, inputs, path)
     folder = inputs.image_folder or os.path.dirname(path)
+    finder = ImageFinder(unpacked(folder or ".", cache_root(None))) if task.needs_image else None
     for number, row in table:
         if isinstance(row, Problem):
             yield row
@@ -232,21 +238,20 @@ def _table_rows(path: str, inputs: Inputs, task: Task) -> Iterator[tuple[str, ..
         if task.needs_image and not file:
             yield Problem("no image", path, number, detail=f"the column {columns['image']} is empty")
             continue
-        start = (_file_of(folder, file),) if task.needs_image else ()
+        start = (_file_of(folder, file, finder),) if task.needs_image else ()
         for texts in product(*(_texts_of(name, row, columns, inputs) for name in task.fields)):
             faults = ((name, problem_of(name, text)) for name, text in zip(task.fields, texts))
             faults = [f"{name} {fault}" for name, fault in faults if fault]
             yield Problem("cannot be asked", path, number, detail="; ".join(faults)) if faults else (*start, *texts)
 
 
-def _file_of(folder: str, name: str) -> str:
-    """The file that a table names, with or without its suffix, in a folder; or its URL."""
+def _file_of(folder: str, name: str, finder: ImageFinder) -> str:
+    """The file that a table names, as a path through its folder; or its URL."""
     if name.startswith(URL_PREFIXES):
         return name
-    path = os.path.normpath(os.path.join(folder, name))
-    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
-        return path
-    return next((path + suffix for suffix in sorted(IMAGE_SUFFIXES) if os.path.exists(path + suffix)), path)
+    found = finder.find(name).path or os.path.join(finder.folder, name)
+    is_inside = os.path.isdir(folder or ".") and found.startswith(finder.folder + os.sep)
+    return os.path.normpath(os.path.join(folder, os.path.relpath(found, finder.folder)) if is_inside else found)
 
 
 def _texts_of(name: str, row: Mapping[str, Any], columns: Mapping[str, str], inputs: Inputs) -> Sequence[str]:
