@@ -468,10 +468,3 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
         prompt = config.pop("prompt", None)
         config["tasks"] = {"caption": {} if prompt is None else {"prompt": prompt}}
     return config
-
-
-def default_prompt(config: Mapping[str, Any]) -> str:
-    """The prompt of the default task, with its slots, read from the values of a `processor_config.json`."""
-    config = upgrade_config(config)
-    name, language = config.get("default_task", "caption"), config.get("language", "zh")
-    return checkpoint_task(name, config["tasks"][name], language).prompts[language]
