@@ -8,6 +8,7 @@ from typing import Any
 from ofa_hf.data import FolderImages, ImagesById, load_muge
 from ofa_hf.data.build import cache_root
 from ofa_hf.data.folders import report_left_out, walk_images
+from ofa_hf.data.image_finder import ImageFinder
 from ofa_hf.data.packed import is_packed, unpacked
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES
@@ -32,6 +33,35 @@ class ImageFile(os.PathLike):
 def image_of(file: str) -> ImageFile | str:
     """What `load_image` takes for a file, whatever its name looks like, or for a URL."""
     return file if file.startswith(URL_PREFIXES) else ImageFile(file)
+
+
+class TableImages:
+    """The image files that a table names.
+
+    Args:
+        folder: that holds them, or a packed one; by default the table's own folder.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+
+    def __init__(self, table: str | os.PathLike, folder: str | os.PathLike | None = None):
+        if folder is not None:
+            folder = unpacked(folder, cache_root(None))
+            if not os.path.isdir(folder):
+                raise UserError(f"{folder} is not a folder. Pass the folder that holds the images of {table}.")
+        self.folder = os.fspath(folder or os.path.dirname(table))
+        self.finder = ImageFinder(self.folder or ".")
+
+    def file(self, name: str) -> str:
+        """The file of a name, see `ImageFinder`, as a path through the folder; a URL as it is; where nothing is found,
+        the name below the folder."""
+        if name.startswith(URL_PREFIXES):
+            return name
+        found = self.finder.find(name).path or os.path.join(self.finder.folder, name)
+        is_inside = found.startswith(self.finder.folder + os.sep)
+        below = os.path.join(self.folder, os.path.relpath(found, self.finder.folder)) if is_inside else found
+        return os.path.normpath(below)
 
 
 def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool] = lambda file: False) -> list[str]:
