@@ -72,6 +72,8 @@ class Task:
             a list.
         choices: the list of answers, where it belongs to the task.
         starts_with: what the answer's text begins with, one of `STARTS`; the last is the question with its `</s>`.
+        ends: whether training also teaches the answer's `</s>`.
+        blank_before: whether an English answer follows a blank, as in `" yes"`.
         cleaning: what happens to a text before it fills a slot, a key of `CLEANING`.
         needs_image: a question without an image is refused.
         image: settings of the image processor, such as `{"size": 512}`, that differ from the checkpoint's.
@@ -85,6 +87,8 @@ class Task:
     answer: str = "text"
     choices: tuple[str, ...] = ()
     starts_with: str = ""
+    ends: bool = True
+    blank_before: bool = True
     cleaning: str = ""
     needs_image: bool = True
     image: Mapping[str, Any] = field(default_factory=dict)
@@ -162,6 +166,7 @@ def glue_task(name: str, prompt: str, choices: tuple[str, ...] = ("no", "yes"), 
         answer="choice",
         choices=choices,
         starts_with="question and end",
+        ends=False,
         cleaning="sentence",
         needs_image=False,
         metric=metric,
@@ -230,6 +235,7 @@ TASKS = {
                 "en": ' what is the summary of article " {article} "?',
             },
             cleaning="article",
+            blank_before=False,
             needs_image=False,
             generation={
                 **official_generation(beam=6, min_tokens=1, max_tokens=32, no_repeat_ngram=3),

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 import ofa_hf
-from ofa_hf.data.collator import ENCODED, IS_ENCODED, ROW_NUMBERS
+from ofa_hf.data.collator import ENCODED, IMAGE_ROWS, IS_ENCODED, ROW_NUMBERS
 from ofa_hf.errors import UserError, is_full_disk
 from ofa_hf.fast_ofa import is_slow
 from ofa_hf.files import write_json
@@ -201,8 +201,12 @@ class LockedEncoder:
             store: cache of the data set that the batch comes from. Missing rows are computed and written.
         """
         batch = dict(batch)
+        shared = batch.pop(IMAGE_ROWS, None)
         inputs = {name: batch.pop(name) for name in IMAGE_INPUTS if name in batch}
         if store is None:
+            if shared is not None:
+                with self._precision(shared.device):
+                    inputs["image_embeds"] = model.embed_image_cells(inputs.pop("pixel_values"))[shared]
             return {**batch, "encoder_outputs": self._encode(model, **inputs)}
         rows, is_encoded, encoded = batch.pop(ROW_NUMBERS), batch.pop(IS_ENCODED), batch.pop(ENCODED, None)
         pixel_values = inputs.pop("pixel_values", None)
@@ -215,6 +219,7 @@ class LockedEncoder:
             self._write(store, rows[~is_encoded].tolist(), states[~is_encoded])
         if not torch.is_autocast_enabled(states.device.type):
             states = states.float()
+        states = states if shared is None else states[shared]
         if is_outputs(store.shape):
             return {**batch, "encoder_outputs": (states, self.plans[0].positions.to(states.device))}
         if self.passes_gradients:

@@ -15,6 +15,7 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from ofa_hf.data.collator import IMAGE_ROWS
 from ofa_hf.data.grouping import GroupedTargets, GroupedTargetSampler, count_targets
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import METRICS
@@ -146,18 +147,30 @@ class OFATrainer(Seq2SeqTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs):
         ours, inputs = self.finetune_args, self._encoded(dict(inputs), self.train_dataset)
         if model.training:
-            base = self.accelerator.unwrap_model(model)
-            inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(inputs["labels"])
+            if "decoder_input_ids" not in inputs:
+                base = self.accelerator.unwrap_model(model)
+                inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(inputs["labels"])
             inputs["labels"] = self._kept_labels(inputs["labels"])
             inputs["label_smoothing"] = ours.label_smoothing
             inputs["drop_worst_ratio"] = ours.drop_worst_ratio if self._drops_worst() else 0.0
         return super().compute_loss(model, inputs | without_logits(inputs["labels"]), *args, **kwargs)
 
     def _encoded(self, inputs: dict[str, Any], dataset) -> dict[str, Any]:
-        """Inputs of `forward`, with images replaced by the locked encoder's results."""
+        """Inputs of `forward`, with images replaced by the locked encoder's results, or shared by several rows."""
         if self.encoder is None:
-            return inputs
+            return self._with_shared_images(inputs)
         return self.encoder(self.accelerator.unwrap_model(self.model), inputs, getattr(dataset, "encoded", None))
+
+    def _with_shared_images(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs in which every question has its image; the ResNet runs once for each image."""
+        if IMAGE_ROWS not in inputs:
+            return inputs
+        inputs = dict(inputs)
+        rows, images = inputs.pop(IMAGE_ROWS), inputs.pop("pixel_values")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # no part of the model runs on its own
+            return {**inputs, "pixel_values": images[rows]}
+        encoder = self.accelerator.unwrap_model(self.model).get_encoder()
+        return {**inputs, "image_embeds": encoder.embed_image_cells(images)[rows]}
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
         self._refuse_bad_loss()  # of the previous step: reading this step's would wait for the device
