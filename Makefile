@@ -16,12 +16,13 @@ JOBS ?= logical
 ARGS ?=
 BENCHES ?= speed memory training folder
 # Exactly the tests that are skipped without one of the optional libraries.
-EXTRAS_TESTS = $(addprefix tests/,unit/serving unit/export/test_int8.py unit/test_fast_ofa_int8.py unit/test_reference.py \
+EXTRAS_TESTS = $(addprefix tests/,unit/serving unit/export/test_int8.py unit/export/test_onnx.py unit/test_fast_ofa_int8.py unit/test_reference.py \
+unit/prediction/test_ray_data.py end_to_end/test_export.py \
 unit/evaluation/test_captions.py::test_scores_equal_those_of_pycocoevalcap_on_random_captions \
 unit/evaluation/test_answers.py::test_f1_and_matthews_equal_those_of_scikit_learn \
 unit/conversion/test_fairseq_reader.py::test_real_omegaconf_files_are_read \
 unit/training/test_finetuning.py::test_tensorboard_gets_the_losses_if_it_is_installed \
-end_to_end/test_web.py end_to_end/test_export.py::test_the_command_writes_int8_weights_and_tells_the_effect)
+end_to_end/test_web.py end_to_end/test_readme.py::test_the_block_that_needs_ray_runs)
 # What no version of transformers and its contemporaries can change: files, pages, scores, the tree, the network's size.
 ONE_VERSION_TESTS = $(addprefix tests/,unit/catalogue unit/demo unit/evaluation unit/pages unit/samples unit/test_errors.py \
 unit/test_files.py unit/test_fresh_process.py unit/test_house.py unit/test_image_loading_ofa.py unit/test_licences.py \
@@ -94,7 +95,7 @@ test-v4: $(V4)/.stamp ## Run the tests on transformers 4.57.6, but for those tha
 	@PYTHONPATH=$(CURDIR)/$(V4) $(PYTEST) $(if $(findstring tests/,$(ARGS)),,$(addprefix --deselect=,$(ONE_VERSION_TESTS))) $(ARGS)
 
 .PHONY: test-extras
-test-extras: $(EXTRAS)/.stamp ## Run the tests of what needs optional libraries: page, int8, reference scores
+test-extras: $(EXTRAS)/.stamp ## Run the tests of what needs optional libraries: web page, ONNX, int8, Ray, reference scores
 	@PYTHONPATH=$(CURDIR)/$(EXTRAS) $(VERSIONS) 5
 	@PYTHONPATH=$(CURDIR)/$(EXTRAS) $(PYTEST) $(EXTRAS_TESTS) $(ARGS)
 

@@ -444,6 +444,13 @@ class OFAGenerationMixin(GenerationMixin):
         return self.encoder.embed_image_cells(pixel_values, lambda pixels: trunk_features(trunk, pixels, memo))
 
     @torch.no_grad()
+    def embed_shared_images(self, pixel_values: Tensor) -> Tensor:
+        """`embed_image_cells` for images that several questions share, in parts as `encode` has them."""
+        height, width = pixel_values.shape[-2:]
+        first_feature_map = 64 * (height // 2) * (width // 2) * self.dtype.itemsize
+        return torch.cat(in_parts(self.embed_image_cells, {"pixel_values": pixel_values}, first_feature_map))
+
+    @torch.no_grad()
     def encode(self, **inputs) -> OFAEncoderOutput:
         """Images and prompts → `encoder_outputs`, on the fastest path: equal to `get_encoder()(...)` up to rounding.
 
@@ -459,6 +466,8 @@ class OFAGenerationMixin(GenerationMixin):
             height, width = inputs["pixel_values"].shape[-2:]
             num_tokens += (height // PIXELS_PER_CELL) * (width // PIXELS_PER_CELL)
             first_feature_map = 64 * (height // 2) * (width // 2)
+        elif "image_embeds" in inputs:
+            num_tokens += inputs["image_embeds"].shape[1:3].numel()
         largest = max(num_tokens * self.config.encoder_ffn_dim, first_feature_map)
         return OFAEncoderOutput.join(in_parts(self._encode_part, inputs, largest * self.dtype.itemsize))
 

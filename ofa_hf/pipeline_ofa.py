@@ -95,6 +95,8 @@ def _search(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Answers to rows whose answers start with questions of one length, as `generate_answers` returns them."""
     prompt_length = inputs["decoder_input_ids"].shape[1] if "decoder_input_ids" in inputs else 1
+    if generate.get("max_new_tokens"):  # transformers warns where the model's own settings have a max_length
+        generate = {**generate, "max_length": prompt_length + generate["max_new_tokens"], "max_new_tokens": None}
     generated = model.generate(**inputs, encoder_outputs=encoder_outputs, return_dict_in_generate=True, **generate)
     sequences = generated.sequences
     answers = torch.cat([sequences[:, :1], sequences[:, prompt_length:]], dim=1)

@@ -417,6 +417,36 @@ class OFAProcessor(ProcessorMixin):
             raise ValueError("OFAProcessor got neither images nor text nor text_target. Pass at least one of them.")
         return BatchFeature(data, tensor_type=return_tensors)
 
+    def encode_question(
+        self,
+        text: str | Mapping[str, Any] | None = None,
+        task: str | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> BatchFeature:
+        """What a call gives for one row, but for its image: several questions can share one that was prepared once.
+
+        Args:
+            text, task: as in a call; a prompt's box is part of the dict.
+            image_size: `(width, height)` of the original image, which a box must fit.
+
+        Returns:
+            tensors `(1, tokens)`. Nothing is cut: a long text has more tokens than `max_prompt_tokens`.
+
+        Raises:
+            ValueError: no such task, a slot without a value, or a box that does not fit.
+        """
+        chosen, places = self.find_task(task), None
+        if isinstance(text, Mapping) and BOX_SLOT in text:
+            box = check_box(text[BOX_SLOT], image_size or (0, 0))
+            places = [self.encode_bins(box_to_places(box, image_size, self._model_size(chosen)))]
+            text = {**text, BOX_SLOT: ""}
+        data = self._encode([self._text(text, task)], None, truncation=False)
+        if places is not None:
+            data.update(_insert_places(data, places, self.tokenizer.eos_token_id))
+        if chosen.starts_with:
+            data.update(_start_of_answers(data, chosen.starts_with == "question", self.tokenizer))
+        return BatchFeature(data, tensor_type="pt")
+
     def _take_boxes(self, task: Task, images: Any, text: Any, boxes: Any) -> tuple[list, list, list[list[int]]]:
         """Loaded images, the text of each without its box, and the symbols of the four places of each box."""
         if BOX_SLOT not in task.fields:

@@ -3,19 +3,20 @@
 Commands, evaluation, Ray workers and the Trainer all use it.
 """
 
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from datasets.utils import tqdm
 from PIL import Image
-from torch import Tensor
 from transformers.utils import logging
 
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import ImageError, load_image
-from ofa_hf.pipeline_ofa import generate_answers, leave_lost_threads
+from ofa_hf.pipeline_ofa import leave_lost_threads
+from ofa_hf.prediction.batches import Answering, EncodedRow, Question, in_batches
 from ofa_hf.prediction.reading import read_ahead
 from ofa_hf.tasks_ofa import Task
 
@@ -23,26 +24,21 @@ from ofa_hf.tasks_ofa import Task
 logger = logging.get_logger(__name__)
 
 BATCHES_AHEAD = 2  # read while the model works on another one
+ROWS_PER_IMAGE = 256  # that are encoded together; more of one image are a second one
 
 Row = Mapping[str, Any]
 
 
-class EncodedRow(NamedTuple):
-    """Model inputs of one row, `(1, …)` each, and the `(width, height)` of its image."""
-
-    inputs: dict[str, Tensor]
-    image_size: tuple[int, int] | None
-
-
 @dataclass(frozen=True)
 class Prediction:
-    """The answers to one row, best first; none for an unreadable image.
+    """The answers to one row, best first; none for a row that cannot be answered.
 
     An answer is `{"text": …}`, or `{"box": …}` from a task that answers with boxes, with a `"score"` if asked for. A
-    score is the mean log-probability of the answer's tokens, `</s>` included.
+    score is the mean log-probability of the answer's tokens, `</s>` included; of an answer chosen from a list it is
+    the log-probability that the answer is this one.
     """
 
-    id: str
+    id: Any
     answers: list[dict[str, Any]]
 
     @property
@@ -68,62 +64,154 @@ def predict(
     num_answers: int = 1,
     return_scores: bool = False,
     choices: Sequence[str] | None = None,
-    on_failure: Callable[[str, ImageError], None] | None = None,
+    on_failure: Callable[[Any, ValueError], None] | None = None,
     **generate,
 ) -> Iterator[Prediction]:
     """Answer rows in batches; the next images are decoded in threads meanwhile, each of them once.
 
+    Rows that follow each other and have the same image (one object, or one path) are questions about one image: it is
+    decoded once and passes the ResNet once.
+
     Args:
         model, processor: as `load_model` returns them. The model is in inference mode while this runs.
         rows: `{"id", "image", <fields of the task>}`; an image is anything `load_image` takes. Rows of a task without
-            images have none.
-        task: one of `processor.tasks`; by default the checkpoint's default task.
-        prompt: the whole question for every row, in place of the task's.
+            images have none. A row may name its own `"task"`.
+        task: one of `processor.tasks`, for rows that name none; by default the checkpoint's default task.
+        prompt: the whole question of those rows, in place of the task's.
+        batch_size: images whose rows are prepared together, and rows that go through the model together.
         num_answers: answers per row.
         choices: answers to choose from, by default those of the task. Their scores are log-probabilities that the
             answer is this one of the list.
-        on_failure: called with id and error of a row whose image cannot be read; by default a warning is logged. That
-            row's prediction has no answers and costs the model nothing.
+        on_failure: called with id and error of a row that cannot be answered: its image cannot be read, a text is
+            missing or too long, a box does not fit. By default a warning is logged. That row's prediction has no
+            answers and costs the model nothing.
         generate: overrides of the generation settings, such as `num_beams=5`.
 
     Raises:
-        UserError: the checkpoint has no such task, fewer beams than answers were asked for, or there are no choices
-            for a task that needs them.
+        UserError: the checkpoint has no such task, fewer beams than answers were asked for, there are no choices for
+            a task that needs them, or the model computes no numbers.
     """
-    chosen = find_task(processor, task)
-    choices = check_choices(processor, chosen, choices)
-    generate = {**processor.generation_kwargs(chosen.name), **generate}
-    settings = answer_settings(model.generation_config, num_answers, generate)
+    prepare = _Preparation(model, processor, num_answers, generate)
+    prepare.questions[None] = prepare.question(task, prompt, choices)
     on_failure = on_failure or _warn
     leave_lost_threads()
-
-    def encode(row: Row) -> EncodedRow:
-        image = row.get("image")
-        if image is None and chosen.needs_image:
-            raise ImageError(f"{row['id']} has no image, which the task {chosen.name} needs.")
-        image = None if image is None else _load(row["id"], image)
-        fields = {name: row[name] for name in chosen.fields}
-        text, of_task = (fields, chosen.name) if prompt is None else (prompt, None)
-        return EncodedRow(dict(processor(images=image, text=text, task=of_task)), image and image.size)
-
     was_training = model.training
     model.eval()
     try:
-        rows_read = read_ahead(rows, encode, (BATCHES_AHEAD + 1) * batch_size)
-        for ids, encoded in _batches(rows_read, batch_size, on_failure):
-            if not encoded:
-                answers = iter(())
-            elif choices:
-                answers = iter(_choose(model, processor, encoded, choices, num_answers, return_scores))
-            else:
-                answers = iter(_answer(model, processor, chosen.name, encoded, return_scores, settings))
-            for id_, is_readable in ids:
-                yield Prediction(id_, next(answers) if is_readable else [])
+        answer = Answering(model, processor, batch_size, num_answers, return_scores)
+        groups = read_ahead(by_image(rows), prepare, (BATCHES_AHEAD + 1) * batch_size)
+        whole = ((group, [found] * len(group) if isinstance(found, ImageError) else found) for group, found in groups)
+        for batch in in_batches(whole, batch_size):
+            readable = [encoded for _, encoded in batch if isinstance(encoded, EncodedRow)]
+            for row, encoded in batch:
+                if not isinstance(encoded, EncodedRow):
+                    on_failure(row["id"], encoded)
+            answers = iter(answer(readable) if readable else ())
+            for row, encoded in batch:
+                yield Prediction(row["id"], next(answers) if isinstance(encoded, EncodedRow) else [])
     finally:
         model.train(was_training)
 
 
-def _load(id_: str, image: Any) -> Image.Image:
+def by_image(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Group rows that follow each other and have the same image; rows without one stay alone."""
+    group: list[Row] = []
+    for row in rows:
+        if group and (len(group) == ROWS_PER_IMAGE or not _is_same(group[-1].get("image"), row.get("image"))):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, (str, os.PathLike)) and isinstance(other, (str, os.PathLike)):
+        return os.fspath(one) == os.fspath(other)
+    return one is other and one is not None
+
+
+class _Preparation:
+    """Encodes the rows of one image: it is decoded once, and resized once for all tasks that want it alike."""
+
+    def __init__(self, model, processor, num_answers: int, generate: Mapping[str, Any]):
+        self.processor, self.num_answers, self.generate = processor, num_answers, generate
+        self.defaults, self.positions = model.generation_config, model.config.max_position_embeddings
+        self.questions: dict[str | None, Question] = {}  # None: of rows that name no task
+        self.turns = threading.Lock()
+
+    def question(self, task: str | None, prompt: str | None = None, choices: Sequence[str] | None = None) -> Question:
+        """How to answer rows of a task."""
+        chosen = find_task(self.processor, task)
+        choices = check_choices(self.processor, chosen, choices)
+        ids = self.processor.encode_choices(choices) if choices else []
+        settings = {**self.processor.generation_kwargs(chosen.name), **self.generate}
+        if chosen.starts_with and "max_length" in self.generate:  # which counts the question as well
+            settings["max_new_tokens"] = settings.pop("max_length") - 1
+        if "max_new_tokens" in settings:  # the question needs positions too
+            settings["max_new_tokens"] = min(settings["max_new_tokens"], self.positions // 2)
+        settings = answer_settings(self.defaults, self.num_answers, settings)
+        room = max(map(len, ids)) + 1 if ids else settings.get("max_new_tokens", 1)
+        return Question(chosen, prompt, choices, ids, settings, room)
+
+    def __call__(self, rows: Sequence[Row]) -> list[EncodedRow | ValueError]:
+        """What the model needs of each row, or why it cannot be answered.
+
+        Raises:
+            ImageError: the image of all of them cannot be read.
+        """
+        image, pixels = rows[0].get("image"), {}
+        image = None if image is None else _load(rows[0]["id"], image)
+        encoded: list[EncodedRow | ValueError] = []
+        for row in rows:
+            try:
+                encoded.append(self._encode(row, image, pixels))
+            except UserError:
+                raise
+            except ValueError as error:
+                encoded.append(error)
+        return encoded
+
+    def _encode(self, row: Row, image: Image.Image | None, pixels: dict[str, Any]) -> EncodedRow:
+        question = self._question_of(row)
+        task = question.task
+        if image is None and task.needs_image:
+            raise ImageError(f"{row['id']} has no image, which the task {task.name} needs.")
+        if lacking := [field for field in task.fields if row.get(field) in (None, "") and question.prompt is None]:
+            raise ValueError(
+                f"{row['id']} has nothing in {', '.join(lacking)}, which the task {task.name} asks about."
+            )
+        of_task = task.name if question.prompt is None else None
+        text = question.prompt or {field: row[field] for field in task.fields}
+        size = None if image is None else image.size
+        inputs = dict(self.processor.encode_question(text, of_task, size))
+        self._check_length(row, question, inputs)
+        if image is None:
+            return EncodedRow(question, inputs)
+        wanted = repr(sorted(task.image.items()))
+        if wanted not in pixels:
+            pixels[wanted] = self.processor.image_processor(image, return_tensors="pt", **task.image)["pixel_values"]
+        return EncodedRow(question, inputs, pixels[wanted], size)
+
+    def _question_of(self, row: Row) -> Question:
+        name = row.get("task")
+        with self.turns:
+            if name not in self.questions:
+                self.questions[name] = self.question(name)
+            return self.questions[name]
+
+    def _check_length(self, row: Row, question: Question, inputs: Mapping[str, Any]) -> None:
+        """Refuse a text that would be cut, or leaves no room for an answer."""
+        limit = min(self.processor.max_prompt_tokens, self.positions)
+        if "decoder_input_ids" in inputs:
+            limit = min(limit, self.positions - question.room)
+        if (length := inputs["input_ids"].shape[1]) > limit:
+            raise ValueError(
+                f"{row['id']}: the question has {length:,} tokens, but at most {limit:,} fit. Shorten it."
+            )
+
+
+def _load(id_: Any, image: Any) -> Image.Image:
     try:
         return load_image(image)
     except MemoryError as error:
@@ -194,84 +282,5 @@ def show_progress(predictions: Iterable[Prediction], total: int) -> Iterator[Pre
     yield from tqdm(predictions, total=total, unit="image", desc="predicting")
 
 
-def _warn(id_: str, error: ImageError) -> None:
+def _warn(id_: Any, error: ValueError) -> None:
     logger.warning(f"{id_} has no answer: {error}")
-
-
-def _batches(
-    rows_read: Iterable[tuple[Row, EncodedRow | ImageError]], batch_size: int, on_failure: Callable
-) -> Iterator[tuple[list[tuple[str, bool]], list[EncodedRow]]]:
-    """Group rows so that `batch_size` readable ones go through the model together.
-
-    Yields:
-        `(id, is readable)` of all rows of the group, in order, and the readable ones, encoded.
-    """
-    ids, encoded = [], []
-    for row, result in rows_read:
-        is_readable = not isinstance(result, ImageError)
-        ids.append((row["id"], is_readable))
-        if is_readable:
-            encoded.append(result)
-        else:
-            on_failure(row["id"], result)
-        if len(encoded) == batch_size:
-            yield ids, encoded
-            ids, encoded = [], []
-    if ids:
-        yield ids, encoded
-
-
-@torch.inference_mode()
-def _answer(
-    model, processor, task: str, rows: list[EncodedRow], return_scores: bool, settings: dict[str, Any]
-) -> list[list[dict[str, Any]]]:
-    """Answers of a batch, by row and best first."""
-    inputs = collate([row.inputs for row in rows], processor.tokenizer.pad_token_id)
-    inputs = {name: _moved(tensor, model) for name, tensor in inputs.items()}
-    sequences, scores = generate_answers(model, inputs, return_scores, **settings)
-    number = len(sequences) // len(rows)
-    sizes = [row.image_size for row in rows for _ in range(number)]
-    key = "box" if processor.find_task(task).answer == "boxes" else "text"
-    answers = [{key: answer} for answer in processor.post_process(sequences, task, sizes)]
-    if scores is not None:
-        answers = [{**answer, "score": score} for answer, score in zip(answers, scores.float().tolist(), strict=True)]
-    return [answers[start : start + number] for start in range(0, len(answers), number)]
-
-
-@torch.inference_mode()
-def _choose(
-    model, processor, rows: list[EncodedRow], choices: list[str], num_answers: int, return_scores: bool
-) -> list[list[dict[str, Any]]]:
-    """The best answers of a list, by row and best first."""
-    inputs = collate([row.inputs for row in rows], processor.tokenizer.pad_token_id)
-    inputs = {name: _moved(tensor, model) for name, tensor in inputs.items()}
-    scores, order = model.score_choices(processor.encode_choices(choices), **inputs).sort(dim=1, descending=True)
-    return [
-        [
-            {"text": choices[index], "score": score} if return_scores else {"text": choices[index]}
-            for score, index in zip(row_scores[:num_answers], row_order[:num_answers])
-        ]
-        for row_scores, row_order in zip(scores.tolist(), order.tolist(), strict=True)
-    ]
-
-
-def _moved(tensor: Tensor, model) -> Tensor:
-    return tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
-
-
-def collate(encoded: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
-    """Model inputs of one row each → of a batch: prompts padded on the right, starts of answers on the left."""
-    return {name: _joined([row[name] for row in encoded], name, pad_token_id) for name in encoded[0]}
-
-
-def _joined(tensors: list[Tensor], name: str, pad_token_id: int) -> Tensor:
-    longest = max(tensor.shape[1] for tensor in tensors)
-    if all(tensor.shape[1] == longest for tensor in tensors):
-        return torch.cat(tensors)
-    fill = pad_token_id if name.endswith("input_ids") else 0
-    is_left = name.startswith("decoder_")
-    joined = tensors[0].new_full((len(tensors), longest), fill)
-    for row, tensor in zip(joined, tensors):
-        length = tensor.shape[1]
-        row[longest - length if is_left else 0 : longest if is_left else length] = tensor[0]
-    return joined

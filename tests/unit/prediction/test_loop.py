@@ -9,12 +9,13 @@ import tiny_shop
 import torch
 from PIL import Image
 
-from ofa_hf import OFAImageToTextPipeline, OFAObjectDetectionPipeline, OFAProcessor
+from ofa_hf import OFAImageToTextPipeline, OFAObjectDetectionPipeline, OFAProcessor, fast_ofa
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import load_image
 from ofa_hf.models import load_model
 from ofa_hf.prediction import loop
-from ofa_hf.prediction.loop import answer_settings, collate, predict
+from ofa_hf.prediction.batches import collate
+from ofa_hf.prediction.loop import answer_settings, predict
 
 
 BEAMS = {"num_beams": 3, "max_length": 8}
@@ -170,3 +171,90 @@ def test_the_best_answers_of_a_list_come_with_their_log_probabilities(loaded):
         next(predict(loaded.model, with_tasks(loaded, x={"prompt": "?", "answer": "choice"}), ROWS))
     with pytest.raises(UserError, match="are the same to the model"):
         next(predict(loaded.model, processor, rows, choices=["红", "红"]))
+
+
+SEVERAL = {
+    "caption": {},
+    "vqa": {},
+    "colour": {"prompt": "{question}的颜色?", "answer": "choice", "choices": ["红", "红红", "绿"]},
+    "grounding": {"prompt": "{text}"},
+}
+
+
+def questions_about(images) -> list[dict]:
+    """Rows of four tasks about each image, next to each other."""
+    rows = [{"task": "caption"}, {"task": "vqa", "question": "红?"}, {"task": "colour", "question": "方块"}]
+    rows += [{"task": "grounding", "text": "红"}, {"task": "vqa", "question": "什么颜色的?"}]
+    return [
+        {"id": (number, at), "image": image, **row}
+        for number, image in enumerate(images)
+        for at, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_questions_about_one_image_decode_it_once_and_run_the_resnet_once(loaded, monkeypatch, is_open):
+    monkeypatch.setattr(fast_ofa, "IS_OPEN", is_open)
+    processor, decoded, embedded = with_tasks(loaded, **SEVERAL), [], []
+    load, embed = loop.load_image, loaded.model.encoder.embed_image_cells
+    monkeypatch.setattr(loop, "load_image", lambda image: decoded.append(image) or load(image))
+    monkeypatch.setattr(
+        loaded.model.encoder,
+        "embed_image_cells",
+        lambda pixels, *more: embedded.append(len(pixels)) or embed(pixels, *more),
+    )
+    rows = questions_about(row["image"] for row in ROWS)
+    options = {"num_beams": 2, "return_scores": True}
+    found = list(predict(loaded.model, processor, rows, batch_size=3, **options))
+    assert (len(decoded), sum(embedded)) == (5, 5)
+    assert [each.id for each in found] == [row["id"] for row in rows]
+    for each, row in zip(found, rows, strict=True):
+        (alone,) = predict(loaded.model, processor, [row], **options)
+        (one,), (other,) = each.answers, alone.answers
+        assert one.keys() == other.keys()
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+        assert one.get("text") == other.get("text")
+        assert one.get("box") == pytest.approx(other.get("box"))
+
+
+def test_a_row_that_cannot_be_asked_fails_alone(loaded):
+    processor, failures = with_tasks(loaded, vqa={}, region={"prompt": "红{box}"}), {}
+    image = ROWS[0]["image"]
+    rows = [
+        {"id": "good", "question": "红?"},
+        {"id": "empty", "question": ""},
+        {"id": "missing"},
+        {"id": "long", "question": "红" * 40},
+        {"id": "outside", "task": "region", "box": (0, 0, 900, 2)},
+        {"id": "inside", "task": "region", "box": (0, 0, 20, 30)},
+    ]
+    rows = [{**row, "image": image} for row in rows]
+    found = list(
+        predict(loaded.model, processor, rows, max_length=8, on_failure=lambda *each: failures.update([each]))
+    )
+    assert [each.id for each in found if each.answers] == ["good", "inside"]
+    reasons = {
+        "empty": "nothing in question",
+        "missing": "nothing in question",
+        "long": "43 tokens, but at most 25 fit",
+    }
+    for id_, reason in {**reasons, "outside": "does not fit an image of 40×43"}.items():
+        assert reason in str(failures[id_])
+    expected = processor(images=load_image(image), text={"box": (0, 0, 20, 30)}, task="region")
+    assert (
+        processor.encode_question({"box": (0, 0, 20, 30)}, "region", (40, 43))["input_ids"].tolist()
+        == expected["input_ids"].tolist()
+    )
+
+
+def test_a_model_that_computes_no_numbers_ends_the_run(loaded, monkeypatch):
+    bias = loaded.model.decoder.layer_norm.bias
+    kept = bias.detach().clone()
+    with torch.no_grad():
+        bias.fill_(torch.nan)
+    try:
+        with pytest.raises(UserError, match="computes no numbers"):
+            list(predict(*loaded, ROWS, choices=["红", "绿"], return_scores=True))
+    finally:
+        with torch.no_grad():
+            bias.copy_(kept)
