@@ -22,9 +22,7 @@ def sets_of(allowed: list[list]) -> dict[str, torch.Tensor]:
     sets, numbers = {}, []
     for row in allowed:
         is_free = [words == "all" or not words for words in row]
-        numbers.append(
-            [-1 if free else sets.setdefault(tuple(words), len(sets)) for words, free in zip(row, is_free)]
-        )
+        numbers.append([-1 if free else sets.setdefault(tuple(words), len(sets)) for words, free in zip(row, is_free)])
     longest = max(map(len, sets))
     rows = [[*words, *[-1] * (longest - len(words))] for words in sets]
     return {"word_sets": torch.tensor(rows), "set_numbers": torch.tensor(numbers)}
