@@ -104,21 +104,23 @@ class PlacesOnly(LogitsProcessor):
 
     Args:
         first_place: id of `<bin_0>`; those of the other places follow.
+        renormalize: if False, words are masked after the softmax, as with the original's `--zero-shot`: scores are
+            log-probabilities among all words.
 
     Source: OFA `models/sequence_generator.py`, `constraint_range`.
     """
 
     before_softmax = True  # goes before the processors that mask afterwards
 
-    def __init__(self, first_place: int, eos_token_id: int):
-        self.first_place, self.eos_token_id = first_place, eos_token_id
+    def __init__(self, first_place: int, eos_token_id: int, renormalize: bool = True):
+        self.first_place, self.eos_token_id, self.renormalize = first_place, eos_token_id, renormalize
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         end = self.first_place + NUM_PLACES
         masked = scores.clone()
         masked[:, NUM_SPECIAL_TOKENS : self.first_place] = -torch.inf
         masked[:, end:] = -torch.inf
-        masked = masked.log_softmax(-1)
+        masked = masked.log_softmax(-1) if self.renormalize else masked
         allowed = torch.full_like(masked, -torch.inf)
         num_places = input_ids.shape[1] - 1  # the start token is none
         chosen = slice(self.first_place, end) if num_places < 4 else slice(self.eos_token_id, self.eos_token_id + 1)

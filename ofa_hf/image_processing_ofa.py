@@ -19,8 +19,9 @@ if TYPE_CHECKING:  # never runs: `load_image` needs the file, and transformers 4
     from .versions_ofa import http_get  # noqa: F401
 
 
-FITS = ("stretch", "center", "random")
+FITS = ("stretch", "center", "start", "end", "random", "document")
 MIN_SIDE = 64  # pixels of the shorter side of an image that keeps its shape
+DOCUMENT_ROWS = 4  # into which the line of a document is cut
 
 
 def _square_or_size(size: int | dict[str, int]) -> dict[str, int]:
@@ -41,9 +42,10 @@ def _square_or_size(size: int | dict[str, int]) -> dict[str, int]:
 def _checked_fit(fit: str, size: dict[str, int] | None) -> str:
     if fit not in FITS:
         raise ValueError(f"Unknown fit {fit!r}. Accepted: {', '.join(FITS)}.")
-    if fit != "stretch" and size is not None and (size["height"] != size["width"] or size["width"] < MIN_SIDE):
+    least = DOCUMENT_ROWS * MIN_SIDE if fit == "document" else MIN_SIDE
+    if fit != "stretch" and size is not None and (size["height"] != size["width"] or size["width"] < least):
         raise ValueError(
-            f"fit={fit!r} needs a square of at least {MIN_SIDE} pixels a side but the size is {size}. Pass such a "
+            f"fit={fit!r} needs a square of at least {least} pixels a side but the size is {size}. Pass such a "
             f"size, or fit='stretch'."
         )
     return fit
@@ -68,23 +70,28 @@ def _list_images(images: Any) -> list:
     return [images]
 
 
-def fit_into_square(image: Image.Image, side: int, resample: int, at_random: bool) -> Image.Image:
+def fit_into_square(image: Image.Image, side: int, resample: int, fit: str) -> Image.Image:
     """An image in its own shape inside a square whose other pixels repeat the image's edge.
 
     The longer side becomes `side` pixels, the shorter one at least 64.
 
     Args:
-        at_random: the original's place in the square, drawn from `random`; else the middle.
+        fit: the place in the square, a value of `FITS`: "random" is the original's, drawn from `random`; "document"
+            takes the image for one long line, which is cut into four rows.
 
     Source: OFA `data/mm_data/ocr_dataset.py`, `ocr_resize`.
     """
-    width, height = image.size
-    longer = max(width, height)
-    width, height = (max(MIN_SIDE, int(side * (own / longer))) for own in (width, height))
+    if fit == "document":
+        line = np.asarray(image.resize((DOCUMENT_ROWS * side, MIN_SIDE), resample))
+        pixels = np.concatenate(np.split(line, DOCUMENT_ROWS, axis=1))
+    else:
+        longer = max(image.size)
+        pixels = np.asarray(image.resize([max(MIN_SIDE, int(side * (own / longer))) for own in image.size], resample))
+    height, width = pixels.shape[:2]
     room = side - min(width, height)
-    before = random.randint(0, room) if at_random else room // 2
+    places = {"start": 0, "end": room, "random": random.randint(0, room) if fit == "random" else 0}
+    before = places.get(fit, room // 2)
     left, top = (0, before) if width >= height else (before, 0)
-    pixels = np.asarray(image.resize((width, height), resample))
     rows = (top, side - height - top)
     columns = (left, side - width - left)
     return Image.fromarray(np.pad(pixels, (rows, columns, (0, 0)), mode="edge"))
@@ -97,7 +104,8 @@ class OFAImageProcessor(BaseImageProcessor):
         do_convert_rgb: convert every image to RGB; if False, a PIL image of another mode is refused.
         do_resize, size, resample: resize to `{"height", "width"}` pixels.
         fit: "stretch" ignores the aspect ratio; "center" keeps it and pads the image to a square, in which it is
-            centered; "random" gives it a random place there, as the official OCR scripts do.
+            centered; "start" and "end" put it to the top or left, bottom or right; "random" gives it a random place,
+            as the official OCR scripts do; "document" takes it for one line of text and cuts it into four rows.
         do_rescale, rescale_factor: scale 0–255 to 0–1.
         do_normalize, image_mean, image_std: subtract and divide, per channel.
 
@@ -175,10 +183,10 @@ class OFAImageProcessor(BaseImageProcessor):
         if not convert and isinstance(image, Image.Image) and image.mode != "RGB":
             raise ImageError(f"The image has mode {image.mode}, but the model reads RGB. Leave do_convert_rgb on.")
         image = load_image(image)
-        if size is None or image.size == (size["width"], size["height"]):
+        if size is None or (image.size == (size["width"], size["height"]) and fit != "document"):
             return image
         if fit != "stretch":
-            return fit_into_square(image, size["width"], resample, at_random=fit == "random")
+            return fit_into_square(image, size["width"], resample, fit)
         return image.resize((size["width"], size["height"]), resample)
 
     def _value_table(self, do_rescale, rescale_factor, do_normalize, image_mean, image_std) -> np.ndarray:

@@ -3,14 +3,21 @@
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Pipeline
+from transformers import LogitsProcessorList, Pipeline
 from transformers.utils import logging
 
+from .generation_ofa import AnswerTrie
 from .image_loading_ofa import load_image
 from .versions_ofa import pipeline_generate_kwargs
+
+
+if TYPE_CHECKING:  # never runs: `generation_ofa` needs the files, and transformers 4 loads only those named here
+    from .fast_decoding_ofa import StepCache  # noqa: F401
+    from .fast_ofa import WeightMemo  # noqa: F401
+    from .modeling_ofa_positions import PIXELS_PER_CELL  # noqa: F401
 
 
 logger = logging.get_logger(__name__)
@@ -30,6 +37,10 @@ PLAIN_SCORES = {
 }
 PHRASES_PER_BATCH = 16  # that are located together
 PIPELINE_NAMES = ("", "image-to-text", "image-text-to-text")  # what transformers passes as `task`
+OF_OTHER_MODELS = frozenset(  # what transformers' pipelines of these names take for theirs; nothing to do here
+    "hypothesis_template tokenizer_kwargs truncation padding max_question_len clean_up_tokenization_spaces "
+    "return_text return_all_scores function_to_apply".split()
+)
 ONE_IMAGE = (str, bytes, bytearray, memoryview, os.PathLike, Mapping)
 
 _last_process: int | None = None  # the last process that ran a model
@@ -204,6 +215,8 @@ class OFAImageToTextPipeline(OFAPipeline):
             num_return_sequences: answers per image, best first.
             return_scores: add `"score"`, the mean log-probability of an answer's tokens, `</s>` included. On by
                 default when several answers are asked for.
+            official: answers as the original scripts search and write them; see `generation_kwargs` and `post_process`
+                of the processor.
             max_new_tokens, generate_kwargs: for `generate`, as is every other keyword.
             timeout: seconds to wait for the server of a URL.
 
@@ -229,14 +242,15 @@ class OFAImageToTextPipeline(OFAPipeline):
         timeout: float | None = None,
         max_new_tokens: int | None = None,
         return_scores: bool | None = None,
+        official: bool | None = None,
         generate_kwargs: dict | None = None,
         **kwargs,
     ) -> tuple[dict, dict, dict]:
-        generating = _given(task=task, max_new_tokens=max_new_tokens, return_scores=return_scores)
+        generating = _given(task=task, max_new_tokens=max_new_tokens, return_scores=return_scores, official=official)
         return (
             _given(task=task, prompt=prompt, timeout=timeout),
             {**generating, **(generate_kwargs or {}), **kwargs},
-            _given(task=task),
+            _given(task=task, official=official),
         )
 
     def preprocess(
@@ -259,9 +273,14 @@ class OFAImageToTextPipeline(OFAPipeline):
         return encoded
 
     def _forward(
-        self, model_inputs: dict, task: str | None = None, return_scores: bool | None = None, **generate_kwargs
+        self,
+        model_inputs: dict,
+        task: str | None = None,
+        return_scores: bool | None = None,
+        official: bool = False,
+        **generate_kwargs,
     ) -> dict:
-        generate_kwargs = self._search_settings(task, generate_kwargs)
+        generate_kwargs = self._search_settings(task, generate_kwargs, official=official)
         leave_lost_threads()
         inputs = dict(model_inputs)
         image_sizes = inputs.pop("image_sizes", None)
@@ -279,11 +298,11 @@ class OFAImageToTextPipeline(OFAPipeline):
             outputs["image_sizes"] = image_sizes
         return outputs
 
-    def postprocess(self, model_outputs: dict, task: str | None = None) -> list[dict]:
+    def postprocess(self, model_outputs: dict, task: str | None = None, official: bool = False) -> list[dict]:
         sequences = model_outputs["sequences"].flatten(0, 1)
         sizes = model_outputs["image_sizes"].tolist() * len(sequences) if "image_sizes" in model_outputs else None
         key = "generated_text" if sizes is None else "box"
-        answers = [{key: answer} for answer in self.processor.post_process(sequences, task, sizes)]
+        answers = [{key: answer} for answer in self.processor.post_process(sequences, task, sizes, official)]
         if "scores" not in model_outputs:
             return answers
         scores = model_outputs["scores"].flatten().tolist()
@@ -310,6 +329,7 @@ class OFAObjectDetectionPipeline(OFAPipeline):
                 places (their geometric mean), so a phrase that is nowhere in the image has a low one.
             top_k: at most so many boxes per image.
             official: let the model generate any word, as the original scripts do; phrases without a box are left out.
+            zero_shot: choose places by their probabilities among all words, as the original's `--zero-shot` does.
             task: a task of the checkpoint that answers with boxes.
             timeout: seconds to wait for the server of a URL.
             kwargs: for `generate`. An image passes the ResNet once for all its phrases.
@@ -331,6 +351,7 @@ class OFAObjectDetectionPipeline(OFAPipeline):
         task: str | None = None,
         timeout: float | None = None,
         official: bool | None = None,
+        zero_shot: bool | None = None,
         threshold: float | None = None,
         top_k: int | None = None,
         generate_kwargs: dict | None = None,
@@ -338,7 +359,7 @@ class OFAObjectDetectionPipeline(OFAPipeline):
     ) -> tuple[dict, dict, dict]:
         return (
             _given(task=task, timeout=timeout),
-            {**_given(task=task, official=official), **(generate_kwargs or {}), **kwargs},
+            {**_given(task=task, official=official, zero_shot=zero_shot), **(generate_kwargs or {}), **kwargs},
             _given(task=task, threshold=threshold, top_k=top_k),
         )
 
@@ -351,8 +372,16 @@ class OFAObjectDetectionPipeline(OFAPipeline):
         pixels = self.processor(images=image, text=labels[0], task=task)["pixel_values"]
         return {"pixel_values": pixels, **self.processor(text=prompts), "labels": labels, "image_size": image.size}
 
-    def _forward(self, model_inputs: dict, task: str | None = None, official: bool = False, **generate_kwargs) -> dict:
-        generate_kwargs = self._search_settings(self._task_for(task), generate_kwargs, official=official)
+    def _forward(
+        self,
+        model_inputs: dict,
+        task: str | None = None,
+        official: bool = False,
+        zero_shot: bool = False,
+        **generate_kwargs,
+    ) -> dict:
+        options = {"official": official, "zero_shot": zero_shot}
+        generate_kwargs = self._search_settings(self._task_for(task), generate_kwargs, **options)
         leave_lost_threads()
         cells = self.model.embed_image_cells(model_inputs["pixel_values"].to(self.model.dtype))
         texts = (model_inputs[name].split(PHRASES_PER_BATCH) for name in ("input_ids", "attention_mask"))
@@ -406,12 +435,14 @@ class OFAChoicePipeline(OFAPipeline):
         task: str | None = None,
         timeout: float | None = None,
         top_k: int | None = None,
+        search: bool | None = None,
         generate_kwargs: dict | None = None,
         **kwargs,
     ) -> tuple[dict, dict, dict]:
+        kwargs = {name: value for name, value in kwargs.items() if name not in OF_OTHER_MODELS}
         return (
             _given(task=task, timeout=timeout),
-            {**_given(task=task, top_k=top_k), **(generate_kwargs or {}), **kwargs},
+            {**_given(task=task, top_k=top_k, search=search), **(generate_kwargs or {}), **kwargs},
             _given(top_k=top_k),
         )
 
@@ -433,20 +464,29 @@ class OFAChoicePipeline(OFAPipeline):
         return {**self.processor(**images, text=inputs["text"], task=name), "choices": choices}
 
     def _forward(
-        self, model_inputs: dict, task: str | None = None, top_k: int | None = None, **generate_kwargs
+        self,
+        model_inputs: dict,
+        task: str | None = None,
+        top_k: int | None = None,
+        search: bool = False,
+        **generate_kwargs,
     ) -> dict:
         leave_lost_threads()
         inputs, task = dict(model_inputs), self._task_for(task)
         choices = inputs.pop("choices")
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        if choices:
-            ids = self.processor.encode_choices(choices)
+        ids = self.processor.encode_choices(choices) if choices else []
+        if choices and not search:
             return {"answers": choices, "scores": self.model.score_choices(ids, **inputs)[0].exp().tolist()}
         settings = self._search_settings(task, generate_kwargs)
         number = settings.setdefault("num_return_sequences", top_k or 1)
         if (_setting(self.model, "num_beams", settings) or 1) < number:
             settings["num_beams"] = number
+        if choices:
+            start = inputs["decoder_input_ids"].shape[1] if "decoder_input_ids" in inputs else 1
+            trie = AnswerTrie(ids, self.processor.tokenizer.eos_token_id, start)
+            settings["logits_processor"] = LogitsProcessorList([trie])
         sequences, scores = generate_answers(self.model, inputs, True, **settings)
         return {"answers": self.processor.post_process(sequences, task), "scores": scores.float().exp().tolist()}
 
@@ -470,10 +510,14 @@ class OFAQuestionAnsweringPipeline(OFAChoicePipeline):
         """Answer a question.
 
         Args:
-            image: anything that `load_image` takes, a list of them, or `{"image", "question"}`.
-            question: for images that bring none. For visual entailment, the hypothesis.
+            image: anything that `load_image` takes, a list of them, or `{"image", "question"}`, which may also bring
+                a field of the task's longer prompt: `"objects"`, or for visual entailment `"caption"`.
+            question: for images that bring none; a list of them is asked of each image. For visual entailment, the
+                hypothesis.
             candidate_answers: a list of answers to choose from. Scores are then probabilities that sum to 1; those of
                 free answers are the mean probability of their tokens (the geometric mean).
+            search: find the best answers of the list by beam search, as the original's `beam` evaluation does, instead
+                of scoring each. Scores are then those of free answers.
             top_k: at most so many answers; 1 by default for free ones, all for those of a list.
             task, timeout, kwargs: a task of the checkpoint, seconds to wait for the server of a URL, and settings of
                 `generate` for free answers.
@@ -482,17 +526,33 @@ class OFAQuestionAnsweringPipeline(OFAChoicePipeline):
             ImageError: an image cannot be read.
             ValueError: no image or no question, or answers that cannot be chosen from.
         """
-        image = kwargs.pop("images", image)
-        answers = kwargs.pop("candidate_answers", None)
+        image = kwargs.pop("images", kwargs.pop("inputs", image))
+        answers, slot = kwargs.pop("candidate_answers", None), self._slot(kwargs.get("task"))
+        if isinstance(question, (list, tuple)) and image is not None:
+            images = image if isinstance(image, (list, tuple)) else [image]
+            image = [{"image": one, "question": text} for one in images for text in question]
 
         def one(item: Any) -> dict[str, Any]:
-            own = isinstance(item, Mapping) and "image" in item
-            text = item.get("question", question) if own else question
+            own = dict(item) if isinstance(item, Mapping) and "image" in item else {"image": item}
+            picked, text = own.pop("image"), own.pop("question", question)
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"The question must be a text but is {text!r}. Pass question=.")
-            return {"image": item["image"] if own else item, "text": text, "choices": answers}
+            return {"image": picked, "text": {**own, slot: text}, "choices": answers}
 
         return self._run(image, one, kwargs)
+
+    def _slot(self, task: str | None) -> str:
+        """The field that a question fills.
+
+        Raises:
+            ValueError: the prompt of the task takes no question, or more than one text.
+        """
+        name = self._task_for(task)
+        fields = self.processor.find_task(name).fields
+        if len(fields) != 1:
+            needed = f"a dict with {', '.join(fields)}" if fields else "no text"
+            raise ValueError(f"The task {name!r} takes {needed}, so it answers no question. Use another task=.")
+        return fields[0]
 
 
 class OFAClassificationPipeline(OFAChoicePipeline):
@@ -541,7 +601,8 @@ class OFATextClassificationPipeline(OFAChoicePipeline):
         """Classify sentences.
 
         Args:
-            text: a sentence, a dict with the fields of the task's prompt, or a list of them.
+            text: a sentence, a dict with the fields of the task's prompt, or a list of them. `"text"` and
+                `"text_pair"` stand for the first and the second field, as in transformers.
             candidate_labels: answers to choose from, by default those of the task.
             task, top_k: a task of the checkpoint, and at most so many labels.
 
@@ -549,7 +610,14 @@ class OFATextClassificationPipeline(OFAChoicePipeline):
             ValueError: no text, or one that lacks a field of the prompt.
         """
         text, labels = kwargs.pop("inputs", text), kwargs.pop("candidate_labels", None)
-        return self._run(text, lambda item: {"text": item, "choices": labels}, kwargs)
+        fields = self.processor.find_task(self._task_for(kwargs.get("task"))).fields
+
+        def one(item: Any) -> dict[str, Any]:
+            if isinstance(item, Mapping) and "text" in item and "text" not in fields:
+                item = dict(zip(fields, (item["text"], item.get("text_pair", ""))))
+            return {"text": item, "choices": labels}
+
+        return self._run(text, one, kwargs)
 
 
 class OFASummarizationPipeline(OFAPipeline):
@@ -565,6 +633,7 @@ class OFASummarizationPipeline(OFAPipeline):
 
         Args:
             documents: an article, or a list of them.
+            official: summaries as the original scripts write them, in the tokens of Gigaword.
             task, generate_kwargs, kwargs: a task of the checkpoint, and settings of `generate`.
 
         Raises:
@@ -578,8 +647,16 @@ class OFASummarizationPipeline(OFAPipeline):
         summaries = super().__call__(articles, **kwargs)
         return [each for of_article in summaries for each in of_article]
 
-    def _sanitize_parameters(self, task: str | None = None, generate_kwargs: dict | None = None, **kwargs) -> tuple:
-        return _given(task=task), {**_given(task=task), **(generate_kwargs or {}), **kwargs}, _given(task=task)
+    def _sanitize_parameters(
+        self,
+        task: str | None = None,
+        official: bool | None = None,
+        generate_kwargs: dict | None = None,
+        **kwargs,
+    ) -> tuple[dict, dict, dict]:
+        kwargs = {name: value for name, value in kwargs.items() if name not in OF_OTHER_MODELS}
+        generating = {**_given(task=task), **(generate_kwargs or {}), **kwargs}
+        return _given(task=task), generating, _given(task=task, official=official)
 
     def preprocess(self, inputs: str, task: str | None = None) -> dict:
         return self.processor(text=inputs, task=self._task_for(task))
@@ -589,6 +666,6 @@ class OFASummarizationPipeline(OFAPipeline):
         settings = self._search_settings(self._task_for(task), generate_kwargs)
         return {"sequences": generate_answers(self.model, dict(model_inputs), False, **settings)[0]}
 
-    def postprocess(self, model_outputs: dict, task: str | None = None) -> list[dict]:
-        texts = self.processor.post_process(model_outputs["sequences"], self._task_for(task))
+    def postprocess(self, model_outputs: dict, task: str | None = None, official: bool = False) -> list[dict]:
+        texts = self.processor.post_process(model_outputs["sequences"], self._task_for(task), official=official)
         return [{"summary_text": text} for text in texts]

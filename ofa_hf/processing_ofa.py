@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from transformers import BatchFeature, LogitsProcessorList
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import logging
 
 from .boxes_ofa import NUM_PLACES, PlacesOnly, box_to_places, check_box, places_to_box
-from .image_loading_ofa import load_image
-from .tasks_ofa import BOX_SLOT, Task, checkpoint_task, upgrade_config
+from .image_loading_ofa import IMAGE_SUFFIXES, load_image
+from .tasks_ofa import BOX_SLOT, OFFICIAL_TEXT, Task, checkpoint_task, upgrade_config
 from .versions_ofa import PROCESSOR_DECLARES_PARTS
 
+
+logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100  # the loss skips these positions
 NOT_GIVEN = object()  # `images` was left out, which differs from `images=None`
@@ -44,6 +47,7 @@ IDEOGRAPH = re.compile(
     "[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
     "\U0002b820-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f]"
 )
+LATIN_SENTENCE = re.compile(r"(?:[A-Za-z']{2,}\W+){2}[A-Za-z']{2,}")  # three words; names of products are shorter
 # The text of the last user message; earlier ones are not read.
 CHAT_TEMPLATE = """\
 {%- set content = (messages | selectattr("role", "equalto", "user") | list | last).content -%}
@@ -167,6 +171,12 @@ def _as_parts(content: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 
 
+def _first_ones(names: Iterable[str], number: int = 5) -> str:
+    """The first of many names, for a message."""
+    names = list(names)
+    return ", ".join(names[:number]) + (f" and {len(names) - number} more" if len(names) > number else "")
+
+
 def _as_rows(text: Any) -> Sequence[Any]:
     return text if isinstance(text, (list, tuple)) else [text]
 
@@ -220,7 +230,7 @@ class OFAProcessor(ProcessorMixin):
         chat_template: Jinja template that turns chat messages into the question.
 
     Raises:
-        ValueError: a task that is neither in `TASKS` nor fully defined, or limits below 2.
+        ValueError: a task that is neither in `TASKS` nor fully defined, limits below 2, or a tokenizer without words.
     """
 
     if PROCESSOR_DECLARES_PARTS:
@@ -244,6 +254,11 @@ class OFAProcessor(ProcessorMixin):
                 f"max_prompt_tokens={max_prompt_tokens}, max_target_tokens={max_target_tokens}: a text and its end "
                 f"token need at least 2. Raise the smaller one."
             )
+        if tokenizer is not None and len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise ValueError(
+                "The tokenizer knows no words, only special tokens: transformers makes such a one of a folder whose "
+                "tokenizer.json is missing or empty. Convert the checkpoint again."
+            )
         self.language = language
         self.tasks = {name: self._settings(name, tasks) for name in tasks}
         self.default_task = next(iter(self.tasks), "") if default_task is None else default_task
@@ -261,6 +276,23 @@ class OFAProcessor(ProcessorMixin):
                 f"The task {name!r} has no prompt in the language {self.language!r}. Accepted: {', '.join(prompts)}."
             )
         return {"prompt": prompts[self.language], **settings}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
+        """`ProcessorMixin.from_pretrained`.
+
+        Raises:
+            ValueError: a folder without a tokenizer, of which transformers makes one without words, or an error of
+                another meaning.
+        """
+        folder = os.path.join(os.fspath(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        names = ("tokenizer.json", "vocab.txt", "vocab.json")
+        if os.path.isdir(folder) and not any(os.path.isfile(os.path.join(folder, name)) for name in names):
+            raise ValueError(
+                f"{folder} has no tokenizer: none of {', '.join(names)} is there. Save the processor's files next to "
+                f"the model, or convert the checkpoint again."
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
@@ -293,26 +325,36 @@ class OFAProcessor(ProcessorMixin):
         """
         return self.find_task(task).prompt(self.language, **fields)
 
-    def generation_kwargs(self, task: str | None = None, official: bool = False) -> dict[str, Any]:
+    def generation_kwargs(
+        self, task: str | None = None, official: bool = False, zero_shot: bool = False
+    ) -> dict[str, Any]:
         """Keywords of `generate` that belong to the task. The checkpoint's own are in `generation_config.json`.
 
         Args:
             official: let tasks that answer with boxes generate any word, as the original scripts do. By default they
                 generate places only.
+            zero_shot: choose places by their probabilities among all words, as the original's `--zero-shot` does. By
+                default those among places count.
         """
         chosen = self.find_task(task)
         if chosen.answer != "boxes" or official:
             return dict(chosen.generation)
-        places_only = PlacesOnly(self.encode_bins([0])[0], self.tokenizer.eos_token_id)
+        places_only = PlacesOnly(self.encode_bins([0])[0], self.tokenizer.eos_token_id, renormalize=not zero_shot)
         return {**chosen.generation, "logits_processor": LogitsProcessorList([places_only])}
 
     def post_process(
-        self, sequences: Any, task: str | None = None, image_sizes: Sequence[tuple[int, int]] | None = None
+        self,
+        sequences: Any,
+        task: str | None = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        official: bool = False,
     ) -> list[str] | list[dict[str, float] | None]:
         """Generated ids `(batch, tokens)` → one answer per row.
 
         Args:
             image_sizes: `(width, height)` of each original image, for tasks that answer with boxes.
+            official: texts as the original scripts write them before they score them: captions without punctuation,
+                summaries in the tokens of Gigaword.
 
         Returns:
             texts; for tasks that answer with boxes `{"xmin", "ymin", "xmax", "ymax"}` in pixels of the original
@@ -323,7 +365,8 @@ class OFAProcessor(ProcessorMixin):
         """
         chosen = self.find_task(task)
         if chosen.answer != "boxes":
-            return self._answers(sequences)
+            answers = self._answers(sequences)
+            return list(map(OFFICIAL_TEXT[chosen.official_text], answers)) if official else answers
         if image_sizes is None or len(image_sizes) != len(sequences):
             seen = "none" if image_sizes is None else len(image_sizes)
             raise ValueError(
@@ -491,24 +534,60 @@ class OFAProcessor(ProcessorMixin):
 
     def _text(self, text: str | Mapping[str, str] | None, task: str | None) -> str:
         """The text of one row: the prompt of the task, filled with `text`, or without a task the text itself."""
-        if text is None or isinstance(text, Mapping):
-            return self.prompt_for(task, **(text or {}))
-        if task is None:
+        if isinstance(text, str) and task is None:
+            return self._checked(text)
+        if isinstance(text, str):
+            slots = self.find_task(task).fields
+            if len(slots) != 1:
+                needed = f"a dict with {', '.join(slots)}" if slots else "no text"
+                raise ValueError(f"The task {task!r} takes {needed} but got the text {text[:100]!r}.")
+            text = {slots[0]: text}
+        for value in (text or {}).values():
+            self._checked(value)
+        return self.prompt_for(task, **(text or {}))
+
+    def _checked(self, text: Any) -> Any:
+        """A text of the user's, which must not be an image; one in another language than the prompts is noticed.
+
+        Raises:
+            ValueError: it is the path of an image file.
+        """
+        if not isinstance(text, str):
             return text
-        slots = self.find_task(task).fields
-        if len(slots) != 1:
-            needed = f"a dict with {', '.join(slots)}" if slots else "no text"
-            raise ValueError(f"The task {task!r} takes {needed} but got the text {text[:100]!r}.")
-        return self.prompt_for(task, **{slots[0]: text})
+        if os.path.splitext(text)[1].lower() in IMAGE_SUFFIXES and not IDEOGRAPH.search(text):
+            raise ValueError(
+                f"The text {text[:200]!r} is the name of an image file. Pass images as images=, and a question or "
+                f"phrase as text."
+            )
+        is_foreign = IDEOGRAPH.search(text) if self.language == "en" else LATIN_SENTENCE.search(text)
+        if is_foreign and (self.language == "en" or not IDEOGRAPH.search(text)):
+            trained, seen = ("English", "Chinese") if self.language == "en" else ("Chinese", "English")
+            logger.warning_once(
+                f"This checkpoint was trained on {trained} text but was asked in {seen}. Its answers to such texts "
+                f"mean little."
+            )
+        return text
 
     def _encode(
         self, texts: list[str], return_tensors: str | None, truncation: bool | str = True, max_length=None, **options
     ) -> dict:
         length = min(max_length or self.max_prompt_tokens, self.max_prompt_tokens) if truncation else None
         options = {"padding": True, "truncation": truncation, "max_length": length, **options}
+        texts = self._clean(texts)
         with TURNS:
-            encoding = self.tokenizer(self._clean(texts), return_tensors=return_tensors, **options)
+            encoding = self.tokenizer(texts, return_tensors=return_tensors, **options)
+            self._notice_cut_texts(texts, encoding["input_ids"], length)
         return {name: encoding[name] for name in ("input_ids", "attention_mask") if name in encoding}
+
+    def _notice_cut_texts(self, texts: list[str], rows: Any, length: int | None) -> None:
+        """Say once that a text was longer than `length` tokens."""
+        if length is None or max(map(len, rows), default=0) < length:
+            return
+        longest = max(map(len, self.tokenizer(texts, truncation=False, padding=False)["input_ids"]))
+        if longest > length:
+            logger.warning_once(
+                f"A text of more than {length:,} tokens was cut. Shorten such texts to have all of them read."
+            )
 
     def _labels(self, targets: str | Sequence[str], data: dict, return_tensors: str | None) -> torch.Tensor | list:
         targets = [targets] if isinstance(targets, str) else list(targets)
@@ -546,19 +625,32 @@ class OFAProcessor(ProcessorMixin):
         """Answers of a list → token ids for `model.score_choices`, without start and end tokens.
 
         Raises:
-            ValueError: no answers, an empty one, one that the vocabulary cannot write, or two that it writes alike.
+            ValueError: no answers, or some that are empty, that the vocabulary cannot write, or that it writes alike.
         """
         if not texts:
             raise ValueError("The list of answers is empty. Pass at least one.")
         with TURNS:  # an answer follows a blank, as in the original; in Chinese it makes no difference
-            encoding = self.tokenizer([f" {clean_text(text).strip()}" for text in texts], add_special_tokens=False)
+            answers = [f" {text.strip()}" for text in self._clean(texts)]
+            encoding = self.tokenizer(answers, add_special_tokens=False)
         seen: dict[tuple[int, ...], str] = {}
+        unwritable, alike = [], []
         for text, ids in zip(texts, map(tuple, encoding["input_ids"])):
             if not ids or self.tokenizer.unk_token_id in ids:
-                raise ValueError(f"The answer {text!r} has no words, or words that the vocabulary lacks. Change it.")
-            if ids in seen:
-                raise ValueError(f"The answers {seen[ids]!r} and {text!r} are the same to the model. Remove one.")
-            seen[ids] = text
+                unwritable.append(text)
+            elif ids in seen:
+                alike.append(f"{seen[ids]!r} and {text!r}")
+            else:
+                seen[ids] = text
+        if unwritable:
+            raise ValueError(
+                f"These answers have no words, or words that the vocabulary lacks: "
+                f"{_first_ones(map(repr, unwritable))} ({len(unwritable)} of {len(texts)}). Change or remove them."
+            )
+        if alike:
+            raise ValueError(
+                f"These answers are the same to the model: {_first_ones(alike)} ({len(alike)} of {len(texts)}). "
+                f"Remove one of each."
+            )
         return list(map(list, seen))
 
     def encode_bins(self, values: Iterable[int]) -> list[int]:

@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 ANSWERS = ("text", "boxes", "choice")  # kinds of answer
 USUAL_METRIC = {"text": "caption", "boxes": "box", "choice": "accuracy"}
@@ -19,14 +23,27 @@ IMAGENET_COLORS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.2
 BOX_SLOT = "box"  # filled with the symbols of four places, at the end of a prompt
 
 
+# ------------------------------------------------------------------------------- texts that fill a prompt
+
+
+def first_words(text: str, number: int) -> str:
+    """The first words of a text, divided by blanks; says once that longer ones are cut."""
+    words = text.split(" ")
+    if len(words) > number:
+        logger.warning_once(
+            f"A text of more than {number} words was cut after the first {number}, as in the original training. "
+            f"Shorten such texts to have all of them read."
+        )
+    return " ".join(words[:number])
+
+
 def clean_phrase(text: str, max_words: int = 80) -> str:
     """A phrase as the original cleans it: lowercase, without hyphens, slashes and punctuation in front.
 
     Source: OFA `data/ofa_dataset.py`, `pre_caption`.
     """
     text = text.lower().lstrip(",.!?*#:;~").replace("-", " ").replace("/", " ").replace("<person>", "person")
-    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
-    return " ".join(text.split(" ")[:max_words])
+    return first_words(re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" "), max_words)
 
 
 def clean_question(text: str, max_words: int = 80) -> str:
@@ -35,7 +52,7 @@ def clean_question(text: str, max_words: int = 80) -> str:
     Source: OFA `data/ofa_dataset.py`, `pre_question`; `data/mm_data/vqa_gen_dataset.py`.
     """
     text = text.lower().lstrip(",.!?*#:;~").replace("-", " ").replace("/", " ")
-    text = " ".join(re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ").split(" ")[:max_words])
+    text = first_words(re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" "), max_words)
     return text if text.endswith("?") else f"{text}?"
 
 
@@ -49,16 +66,121 @@ def clean_sentence(text: str) -> str:
 
     Source: OFA `data/nlu_data/*_dataset.py`.
     """
-    return " ".join(text.lower().split()[:512])
+    return first_words(" ".join(text.lower().split()), 512)
+
+
+def clean_objects(text: str) -> str:
+    """Names of the objects in an image, 30 at most; in tables they are divided by `&&`.
+
+    Source: OFA `data/mm_data/vqa_gen_dataset.py`, `add_object`.
+    """
+    return " ".join(text.strip().split("&&")[:30])
 
 
 CLEANING = {  # what happens to the texts that fill a prompt
     "": str,
     "phrase": clean_phrase,
     "question": clean_question,
+    "objects": clean_objects,
     "article": clean_article,
     "sentence": clean_sentence,
 }
+
+
+# ------------------------------------------------------------- what the original scripts make of an answer
+
+
+def without_punctuation(text: str) -> str:
+    """Without the punctuation of ASCII. Source: OFA `utils/eval_utils.py`, `eval_caption`."""
+    return text.translate(str.maketrans("", "", PUNCTUATION)).strip()
+
+
+def without_blanks(text: str) -> str:
+    """Source: OFA `utils/eval_utils.py`, `eval_ocr`."""
+    return text.replace(" ", "")
+
+
+def as_in_gigaword(text: str) -> str:
+    """A summary as Gigaword writes it: lowercase, its tokens joined, `1` as `#`.
+
+    Source: OFA `utils/eval_utils.py`, `eval_gigaword`.
+    """
+    return join_tokens(text.lower().strip()).replace("1", "#")
+
+
+PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"  # of ASCII
+TREEBANK = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "[UNK]": "UNK"}
+TREEBANK |= {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+QUOTES = {'"': ("``", "''"), "'": ("`", "'")}  # opening, closing
+
+
+def join_tokens(text: str) -> str:
+    """Tokens divided by blanks → the text of the Penn Treebank: `3 , 000` → `3,000`, `n ' t` → `n't`.
+
+    Source: `fix_tokenization` of OFA `utils/eval_utils.py`, with its oddities.
+    """
+    rest, done, is_open = text.split(), [], dict.fromkeys(QUOTES, False)
+    after_hyphen = False
+    while rest:
+        token = rest[0]
+        used, joined, apart = _joined(done, rest)
+        if not used and token in QUOTES:
+            apart, is_open[token], used = QUOTES[token][is_open[token]], not is_open[token], 1
+        if not used and after_hyphen and token[0] not in PUNCTUATION:
+            used, joined = 1, token
+        if joined is not None:
+            done[-1] += joined
+        else:
+            done.append(apart if used else token)
+        after_hyphen = token == "-" and joined == "-"
+        rest = rest[used or 1 :]
+    return " ".join(done)
+
+
+def _joined(done: list[str], rest: list[str]) -> tuple[int, str | None, str]:
+    """How the next tokens are written: how many they are (0 for an ordinary one), what is put to the end of the last
+    token, or else what stands apart."""
+    token, following, third = (*rest[:3], "", "")[:3]
+    before = done[-1] if done else ""
+    if token in TREEBANK:
+        return 1, None, TREEBANK[token]
+    if token == "'" and before.endswith("n") and following == "t":
+        done[-1] = before[:-1]
+        return 2, None, "n't"
+    if token == "'" and following in ("s", "d", "ll"):
+        return 2, None, f"'{following}"
+    if token == following == third == ".":
+        return 3, None, "..."
+    if token == "," and _is_number(before) and _is_number(following):
+        return 2, f",{following}", ""
+    if token == "." and before.isdigit() and following.isdigit():
+        return 2, f".{following}", ""
+    if token == third == "." and _is_initial(before) and _is_initial(following):
+        return 2, f".{following}.", ""
+    if token == following == "-":
+        return 2, None, "--"
+    if token == "-" and before and before not in PUNCTUATION and following[:1] not in PUNCTUATION:
+        return 1, "-", ""
+    return 0, None, ""
+
+
+def _is_number(token: str) -> bool:
+    return token != "" and all(char.isdigit() or char == "," for char in token)
+
+
+def _is_initial(token: str) -> bool:
+    return len(token) == 1 and token.isupper()
+
+
+OFFICIAL_TEXT = {
+    "": str,
+    "without punctuation": without_punctuation,
+    "without blanks": without_blanks,
+    "as in Gigaword": as_in_gigaword,
+}
+
+
+# --------------------------------------------------------------------------------------------------- tasks
 
 
 @dataclass(frozen=True)
@@ -76,10 +198,13 @@ class Task:
         starts_with: what the answer's text begins with, one of `STARTS`; the last is the question with its `</s>`.
         ends: whether training also teaches the answer's `</s>`.
         blank_before: whether an English answer follows a blank, as in `" yes"`.
-        cleaning: what happens to a text before it fills a slot, a key of `CLEANING`.
+        cleaning: what happens to a text before it fills a slot: a key of `CLEANING`, or one for each slot.
+        longer_prompts: field that a row may bring besides those of the prompt → language → the prompt that has a slot
+            for it too.
         needs_image: a question without an image is refused.
         image: settings of the image processor, such as `{"size": 512}`, that differ from the checkpoint's.
         generation: keywords of `generate` that belong to the task, whatever the checkpoint.
+        official_text: what the original scripts make of a generated text, a key of `OFFICIAL_TEXT`.
         metric: name of the score that compares answers with references; by default the usual one of the answers.
         pipeline: transformers' name of the pipeline that answers it.
     """
@@ -93,10 +218,12 @@ class Task:
     starts_with: str = ""
     ends: bool = True
     blank_before: bool = True
-    cleaning: str = ""
+    cleaning: str | Mapping[str, str] = ""
+    longer_prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     needs_image: bool = True
     image: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+    official_text: str = ""
     metric: str = ""
     pipeline: str = "image-to-text"
 
@@ -108,9 +235,11 @@ class Task:
         if self.starts_with not in STARTS:
             accepted = ", ".join(map(repr, STARTS))
             raise ValueError(f"The task {self.name!r} starts with {self.starts_with!r}. Accepted: {accepted}.")
-        if self.cleaning not in CLEANING:
-            accepted = ", ".join(map(repr, CLEANING))
-            raise ValueError(f"The task {self.name!r} has the cleaning {self.cleaning!r}. Accepted: {accepted}.")
+        cleanings = self.cleaning.values() if isinstance(self.cleaning, Mapping) else (self.cleaning,)
+        for known, named, what in ((CLEANING, cleanings, "cleaning"), (OFFICIAL_TEXT, [self.official_text], "text")):
+            for unknown in [name for name in named if name not in known]:
+                accepted = ", ".join(map(repr, known))
+                raise ValueError(f"The task {self.name!r} has the {what} {unknown!r}. Accepted: {accepted}.")
         if any("{box}" in prompt.removesuffix("{box}") for prompt in self.prompts.values()):
             raise ValueError(f"The prompts of the task {self.name!r} must end with {{box}}: {dict(self.prompts)}.")
         if len({slots(prompt) for prompt in self.prompts.values()}) > 1:
@@ -143,8 +272,17 @@ class Task:
                 f"The task {self.name!r} got no value for {', '.join(missing)}. Its prompt is "
                 f"{self.prompts[language]!r}: pass a value for each slot."
             )
-        clean = CLEANING[self.cleaning]
-        return SLOT.sub(lambda slot: clean(str(values[slot[1]])), self.prompts[language])
+        template = self.prompts[language]
+        for name, prompts in self.longer_prompts.items():
+            if values.get(name) and language in prompts:
+                template = prompts[language]
+        return SLOT.sub(lambda slot: self._clean(slot[1], values[slot[1]]), template)
+
+    def _clean(self, slot: str, value: Any) -> str:
+        """What a slot is filled with."""
+        cleaning = self.cleaning.get(slot, "") if isinstance(self.cleaning, Mapping) else self.cleaning
+        text = "&&".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        return CLEANING[cleaning](text)
 
 
 def slots(prompt: str) -> tuple[str, ...]:
@@ -194,7 +332,11 @@ def glue_task(
 TASKS = {
     task.name: task
     for task in (
-        Task(name="caption", prompts={"zh": "图片描述了什么内容?", "en": " what does the image describe?"}),
+        Task(
+            name="caption",
+            prompts={"zh": "图片描述了什么内容?", "en": " what does the image describe?"},
+            official_text="without punctuation",
+        ),
         Task(
             name="grounding",
             prompts={
@@ -212,6 +354,7 @@ TASKS = {
             prompts={"zh": "图片上的文字是什么?", "en": " what are the texts on the image?"},
             target="text",
             image={"fit": "center"},
+            official_text="without blanks",
             generation=official_generation(beam=5, min_tokens=1, max_tokens=64, no_repeat_ngram=0),
             metric="ocr",
         ),
@@ -219,8 +362,9 @@ TASKS = {
             name="vqa",
             prompts={"zh": "{question}", "en": " {question}"},
             target="answer",
+            longer_prompts={"objects": {"zh": "{question} object: {objects}", "en": " {question} object: {objects}"}},
             starts_with="question",
-            cleaning="question",
+            cleaning={"question": "question", "objects": "objects"},
             generation={
                 "num_beams": 5,
                 "max_new_tokens": 200,
@@ -235,6 +379,9 @@ TASKS = {
         Task(
             name="entailment",
             prompts={"en": ' does the image describe " {hypothesis} "?'},
+            longer_prompts={
+                "caption": {"en": ' can image and text1 " {caption} " imply text2 " {hypothesis} "?'},
+            },
             answer="choice",
             choices=("no", "yes", "maybe"),
             labels={"contradiction": "no", "entailment": "yes", "neutral": "maybe"},
@@ -260,6 +407,7 @@ TASKS = {
             target="summary",
             cleaning="article",
             blank_before=False,
+            official_text="as in Gigaword",
             needs_image=False,
             generation={
                 **official_generation(beam=6, min_tokens=1, max_tokens=32, no_repeat_ngram=3),
@@ -329,7 +477,7 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-# What a checkpoint may set for a task; "prompt" is in the checkpoint's language.
+# What a checkpoint may set for a task; "prompt" and those in "longer_prompts" are in the checkpoint's language.
 SETTINGS = (
     "prompt",
     "answer",
@@ -338,9 +486,11 @@ SETTINGS = (
     "target",
     "starts_with",
     "cleaning",
+    "longer_prompts",
     "needs_image",
     "image",
     "generation",
+    "official_text",
     "metric",
     "pipeline",
 )
@@ -361,6 +511,10 @@ def checkpoint_task(name: str, settings: Mapping[str, Any], language: str) -> Ta
     changes = {key: value for key, value in settings.items() if key != "prompt"}
     if "prompt" in settings:
         changes["prompts"] = {language: settings["prompt"]}
+    if "longer_prompts" in settings:
+        changes["longer_prompts"] = {key: {language: prompt} for key, prompt in settings["longer_prompts"].items()}
+    elif name in TASKS and settings.get("prompt") not in (None, TASKS[name].prompts.get(language)):
+        changes["longer_prompts"] = {}  # those of the row belong to its own prompt
     if name in TASKS:
         return replace(TASKS[name], **changes)
     if "prompts" not in changes:

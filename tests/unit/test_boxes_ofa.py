@@ -91,3 +91,5 @@ def test_only_places_then_the_end():
     assert last.isfinite().nonzero()[:, 1].tolist() == [2, 2]
     known = torch.cat([scores[:, :4], scores[:, first : first + NUM_PLACES]], dim=1)
     assert torch.allclose(last[:, 2], scores[:, 2] - known.logsumexp(-1))
+    among_all = PlacesOnly(first, eos_token_id=2, renormalize=False)(torch.zeros(2, 5, dtype=torch.long), scores)
+    assert torch.equal(among_all[:, 2], scores[:, 2])

@@ -424,3 +424,59 @@ def test_sentences_are_classified(captioner):
         pipe("一只猫")
     with pytest.raises(ValueError, match="got no input"):
         pipe()
+
+
+def test_an_answer_of_a_list_can_be_searched_as_the_original_does(asker, files):
+    answers = ["红色", "红色的裙子", "蓝"]
+    scored = asker(files[0], question="什么颜色", candidate_answers=answers)
+    found = asker(files[0], question="什么颜色", candidate_answers=answers, search=True, top_k=3, num_beams=20)
+    assert [one["answer"] for one in found[:3]] == sorted(answers, key=[one["answer"] for one in found].index)
+    best = asker(files[0], question="什么颜色", candidate_answers=answers, search=True, num_beams=20)
+    assert [one["answer"] for one in best] == [scored[0]["answer"]]
+
+
+def test_calls_as_transformers_own_pipelines_take_them(captioner, asker, files):
+    alone = [asker(files[0], question=question, max_new_tokens=4) for question in ("什么颜色", "一只猫")]
+    assert asker(image=files[0], question=["什么颜色", "一只猫"], max_new_tokens=4) == alone
+    assert asker([files[1], files[0]], ["什么颜色", "一只猫"], max_new_tokens=4)[2:] == alone
+    seen = asker.preprocess({"image": files[0], "text": {"question": "猫", "objects": ["裙子", "猫"]}, "choices": []})
+    assert asker.processor.decode(seen["input_ids"][0]).startswith("猫?")
+    assert seen["input_ids"].shape[1] > asker.processor(files[0], text="猫")["input_ids"].shape[1] + 2
+    pipe = pipe_of(OFAClassificationPipeline, captioner, classification={"prompt": "图片描述了什么?"})
+    plain = pipe(files[0], candidate_labels=["红色", "蓝"])
+    assert pipe(files[0], candidate_labels=["红色", "蓝"], hypothesis_template="一只{}") == plain
+    pipe = pipe_of(OFASummarizationPipeline, captioner, summarization={})
+    assert pipe("裙子", max_length=6, truncation=True) == pipe("裙子", max_length=6)
+    settings = {"prompt": "{sentence1}是{sentence2}?", "choices": ["红色", "蓝"]}
+    pipe = pipe_of(OFATextClassificationPipeline, captioner, rte=settings)
+    row = {"sentence1": "一只猫", "sentence2": "裙子"}
+    assert pipe({"text": "一只猫", "text_pair": "裙子"}, truncation=True) == pipe(row)
+
+
+def test_an_image_where_a_question_belongs_is_refused(asker, locator, files):
+    with pytest.raises(ValueError, match="is the name of an image file"):
+        asker(files[0], question=files[1])
+    with pytest.raises(ValueError, match="is the name of an image file"):
+        locator(files[0], candidate_labels=["photo.JPG"])
+    other = pipe_of(OFAQuestionAnsweringPipeline, asker, color={"prompt": "什么颜色?", "pipeline": PIPE})
+    with pytest.raises(ValueError, match="takes no text, so it answers no question"):
+        other(files[0], question="猫")
+
+
+PIPE = OFAQuestionAnsweringPipeline.pipeline_name
+
+
+def test_places_are_chosen_among_all_words_if_asked(locator, files, monkeypatch):
+    used, search = [], locator.model.generate
+    monkeypatch.setattr(locator.model, "generate", lambda **given: used.append(given) or search(**given))
+    (found,) = locator(files[0], candidate_labels=["一只猫"], zero_shot=True)
+    assert list(found["box"]) == ["xmin", "ymin", "xmax", "ymax"]
+    assert [one.renormalize for one in used[0]["logits_processor"]] == [False]
+
+
+def test_official_texts_are_those_that_the_scripts_score(captioner, files, monkeypatch):
+    ids = captioner.processor.tokenizer("一只猫,蓝?", add_special_tokens=False).input_ids
+    row = torch.tensor([[0, *ids, 2]])
+    assert captioner.processor.post_process(row) == ["一只猫?蓝?".replace("猫?", "猫")]
+    assert captioner.processor.post_process(row, official=True) == ["一只猫蓝"]
+    assert "?" not in captioner(files[0], official=True)[0]["generated_text"]

@@ -479,9 +479,62 @@ def test_answers_of_a_list_are_encoded_without_start_and_end(asker):
     assert asker.encode_choices(["红色", "猫"]) == asker.tokenizer(["红色", "猫"], add_special_tokens=False).input_ids
     for texts, message in (
         ([], "list of answers is empty"),
-        (["红", " "], "has no words"),
-        (["红", "鑫"], "'鑫' has no words, or words that the vocabulary lacks"),
-        (["红", "红 "], "'红' and '红 ' are the same to the model"),
+        (["红", " "], "have no words, .*: ' ' .1 of 2."),
+        (["红", "鑫", "鑫"], "words that the vocabulary lacks: '鑫', '鑫' .2 of 3."),
+        (["红", "红 ", "红"], "the same to the model: '红' and '红 ', '红' and '红' .2 of 3."),
     ):
         with pytest.raises(ValueError, match=message):
             asker.encode_choices(texts)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What the processor warns of once."""
+    messages = []
+    monkeypatch.setattr("ofa_hf.processing_ofa.logger.warning_once", messages.append)
+    return messages
+
+
+def test_a_text_in_another_language_is_noticed(asker, english, images, told):
+    asker(images[0], text="iphone 13 pro")  # the name of a product
+    asker(images[0], text="一只 iphone 13 pro, what color is it")
+    english(images[0], text="red hat")
+    assert not told
+    asker(images[0], text="what color is it")
+    english(text="什么")
+    assert ["on Chinese text but was asked in English" in told[0], "asked in Chinese" in told[1]] == [True, True]
+
+
+def test_a_text_of_too_many_tokens_is_noticed(processor, told):
+    short = OFAProcessor(processor.image_processor, processor.tokenizer, max_prompt_tokens=6)
+    short(text="一只猫红")
+    assert not told
+    assert len(short(text="一只猫红色").input_ids[0]) == 6
+    assert told == ["A text of more than 6 tokens was cut. Shorten such texts to have all of them read."]
+
+
+def test_the_name_of_an_image_is_no_text(processor, images):
+    for text in ("photos/1.jpg", "/a b/c.PNG"):
+        with pytest.raises(ValueError, match="is the name of an image file. Pass images as images="):
+            processor(images[0], text=text)
+    processor(images[0], text="猫.jpg是什么")
+
+
+def test_a_tokenizer_without_words_is_refused(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "vocab.txt"):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="has no tokenizer: none of tokenizer.json, vocab.txt, vocab.json is there"):
+        OFAProcessor.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="knows no words, only special tokens"):
+        OFAProcessor(processor.image_processor, Wordless(processor.tokenizer.all_special_tokens))
+
+
+class Wordless:
+    """A tokenizer of nothing but special tokens."""
+
+    def __init__(self, all_special_tokens):
+        self.all_special_tokens = all_special_tokens
+
+    def __len__(self):
+        return len(self.all_special_tokens)

@@ -77,3 +77,26 @@ def test_the_default_prompt_is_read_from_configs_of_every_age():
     assert default_prompt({"prompt": "图片描述了什么?"}) == "图片描述了什么?"
     new = {"tasks": {"caption": {}, "color": {"prompt": "{product}?"}}, "default_task": "color", "language": "zh"}
     assert default_prompt(new) == "{product}?"
+
+
+def test_a_row_with_one_field_more_gets_the_longer_prompt():
+    vqa, entailment = TASKS["vqa"], TASKS["entailment"]
+    assert vqa.prompt("en", question="What?", objects="") == " what?"
+    objects = ["person", "traffic light"]
+    assert vqa.prompt("en", question="What?", objects=objects) == " what? object: person traffic light"
+    assert vqa.prompt("zh", question="什么", objects="a&&b") == "什么? object: a b"
+    assert entailment.prompt("en", hypothesis="A", caption="!B") == ' can image and text1 " b " imply text2 " a "?'
+    assert "objects" not in vqa.fields
+    own = checkpoint_task("vqa", {"prompt": "{question}吗?"}, "zh")
+    assert own.prompt("zh", question="好", objects="a") == "好?吗?"  # the row's belongs to the row's prompt
+    own = checkpoint_task("vqa", {"longer_prompts": {"hint": "{question} {hint}"}}, "zh")
+    assert own.prompt("zh", question="好", hint="A") == "好? A"
+
+
+def test_long_texts_are_cut_and_that_is_said(monkeypatch):
+    told = []
+    monkeypatch.setattr("ofa_hf.tasks_ofa.logger.warning_once", told.append)
+    assert len(TASKS["vqa"].prompt("en", question="what " * 2000).split()) == 80
+    assert "more than 80 words was cut after the first 80" in told[0]
+    assert len(TASKS["summarization"].prompt("en", article="word " * 512).split()) > 512
+    assert len(told) == 1
