@@ -110,10 +110,13 @@ class OFACollator:
         tasks = [self.writer(question.task).task for question in questions]
         present = [image for image in images if image is not None]
         if BOX_SLOT in tasks[0].fields:  # the box in the prompt depends on the size of the image
-            texts = [{name: question.row[name] for name in tasks[0].fields} for question in questions]
+            texts = [fields_of(question.row, tasks[0]) for question in questions]
             batch = self.processor(present, texts, task=tasks[0].name, return_tensors="pt")
         else:
-            prompts = [self.prompt(question, task) for question, task in zip(questions, tasks)]
+            prompts = [
+                self.processor.prompt_for(question.task, **fields_of(question.row, task))
+                for question, task in zip(questions, tasks)
+            ]
             batch = self.processor(text=prompts, return_tensors="pt")
             if present:
                 options = tasks[0].image
@@ -128,10 +131,6 @@ class OFACollator:
         batch[IS_ENCODED] = torch.tensor(["encoded" in row for row in rows])
         batch[ROW_NUMBERS] = torch.tensor([row["row_number"] for row in rows])
         return batch
-
-    def prompt(self, question: Question, task: Task) -> str:
-        """The task's prompt filled with the row's fields."""
-        return self.processor.prompt_for(question.task, **{name: question.row[name] for name in task.fields})
 
     def encode_targets(
         self, questions: list[Question], size: int, image_sizes: Sequence[tuple[int, int] | None], batch: BatchFeature
@@ -200,6 +199,11 @@ class OFACollator:
     def _count(self, number: int) -> None:
         worker = torch.utils.data.get_worker_info()
         self._cut[(worker.id + 1) % MAX_WORKERS if worker else 0] += number
+
+
+def fields_of(row: dict[str, Any], task: Task) -> dict[str, str]:
+    """What a row has for the slots of a task's prompt, and of its longer prompts."""
+    return {name: row[name] for name in (*task.fields, *task.longer_prompts) if row.get(name) is not None}
 
 
 def open_row_image(row: dict[str, Any]) -> PIL.Image.Image:

@@ -7,11 +7,11 @@ Source: OFA `data/mm_data/*_dataset.py`, `data/nlu_data/`, `data/nlg_data/`; col
 
 import binascii
 import re
-import string
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from datasets import Dataset
@@ -24,13 +24,12 @@ from ofa_hf.data.problems import BROKEN_IMAGE, EMPTY_TARGET, MALFORMED_LINE, MIS
 from ofa_hf.data.shards import Options, RowRecord, RowTexts
 from ofa_hf.errors import UserError
 from ofa_hf.processing_ofa import IDEOGRAPH
-from ofa_hf.tasks_ofa import Task, clean_article
+from ofa_hf.tasks_ofa import Task, clean_article, without_punctuation
 
 
 ID, IMAGE, TARGET = "id", "image", "target"
 SEPARATOR, CONFIDENCE = "&&", "|!+"  # between answers; between a confidence and its answer
 MAX_CAPTION_WORDS, MAX_READ, MAX_SUMMARY_WORDS = 20, 64, 64  # of targets
-PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,7 @@ def load_official(
     *,
     is_test: bool = False,
     selected_cols: str | None = None,
+    more_fields: Sequence[str] = (),
     num_proc: int = 1,
     strict: bool = False,
     check_images: bool = True,
@@ -124,6 +124,7 @@ def load_official(
         file: a line per row, columns separated by tabs, no header.
         is_test: captions keep their punctuation and may be several, separated by `&&`.
         selected_cols: columns of the parts, as in the original's scripts; by default those of its published files.
+        more_fields: of the task's longer prompts, such as `objects`.
         num_proc, strict, check_images, cache_dir: as in `load_muge`.
 
     Raises:
@@ -131,30 +132,32 @@ def load_official(
     """
     form, path = form_of(task), Path(file)
     places = form.places(language, is_test, selected_cols)
-    missing = [name for name in task.fields if name not in places]
+    fields = (*task.fields, *more_fields)
+    missing = [name for name in fields if name not in places]
     if missing:
         raise UserError(
             f"The prompt of the task {task.name} asks for {', '.join(missing)}, which the original's files do not "
             f"have. They have {', '.join(form.names)}."
         )
     identity = {"source": "official", "file": file_identity(path), "task": task.name, "places": places}
-    identity |= {"language": language, "is_test": is_test}
+    identity |= {"language": language, "is_test": is_test, "fields": fields}
     size = path.stat().st_size
-    parse = partial(parse_line, places=places, task=task, read_target=target_reader(task, language, is_test))
+    read_target = target_reader(task, language, is_test)
+    parse = partial(parse_line, places=places, fields=fields, needed=task.fields, read_target=read_target)
     parts = max(1, num_proc)
     bounds = [size * part // parts for part in range(parts + 1)]
     recipe = Recipe(
         name=path.stem[:80],
         identity=identity,
         read_targets=None,
-        make_shards=lambda _: [LineRange(str(path), *pair, parse) for pair in zip(bounds, bounds[1:])],
+        make_shards=lambda _: [LineRange(str(path), *pair, parse) for pair in pairwise(bounds)],
         total=size,
         unit="B",
     )
     options = Options(
         strict,
         check_images,
-        fields=task.fields,
+        fields=fields,
         has_images=IMAGE in places,
         has_confidences=task.name == "vqa",
         rule=AnswerRule.of(task).as_dict(),
@@ -181,7 +184,14 @@ class LineRange:
 
 
 def parse_line(
-    line: bytes | None, file: str, number: int, *, places: Mapping[str, int], task: Task, read_target: Callable
+    line: bytes | None,
+    file: str,
+    number: int,
+    *,
+    places: Mapping[str, int],
+    fields: Sequence[str],
+    needed: Sequence[str],
+    read_target: Callable[[str], "Targets"],
 ) -> RowRecord | Problem:
     """One line as a row, or its problem. The image stays encoded as it is."""
     cells = (line or b"").split(b"\t")
@@ -194,7 +204,7 @@ def parse_line(
         if name != IMAGE
     }
     row_id = parse_id(texts[ID]) if ID in texts else f"{Path(file).stem}-{number}"
-    blank = [name for name in task.fields if not texts[name].strip()]
+    blank = [name for name in needed if not texts[name].strip()]
     if not row_id or blank:
         kind = MISSING_FIELD if row_id else MISSING_ID
         return Problem(kind, file, number, row_id, f"no text for {', '.join(blank)}" if blank else "")
@@ -210,8 +220,9 @@ def parse_line(
             image = {"bytes": decode_base64(cells[places[IMAGE]]), "path": None}
         except (binascii.Error, ValueError) as error:
             return Problem(BROKEN_IMAGE, file, number, row_id, f"invalid base64: {error}")
-    fields = {name: texts[name] for name in task.fields}
-    return RowRecord(row_id, number, image, RowTexts(fields, targets, confidences=confidences))
+    return RowRecord(
+        row_id, number, image, RowTexts({name: texts[name] for name in fields}, targets, confidences=confidences)
+    )
 
 
 # ---------------------------------------------------------------------------------------------- targets
@@ -260,7 +271,7 @@ def read_label(text: str, numbers: Mapping[str, str]) -> str:
 
 def clean_caption(text: str) -> str:
     """A caption to train on: without ASCII punctuation, at most 20 words."""
-    return " ".join(text.translate(PUNCTUATION).strip().split()[:MAX_CAPTION_WORDS])
+    return " ".join(without_punctuation(text).split()[:MAX_CAPTION_WORDS])
 
 
 def clean_summary(text: str, max_words: int = MAX_SUMMARY_WORDS) -> str:
