@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,7 +18,11 @@ from PIL import Image
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jfif .png .webp .gif .bmp .tif .tiff .avif .jp2 .ppm .mpo".split())
+# The one list of files that count as images, in every command. Some need an optional library, see `missing_reader`.
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .jp2 .j2k .ppm .pgm .pnm .mpo .avif "
+    ".heic .heif .hif .jxl".split()
+)
 FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF"  # named in errors
 REFUSED_FORMATS = frozenset({"EPS", "WMF", "EMF"})  # Pillow draws these by running other programs
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*")
@@ -28,6 +32,17 @@ URL_PREFIXES = ("http://", "https://")
 URL_TIMEOUT = 30.0  # seconds
 BASE64_TEXT_MINIMUM = 64  # characters; no image file is shorter, so shorter text is read as a path
 BASE64_TEXT = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
+# Formats that Pillow reads with another library: a suffix by which to ask for it, and its package.
+OPTIONAL_FORMATS = {
+    "HEIC": (".heic", "pillow-heif"),
+    "JPEG XL": (".jxl", "pillow-jxl-plugin"),
+    "AVIF": (".avif", "pillow-avif-plugin"),  # where Pillow itself was built without it
+}
+# Called before such a format is given up; the package ofa_hf puts a function here that loads the libraries.
+load_optional_readers: list[Callable[[], None]] = []
+SUFFIX_FORMATS = {".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".jxl": "JPEG XL", ".avif": "AVIF"}
+HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+VIDEO_BRANDS = (b"isom", b"iso2", b"mp41", b"mp42", b"M4V ", b"qt  ", b"avc1", b"3gp4", b"3gp5")
 EXIF_ORIENTATION_TAG = 0x0112
 EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -168,12 +183,41 @@ def _decode(stream: BinaryIO, label: str, max_pixels: int) -> Image.Image:
     return _to_rgb(image, label)
 
 
+def missing_reader(suffix: str) -> str:
+    """What to install for files with this suffix, such as `ofa-hf[images]`; empty if they can be read."""
+    kind = SUFFIX_FORMATS.get(suffix.lower())
+    return "" if kind is None or _can_read(kind) else "ofa-hf[images]"
+
+
+def _can_read(kind: str) -> bool:
+    """Whether a format of `OPTIONAL_FORMATS` can be read; its library is loaded if that can be done."""
+    suffix = OPTIONAL_FORMATS[kind][0]
+    if suffix not in Image.registered_extensions():
+        for load in load_optional_readers:
+            load()
+    return suffix in Image.registered_extensions()
+
+
+def _format_of(start: bytes) -> str | None:
+    """The format that needs an optional library, by a file's first bytes; None for any other."""
+    if start[4:8] == b"ftyp":
+        brands = {start[place : place + 4] for place in range(8, min(len(start), int.from_bytes(start[:4], "big")), 4)}
+        return "AVIF" if brands & {b"avif", b"avis"} else "HEIC" if brands & HEIC_BRANDS else None
+    return "JPEG XL" if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")) else None
+
+
 def _open(stream: BinaryIO, label: str, max_pixels: int) -> Image.Image:
     """Read an image's header. Refuse other files and images that are too large to decode."""
-    start = stream.read(16)
+    start = stream.read(64)
     if not start:
         raise ImageError(f"{label} is empty (0 bytes). Pass an image file ({FORMATS}).")
     stream.seek(0)
+    kind = _format_of(start)
+    if kind and not _can_read(kind):
+        raise ImageError(
+            f"{label} is a {kind} image, which needs the package {OPTIONAL_FORMATS[kind][1]}. Install it: "
+            "`pip install 'ofa-hf[images]'`, or save the image as JPEG."
+        )
     try:
         image = Image.open(stream)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -185,9 +229,13 @@ def _open(stream: BinaryIO, label: str, max_pixels: int) -> Image.Image:
 
 
 def _why_no_image(start: bytes, label: str) -> str:
-    if start.startswith(IMAGE_STARTS):
+    if start.startswith(IMAGE_STARTS) or _format_of(start):
         return f"{label} is truncated or damaged within its header, so no pixels are left. Get the file again."
-    return f"{label} is not an image: it starts with {start!r}. Accepted: {FORMATS}. Convert it to one of these."
+    if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<svg", b"<?xml")):
+        return f"{label} is an SVG drawing or another XML file. Accepted: {FORMATS}. Export the drawing as PNG."
+    if start[4:8] == b"ftyp" and start[8:12] in VIDEO_BRANDS or start.startswith(b"\x1aE\xdf\xa3"):
+        return f"{label} is a video. Accepted: {FORMATS}. Save the frames that you need as images."
+    return f"{label} is not an image: it starts with {start[:16]!r}. Accepted: {FORMATS}. Convert it to one of these."
 
 
 def _check_kind_and_size(image: Image.Image, label: str, max_pixels: int) -> None:

@@ -13,8 +13,11 @@ from transformers.utils import logging
 from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageToTextPipeline, OFAProcessor
 from ofa_hf.errors import UserError
 from ofa_hf.files import refuse_pointer
+from ofa_hf.image_formats import read_more_formats
 from ofa_hf.versions_ofa import mismatched_names
 
+
+read_more_formats()
 
 ADVICE = "Pass a folder written by `ofa-hf convert` or `ofa-hf finetune`, or a Hub id of one."
 

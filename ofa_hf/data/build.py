@@ -32,7 +32,7 @@ from ofa_hf.data.problems import (
     write_report,
 )
 from ofa_hf.data.shards import INDEX_FILE, Options, Shard, ShardResult, drop_rows, read_shards
-from ofa_hf.data.target_index import TargetIndex
+from ofa_hf.data.target_index import MISSING, TargetIndex
 from ofa_hf.errors import UserError, explain_full_disk
 
 
@@ -42,7 +42,7 @@ FULL_DISK_ADVICE = (
     "The build needs about as much space as the images. Free some space, or choose another disk with cache_dir or the "
     "environment variable HF_HOME. The unfinished build was removed."
 )
-FORMAT_VERSION = 2  # part of every fingerprint: increase it when the same files give other rows
+FORMAT_VERSION = 3  # part of every fingerprint: increase it when the same files give other rows
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Recipe:
     total: int | None = None  # units of the progress bar
     unit: str = " rows"
     find_leftovers: Callable[[TargetIndex], Iterable[Problem]] | None = None  # problems that show after reading it all
+    explain_missing: Callable[[str], str] | None = None  # by the name of an image, why it is not there
+    notes: Callable[[], dict[str, Any]] = dict  # after reading it all: more fields of the report
 
 
 def build(recipe: Recipe, options: Options, num_proc: int = 1, cache_dir: str | Path | None = None) -> Dataset:
@@ -71,7 +73,7 @@ def build(recipe: Recipe, options: Options, num_proc: int = 1, cache_dir: str | 
             if not folder.is_dir():
                 build_folder(recipe, options, num_proc, folder)
     report = read_report(folder)
-    (logger.warning if report.problems else logger.info)(f"{recipe.name}: {report.summary()}")
+    (logger.warning if report.problems or report.notes() else logger.info)(f"{recipe.name}: {report.summary()}")
     return datasets.concatenate_datasets([Dataset.from_file(str(path)) for path in sorted(folder.glob("*.arrow"))])
 
 
@@ -124,13 +126,13 @@ def write_rows_and_report(recipe: Recipe, options: Options, num_proc: int, work:
         results = read_and_log(recipe, recipe.make_shards(index), options, num_proc, work, log)
         mark_duplicates(results, index, log)
         if index:
-            log.add_all(targets_without_image(index))
+            log.add_all(targets_without_image(index, recipe.explain_missing))
             log.add_all(recipe.find_leftovers(index) if recipe.find_leftovers else ())
             index.close()
     rows, targets = count_rows([result.arrow for result, _ in results])
     if not rows:
         raise no_usable_row(recipe, log, work / REPORT_FILE)
-    write_report(work, DataReport(rows, targets, log.counts))
+    write_report(work, DataReport(rows, targets, log.counts, **recipe.notes()))
     for scratch in (*work.glob("*.ids"), *work.glob("*.problems"), *work.glob(INDEX_FILE)):
         scratch.unlink()
 
@@ -172,9 +174,11 @@ def mark_duplicates(results: list[tuple[ShardResult, int]], index: TargetIndex |
     kept.close()
 
 
-def targets_without_image(index: TargetIndex) -> Iterator[Problem]:
-    for row_id, file, line in index.not_found():
-        yield Problem(TARGETS_WITHOUT_IMAGE, file, line, row_id)
+def targets_without_image(index: TargetIndex, explain: Callable[[str], str] | None) -> Iterator[Problem]:
+    for row_id, name, file, line in index.not_found():
+        is_missing = explain is not None and name.startswith(MISSING)
+        detail = explain(name.removeprefix(MISSING)) if is_missing else ""
+        yield Problem(TARGETS_WITHOUT_IMAGE, file, line, row_id, detail)
 
 
 def count_rows(files: Iterable[Path]) -> tuple[int, int]:
@@ -190,7 +194,7 @@ def count_rows(files: Iterable[Path]) -> tuple[int, int]:
 
 def no_usable_row(recipe: Recipe, log: ProblemLog, report: Path) -> UserError:
     if log.counts.keys() == {TARGETS_WITHOUT_IMAGE, WITHOUT_TARGETS}:
-        hint = "The targets do not belong to the images: they share no id. Pass files of the same split."
+        hint = "The targets do not belong to the images: they share no id or name. Pass files of the same split."
     else:
         hint = "Check that these are the right files and that targets and images are not swapped."
     counts = ", ".join(f"{count:,} × {kind}" for kind, count in sorted(log.counts.items())) or "no rows at all"

@@ -18,7 +18,6 @@ from ofa_hf.data.build import Recipe, build, file_identity
 from ofa_hf.data.lines import parse_id, read_json_lines, read_lines, target_list
 from ofa_hf.data.problems import (
     BROKEN_IMAGE,
-    DUPLICATE_ID,
     EMPTY_TARGET,
     MALFORMED_LINE,
     MISSING_ID,
@@ -122,10 +121,7 @@ def index_row(index: TargetIndex, file: str, line: int, row: dict) -> Iterator[P
         yield Problem(MALFORMED_LINE, file, line, image_id, 'expected "text" to be a list of captions')
         return
     usable = [caption.strip() for caption in captions if caption.strip()]
-    if image_id in index:
-        yield Problem(DUPLICATE_ID, file, line, image_id)
-        return
-    index.add(image_id, usable, file, line)
+    index.add(image_id, usable, file, line)  # lines of one id are joined, as the rows of a table are
     for _ in range(len(captions) - len(usable)):
         yield Problem(EMPTY_TARGET, file, line, image_id)
 

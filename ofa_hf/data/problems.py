@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ofa_hf.errors import UserError
 from ofa_hf.files import read_json, write_json
@@ -66,25 +67,62 @@ class ProblemLog:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Outcome of loading a data set: usable rows and targets, and the number of problems of each kind."""
+    """Outcome of loading a data set: usable rows and targets, and the number of problems of each kind.
+
+    Args:
+        assumed: how a table was read: kind, encoding, separator and columns.
+        repaired: names of images that were found although they were written otherwise, by kind.
+        left_out: files of the folder that are no images or cannot be read here, by kind.
+    """
 
     rows: int
     targets: int
     problems: Mapping[str, int] = field(default_factory=dict)
     report_file: str = ""  # one line of JSON per problem
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+    repaired: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def summary(self) -> str:
         """The report in one line."""
         text = f"{self.rows:,} rows with {self.targets:,} targets"
+        notes = "".join(f" {note}" for note in self.notes())
         if not self.problems:
-            return f"{text}, no problems."
-        found = ", ".join(f"{count:,} × {kind}" for kind, count in sorted(self.problems.items()))
-        return f"{text}; skipped: {found}. {self.report_file} lists each with its line."
+            return f"{text}, no problems.{notes}"
+        return f"{text}; skipped: {counted(self.problems)}. {self.report_file} lists each with its line.{notes}"
+
+    def notes(self) -> list[str]:
+        """What was assumed, repaired and left out, a sentence each."""
+        notes = []
+        if self.assumed:
+            notes.append(f"Read as {describe_form(self.assumed)}.")
+        if self.repaired:
+            notes.append(f"Names of images repaired: {counted(self.repaired)}.")
+        if self.left_out:
+            notes.append(f"Left out of the folder: {counted(self.left_out)}.")
+        return notes
 
     def __add__(self, other: "DataReport") -> "DataReport":
         files = " and ".join(filter(None, (self.report_file, other.report_file)))
-        problems = Counter(self.problems) + Counter(other.problems)
-        return DataReport(self.rows + other.rows, self.targets + other.targets, dict(problems), files)
+        names = ("rows", "targets")
+        numbers = {name: getattr(self, name) + getattr(other, name) for name in names}
+        names = ("problems", "repaired", "left_out")
+        counts = {name: dict(Counter(getattr(self, name)) + Counter(getattr(other, name))) for name in names}
+        return DataReport(**numbers, **counts, assumed={**other.assumed, **self.assumed}, report_file=files)
+
+
+def counted(kinds: Mapping[str, int]) -> str:
+    """`2 × empty target, 1 × malformed line`"""
+    return ", ".join(f"{count:,} × {kind}" for kind, count in sorted(kinds.items()))
+
+
+def describe_form(assumed: Mapping[str, Any]) -> str:
+    """How a table was read, in words: `csv, gb18030, separator ';', image in column 图片, caption in column 标题`."""
+    parts = [assumed.get("kind"), assumed.get("encoding")]
+    parts += [f"separator {assumed['separator']!r}"] if assumed.get("separator") else []
+    parts += [f"sheet {assumed['sheet']}"] if assumed.get("sheet") else []
+    parts += [f"{part} in column {column}" for part, column in assumed.get("columns", {}).items()]
+    return ", ".join(filter(None, parts))
 
 
 def report_of(dataset) -> DataReport:
@@ -109,5 +147,6 @@ def read_report(folder: Path) -> DataReport:
 
 
 def write_report(folder: Path, report: DataReport) -> None:
-    summary = {"rows": report.rows, "targets": report.targets, "problems": dict(report.problems)}
+    summary = {**vars(report), "problems": dict(report.problems)}
+    del summary["report_file"]  # it stands beside this one
     write_json(folder / SUMMARY_FILE, summary)

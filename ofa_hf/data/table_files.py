@@ -12,6 +12,7 @@ from ofa_hf.data.encodings import find_encoding, read_start
 from ofa_hf.data.json_tables import find_json_kind, json_columns, read_json_table
 from ofa_hf.data.problems import Problem
 from ofa_hf.data.spreadsheets import parquet_columns, read_parquet, read_sheet, sheet_header
+from ofa_hf.data.text_files import has_text_files, read_text_files
 from ofa_hf.errors import UserError
 
 
@@ -49,6 +50,7 @@ def open_table(path: str | Path, *, encoding: str | None = None, separator: str 
     """Open a table of any usual kind; its form is told from its content and noted in `assumed`.
 
     Args:
+        path: a file, or a folder of images with a text file of the same name beside each.
         encoding: of a text file; told from its first bytes by default.
         separator: character between the cells of a text table, or its name, such as "tab"; told by default.
 
@@ -57,6 +59,8 @@ def open_table(path: str | Path, *, encoding: str | None = None, separator: str 
             columns.
     """
     path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
     start = read_start(path, 2**16)
     if start.startswith(b"PAR1"):
         return _table(path, "parquet", parquet_columns(path), partial(read_parquet, path))
@@ -75,6 +79,15 @@ def open_table(path: str | Path, *, encoding: str | None = None, separator: str 
 
 def _table(path: Path, kind: str, columns: tuple[str, ...], read: Callable, **assumed: Any) -> Table:
     return Table(path, columns, {"kind": kind, "encoding": None, "separator": None, **assumed}, read)
+
+
+def _open_folder(path: Path) -> Table:
+    if not has_text_files(path):
+        raise UserError(
+            f"{path} is a folder without captions: no image in it has a .txt file of the same name. Pass a table, or "
+            "put a text file beside each image."
+        )
+    return _table(path, "text files", ("image", "caption"), partial(read_text_files, path))
 
 
 def _open_sheet(path: Path) -> Table:

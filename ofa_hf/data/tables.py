@@ -1,8 +1,9 @@
 """Load a user's own data: a table with a folder of images or without, or any data set of the `datasets` library."""
 
-import csv
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -11,9 +12,14 @@ from typing import Any
 
 from datasets import Dataset, Image, IterableDataset
 
-from ofa_hf.data.build import Recipe, build, file_identity
+from ofa_hf.data.build import Recipe, build, cache_root, file_identity
+from ofa_hf.data.columns import Columns, find_columns
+from ofa_hf.data.folders import walk_images
+from ofa_hf.data.image_finder import ImageFinder, is_one_image, without_suffix
 from ofa_hf.data.images import stored_image, why_broken
-from ofa_hf.data.lines import parse_id, read_json_lines, target_list, whole_characters
+from ofa_hf.data.lines import parse_id, target_list, whole_characters
+from ofa_hf.data.links import LinkedImages, is_link
+from ofa_hf.data.packed import unpacked
 from ofa_hf.data.problems import (
     BROKEN_IMAGE,
     DUPLICATE_ID,
@@ -25,152 +31,138 @@ from ofa_hf.data.problems import (
     Problem,
 )
 from ofa_hf.data.shards import Options, RowRecord, row_features
-from ofa_hf.data.target_index import TargetIndex
+from ofa_hf.data.table_files import Table, open_table
+from ofa_hf.data.target_index import MISSING, TargetIndex
+from ofa_hf.data.text_files import TEXT_FILE, texts_identity
 from ofa_hf.errors import UserError
-from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
 
 
 logger = logging.getLogger(__name__)
 
-MAX_FIELD = 2**20  # characters of one CSV field
 DATASET = "the data set"  # named in problems, whose lines are row numbers from 1
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns that hold the parts of a row.
-
-    Without an id column, a row without fields is named after its image (in a data set after its row number), and rows
-    of the same image are joined; a row with fields is named after its line.
-    """
-
-    image: str | None = "image"  # None: rows without images
-    target: str = "caption"
-    id: str | None = None
-    fields: tuple[str, ...] = ()
-
-    def names(self) -> list[str]:
-        return [name for name in (self.image, self.target, self.id, *self.fields) if name]
-
-    def texts(self) -> list[str]:
-        """The columns that can be read without the images."""
-        return sorted({name for name in self.names() if name != self.image})
-
-    def require_in(self, found: Iterable[str], source: str) -> None:
-        """Raises `UserError` that names the missing columns."""
-        found = list(found)
-        missing = [name for name in self.names() if name not in found]
-        if missing:
-            raise UserError(
-                f"{source} has no column {', '.join(missing)}; it has {', '.join(map(str, found)) or 'none'}. "
-                "Pass their names as image_column, target_column and id_column; a field is a column of its own name."
-            )
 
 
 def load_table(
     table: str | Path,
     folder: str | Path | None = None,
     *,
-    image_column: str = "image",
-    target_column: str = "caption",
+    image_column: str | None = None,
+    target_column: str | None = None,
     id_column: str | None = None,
     fields: Sequence[str] = (),
-    encoding: str = "utf-8-sig",
+    encoding: str | None = None,
+    separator: str | None = None,
     num_proc: int = 1,
     strict: bool = False,
     check_images: bool = True,
+    require_targets: bool = True,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
     """Load a table, and the folder of images that it names, as rows `{"id", "image", <fields>, "targets"}`.
 
+    Several targets of one image are repeated lines or, in JSON, a list. `report_of` says how the table was read, which
+    names of images were repaired, and what was left out.
+
     Args:
-        table: CSV (`.tsv`: tab-separated) with a header, or JSONL. Several targets of one row are repeated lines or,
-            in JSONL, a list.
-        folder: folder of the files that the image column names, with or without their suffix. The images stay there.
-            None loads rows without images.
+        table: any file of `open_table`, or a folder of images with a `.txt` file of the same name beside each.
+        folder: folder, zip or tar file of the files that the image column names, see `ImageFinder`. None loads rows
+            without images.
+        image_column, target_column, id_column: names of the columns; usual names are recognised by default.
         fields: columns that fill the task's prompt, such as a question.
-        encoding: of a CSV. Chinese spreadsheets are often saved as `gb18030`.
-        num_proc, strict, check_images, cache_dir: as in `load_muge`.
+        encoding, separator: of a text table; told from the file by default.
+        num_proc, strict, check_images, require_targets, cache_dir: as in `load_muge`.
 
     Raises:
         UserError: a file, folder or column is missing, the encoding is wrong, no row is usable.
     """
-    table = Path(table)
-    columns = Columns(image_column if folder else None, target_column, id_column, tuple(fields))
-    identity = {"source": "table", "table": file_identity(table), "columns": vars(columns), "encoding": encoding}
-    if folder:
-        folder = Path(folder).resolve()
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder. Pass the folder that holds the images.")
-        identity["folder"] = folder_identity(folder)
+    opened = open_table(table, encoding=encoding, separator=separator)
+    wanted = Columns(image_column, target_column, id_column, tuple(fields))
+    has_images = folder is not None
+    columns = find_columns(str(table), opened.columns, wanted, has_images=has_images, needs_targets=require_targets)
+    assumed = {**opened.assumed, "columns": columns.assumed()}
+    identity = {"source": "table", "table": table_identity(opened.path), "assumed": assumed, "columns": vars(columns)}
+    finder = links = None
+    if folder is not None:
+        folder = unpacked(folder, cache_root(cache_dir)).resolve()
+        finder, links = ImageFinder(folder), LinkedImages(cache_root(cache_dir))
+        links.fetch(image_names(opened, columns))
+        identity |= {"folder": folder_identity(folder), "links": links.count}
     recipe = Recipe(
-        name=table.stem[:80],
+        name=opened.path.stem[:80],
         identity=identity,
-        read_targets=partial(index_table, table, encoding, columns),
-        make_shards=lambda index: split_table(table, folder, len(index), num_proc),
-        find_leftovers=partial(images_without_targets, folder) if folder else None,
+        read_targets=partial(index_table, opened, columns, finder, links),
+        make_shards=lambda index: split_table(opened.path, folder, len(index), num_proc),
+        find_leftovers=partial(images_without_targets, finder) if finder else None,
+        explain_missing=partial(explain_missing, finder, links) if finder else None,
+        notes=partial(notes_of, assumed, finder),
     )
-    options = Options(strict, check_images, fields=columns.fields, has_images=bool(folder))
+    options = Options(strict, check_images, require_targets, fields=columns.fields, has_images=bool(folder))
     return build(recipe, options, num_proc, cache_dir)
+
+
+def table_identity(path: Path) -> list:
+    """What a table's rows depend on; of a folder of texts, its texts."""
+    return texts_identity(path) if path.is_dir() else file_identity(path)
 
 
 def folder_identity(folder: Path) -> list:
     """Path of a folder, number and total size of its images, latest modification time."""
     count = size = latest = 0
-    for path in images_in(folder):
-        status = path.stat()
+    for path in walk_images(folder):
+        status = os.stat(path)
         count, size, latest = count + 1, size + status.st_size, max(latest, status.st_mtime_ns)
     return [str(folder), count, size, latest]
 
 
-def images_in(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+def notes_of(assumed: Mapping[str, Any], finder: ImageFinder | None) -> dict[str, Any]:
+    """What the report says beside problems."""
+    repaired, left_out = (finder.repaired, finder.left_out) if finder else ({}, {})
+    return {"assumed": dict(assumed), "repaired": dict(repaired), "left_out": dict(left_out)}
 
 
-def index_table(path: Path, encoding: str, columns: Columns, index: TargetIndex) -> Iterator[Problem]:
-    """Put the texts of a CSV or JSONL file into the index. Yields their problems."""
-    is_json = path.suffix.lower() in (".jsonl", ".json", ".ndjson")
-    lines = read_json_lines(path) if is_json else read_csv(path, encoding)
-    checked = False
-    for line, row in lines:
+def image_names(table: Table, columns: Columns) -> Iterator[str]:
+    """What the image column holds."""
+    for _, row in table:
+        if isinstance(row, dict) and columns.image:
+            yield plain_text(row.get(columns.image))
+
+
+def index_table(
+    table: Table,
+    columns: Columns,
+    finder: ImageFinder | None,
+    links: LinkedImages | None,
+    index: TargetIndex,
+) -> Iterator[Problem]:
+    """Put the texts of a table into the index, each with the path of its image. Yields their problems."""
+    for line, row in table:
         if isinstance(row, Problem):
             yield row
             continue
-        if not checked:
-            columns.require_in(row, str(path))
-            checked = True
+        file = str(row.get(TEXT_FILE, table.path))
         name = plain_text(row.get(columns.image)) if columns.image else ""
         if columns.image and not name:
-            yield Problem(MISSING_ID, str(path), line, detail=f"no text in column {columns.image}")
+            yield Problem(MISSING_ID, file, line, detail=f"no text in column {columns.image}")
             continue
+        path = image_path(name, finder, links) if finder else name
         default = name if name and not columns.fields else str(line)
-        yield from index_row(index, str(path), line, row, columns, default, name)
+        if finder and path and not columns.id and not columns.fields:
+            default = index.id_of_name(path) or name
+            if default != name and not is_one_image(default, name):
+                yield Problem(DUPLICATE_ID, file, line, name, f"it would be the same file as {default}")
+                continue
+        yield from index_row(index, file, line, row, columns, default, path or f"{MISSING}{name}")
 
 
-def read_csv(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
-    """Yield the line number and row of each line of a CSV with a header."""
-    limit_before = csv.field_size_limit(MAX_FIELD)  # a setting of the whole process, so it is restored
-    try:
-        with path.open(encoding=encoding, newline="") as stream:
-            rows = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            while True:
-                try:
-                    row = next(rows)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    row = Problem(MALFORMED_LINE, str(path), rows.line_num, detail=str(error))
-                if isinstance(row, dict) and any(row.get(None, ())):
-                    detail = f"more values than the header's {len(rows.fieldnames)}; put a text with a comma in quotes"
-                    row = Problem(MALFORMED_LINE, str(path), rows.line_num, detail=detail)
-                yield rows.line_num, row
-    except (UnicodeError, LookupError) as error:
-        raise UserError(
-            f"{path} cannot be read as {encoding} ({error}). Save it as UTF-8, or pass its encoding; Chinese "
-            "spreadsheets are often saved as gb18030."
-        ) from error
-    finally:
-        csv.field_size_limit(limit_before)
+def image_path(name: str, finder: ImageFinder, links: LinkedImages) -> str:
+    """Path of the file that a name or link stands for; empty if there is none."""
+    found = links.path(name) if is_link(name) else finder.find(name).path
+    return str(found or "")
+
+
+def explain_missing(finder: ImageFinder, links: LinkedImages, name: str) -> str:
+    """Why a name or link stands for no file."""
+    return links.explain(name) if is_link(name) else finder.explain(name)
 
 
 def index_row(
@@ -183,7 +175,7 @@ def index_row(
         return
     row_id, fields, targets = parsed
     if row_id in index and (index.name(row_id), index.fields(row_id)) != (name, fields):
-        seen = ", ".join(filter(None, (index.name(row_id), *index.fields(row_id).values())))
+        seen = ", ".join(filter(None, (index.name(row_id).removeprefix(MISSING), *index.fields(row_id).values())))
         yield Problem(DUPLICATE_ID, file, line, row_id, f"it already stands for {seen}")
         return
     usable = [target.strip() for target in targets if target.strip()]
@@ -196,8 +188,8 @@ def parse_texts(
 ) -> tuple[str, dict[str, str], list[str]] | Problem:
     """Id, fields and targets of one row of a table, or the problem it has."""
     row_id = parse_id(row.get(columns.id)) if columns.id else default_id
-    targets = target_list(row.get(columns.target))
-    fields = {name: plain_text(row.get(name)) for name in columns.fields}
+    targets = target_list(row.get(columns.target)) if columns.target else []
+    fields = {name: plain_text(row.get(column)) for name, column in columns.by_field().items()}
     if targets is None:
         return Problem(MALFORMED_LINE, file, line, row_id, f"no text in column {columns.target}")
     if not row_id:
@@ -216,69 +208,59 @@ def plain_text(value: Any) -> str:
 
 def split_table(table: Path, folder: Path | None, count: int, num_proc: int) -> list["TableRows"]:
     bounds = [count * part // max(1, num_proc) for part in range(max(1, num_proc) + 1)]
-    return [TableRows(str(folder or table), folder, first, last) for first, last in pairwise(bounds)]
+    return [TableRows(str(folder or table), folder is not None, first, last) for first, last in pairwise(bounds)]
 
 
 @dataclass
 class TableRows:
-    """The rows `first … last − 1` of an indexed table, with the images they name if there is a folder."""
+    """The rows `first … last − 1` of an indexed table, with the images whose paths the index has."""
 
     file: str
-    folder: Path | None
+    has_images: bool
     first: int
     last: int
     lines: int = 0  # the lines are already those of the table
 
     def read(self, index: TargetIndex, advance: Callable[[int], None]) -> Iterator[RowRecord]:
-        for row_id, name, _, line in index.entries(self.first, self.last):
-            if self.folder is None:
+        for row_id, path, _, line in index.entries(self.first, self.last):
+            if not self.has_images:
                 yield RowRecord(row_id, line)
-            elif path := find_image(self.folder, name):
-                yield RowRecord(row_id, line, {"bytes": None, "path": str(path)})
+            elif not path.startswith(MISSING):
+                yield RowRecord(row_id, line, {"bytes": None, "path": path})
             advance(1)
 
 
-def find_image(folder: Path, name: str) -> Path | None:
-    """The file of this name in a folder; the name may lack its suffix."""
-    suffixes = sorted(IMAGE_SUFFIXES)
-    endings = ["", *suffixes, *map(str.upper, suffixes)]  # cameras write .JPG
-    candidates = (folder / (name + ending) for ending in endings)
-    return next((path for path in candidates if is_file(path)), None)
-
-
-def is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that no file can have, such as one that is too long
-        return False
-
-
 class FolderImages(Mapping):
-    """The images of a folder by name, with or without suffix, as a caption file calls them in `image_id`."""
+    """The images of a folder by name, as a table calls them, see `ImageFinder`.
+
+    Iteration gives their paths below the folder without suffix, as in `image_id`; with it where two images differ in
+    nothing else.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise UserError(f"{folder} is not a folder. Pass the folder that holds the images.")
+        self.finder = ImageFinder(self.folder)
 
     def __getitem__(self, name: str) -> dict[str, Any]:
-        path = find_image(self.folder, name)
+        path = self.finder.find(name).path
         if path is None:
             raise KeyError(name)
-        return {"bytes": None, "path": str(path)}
+        return {"bytes": None, "path": path}
 
     def __iter__(self) -> Iterator[str]:
-        return (path.relative_to(self.folder).with_suffix("").as_posix() for path in sorted(images_in(self.folder)))
+        paths = sorted(self.finder.walk())
+        stems = Counter(map(without_suffix, paths))
+        return (stem if stems[stem := without_suffix(path)] == 1 else path for path in paths)
 
     def __len__(self) -> int:
-        return sum(1 for _ in images_in(self.folder))
+        return sum(1 for _ in self.finder.walk())
 
 
-def images_without_targets(folder: Path, index: TargetIndex) -> Iterator[Problem]:
-    for path in images_in(folder):
-        relative = path.relative_to(folder)
-        if not index.has_name([relative.as_posix(), relative.with_suffix("").as_posix(), str(path)]):
-            yield Problem(WITHOUT_TARGETS, str(path), 0, relative.as_posix())
+def images_without_targets(finder: ImageFinder, index: TargetIndex) -> Iterator[Problem]:
+    for relative in finder.walk():
+        path = os.path.normpath(os.path.join(finder.folder, relative))
+        if not index.has_name([path]):
+            yield Problem(WITHOUT_TARGETS, path, 0, relative)
 
 
 def load_rows(

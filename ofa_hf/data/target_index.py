@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 
+MISSING = "missing: "  # in front of the name of an image that was looked for and is not there
+
 SCHEMA = """
 CREATE TABLE entries (
     number INTEGER PRIMARY KEY, id TEXT UNIQUE, name TEXT, fields TEXT, file TEXT, line INTEGER, found INTEGER
@@ -80,6 +82,12 @@ class TargetIndex:
         query = f"SELECT 1 FROM entries WHERE name IN ({', '.join('?' * len(names))}) LIMIT 1"
         return self._database.execute(query, tuple(names)).fetchone() is not None
 
+    def id_of_name(self, name: str) -> str | None:
+        """Id of the first row whose image has this file name."""
+        query = "SELECT id FROM entries WHERE name = ? ORDER BY number LIMIT 1"
+        row = self._database.execute(query, (name,)).fetchone()
+        return row[0] if row else None
+
     def targets(self, row_id: str) -> list[str]:
         """Targets of the row in the order they were added; empty if the id is unknown."""
         query = "SELECT text FROM targets WHERE entry = ? ORDER BY rowid"
@@ -94,9 +102,9 @@ class TargetIndex:
         """Remember that the row's image exists."""
         self._database.execute("UPDATE entries SET found = 1 WHERE id = ?", (row_id,))
 
-    def not_found(self) -> Iterator[tuple[str, str, int]]:
-        """Id, file and line of the entries whose image was never found."""
-        yield from self._database.execute("SELECT id, file, line FROM entries WHERE NOT found ORDER BY number")
+    def not_found(self) -> Iterator[tuple[str, str, str, int]]:
+        """Id, name, file and line of the entries whose image was never found."""
+        yield from self._database.execute("SELECT id, name, file, line FROM entries WHERE NOT found ORDER BY number")
 
     def __len__(self) -> int:
         return self._database.execute("SELECT COUNT(*) FROM entries").fetchone()[0]

@@ -217,6 +217,8 @@ def read_image(source, settings: dict) -> np.ndarray:
     """An image file as `(3, height, width)` float32, prepared as preprocessor_config.json says."""
     with Image.open(source) as image:
         image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            image = Image.fromarray(gray_to_8_bit(np.asarray(image)))
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -229,6 +231,20 @@ def read_image(source, settings: dict) -> np.ndarray:
         mean, std = (np.array(settings[name], dtype=np.float32)[:, None, None] for name in ("image_mean", "image_std"))
         pixels = (pixels - mean) / std
     return pixels
+
+
+def gray_to_8_bit(gray: np.ndarray) -> np.ndarray:
+    """Scale gray values `(height, width)` of 16 bits, 32 bits or floating point to 8 bits, as the processor does."""
+    if gray.dtype == np.uint16:
+        return ((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65,535 = 255 × 257
+    low, high = float(gray.min()), float(gray.max())
+    if low >= 0 and high <= 1 and gray.dtype.kind == "f":
+        low, high = 0.0, 1.0
+    elif low >= 0 and high <= 255:
+        low, high = 0.0, 255.0
+    elif low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    return np.rint((gray.astype(np.float32) - low) * (255.0 / (high - low))).clip(0, 255).astype(np.uint8)
 
 
 UNSPOKEN = frozenset(

@@ -1,10 +1,14 @@
 """Images that a command's arguments name: files, folders with all their subfolders, and files of MUGE."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ofa_hf.data import FolderImages, ImagesById, load_muge
+from ofa_hf.data.build import cache_root
+from ofa_hf.data.folders import report_left_out, walk_images
+from ofa_hf.data.packed import is_packed, unpacked
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
 
@@ -28,7 +32,8 @@ class ImageFile(os.PathLike):
 def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool] = lambda file: False) -> list[str]:
     """List image files: named files whatever their suffix, and the images in folders, each file once and in order.
 
-    In folders, hidden files and files without the suffix of an image are skipped.
+    In folders, hidden files and what is no image are left out; a line in the log counts them by kind. A zip or tar
+    file stands for the folder that it holds.
 
     Args:
         skip: whether to leave out a file.
@@ -42,6 +47,7 @@ def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool]
             f"{links[0][:300]} is a link. Accepted: image files and folders. Download it first, or pass the link to "
             f"the pipeline in Python."
         )
+    inputs = [os.fspath(unpacked(path, cache_root(None))) for path in inputs]
     inputs = [os.path.normpath(path) for path in inputs]
     found = {}
     for path in inputs:
@@ -59,24 +65,17 @@ def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool]
 
 
 def _walk(folder: str) -> Iterator[str]:
-    def refuse(error: OSError):
-        raise UserError(
-            f"The folder {error.filename} cannot be read: {error.strerror}. Change its permissions, or leave it out."
-        ) from error
-
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                yield os.path.join(parent, name)
+    left_out: Counter[str] = Counter()
+    yield from walk_images(folder, left_out)
+    report_left_out(folder, left_out)
 
 
 def open_images(path: str | os.PathLike) -> Mapping[str, Any]:
-    """Images by id: those of a folder by their names, or those of an image file of MUGE.
+    """Images by id: those of a folder or packed folder by their names, or those of an image file of MUGE.
 
     Raises:
         UserError: there is no such folder or file.
     """
-    if os.path.isdir(path):
-        return FolderImages(path)
+    if os.path.isdir(path) or is_packed(path):
+        return FolderImages(unpacked(path, cache_root(None)))
     return ImagesById(load_muge(None, path, check_images=False))  # a broken one is noticed when it is answered

@@ -56,7 +56,6 @@ def test_every_problem_is_counted_with_its_line_and_no_good_row_is_lost(
     assert dataset[4]["image"]["bytes"] == jpeg(4)
     found = {(p["kind"], p["file"].rpartition(".")[2], p["line"]) for p in problems(dataset)}
     assert found == {
-        ("duplicate id", "jsonl", 11),
         ("malformed line", "jsonl", 12),
         ("missing id", "jsonl", 13),
         ("targets without image", "jsonl", 14),
@@ -71,7 +70,7 @@ def test_every_problem_is_counted_with_its_line_and_no_good_row_is_lost(
     }
     report = report_of(dataset)
     assert report.problems == Counter(p["kind"] for p in problems(dataset))
-    assert (report.rows, report.targets) == (10, 30)
+    assert (report.rows, report.targets) == (10, 31)
     assert "2 × broken image" in report.summary()
 
 
@@ -93,8 +92,9 @@ def test_train_and_valid_are_kept_apart_or_merged_on_demand(write_muge, tmp_path
     apart = load_muge_splits(tmp_path, cache_dir=tmp_path / "cache")
     assert {name: len(split) for name, split in apart.items()} == {"train": 5, "valid": 3}
     merged = load_muge_splits(tmp_path, merge=True, num_proc=2, cache_dir=tmp_path / "cache")["train"]
-    assert merged["id"][:] == ["0", "1", "2", "3", "4", "7", "8"]  # 3 is in both: once, and reported
-    assert [(p["kind"], p["line"]) for p in problems(merged)] == [("duplicate id", 3), ("duplicate id", 3)]
+    assert merged["id"][:] == ["0", "1", "2", "3", "4", "7", "8"]  # 3 is in both: one image, the captions of both
+    assert len(merged["targets"][3]) == 6
+    assert [(p["kind"], p["line"]) for p in problems(merged)] == [("duplicate id", 3)]
 
 
 def test_the_test_split_gives_images_without_captions(write_muge, tmp_path):

@@ -8,7 +8,6 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 
 from ofa_hf.data import FolderImages, load_rows, load_table, report_of, stream_rows
-from ofa_hf.data.tables import read_csv
 from ofa_hf.errors import UserError
 
 
@@ -88,17 +87,16 @@ def test_a_new_image_in_the_folder_is_noticed(photos, tmp_path, jpeg):
 
 def test_a_spreadsheet_in_another_encoding_is_said_and_can_be_named(photos, tmp_path):
     captions = write(tmp_path / "c.csv", "image,caption\nscarf.jpg,红围巾\n", "gb18030")
-    with pytest.raises(UserError, match="gb18030"):
-        load_table(captions, photos, cache_dir=tmp_path / "cache")
-    dataset = load_table(captions, photos, encoding="gb18030", cache_dir=tmp_path / "cache")
+    dataset = load_table(captions, photos, cache_dir=tmp_path / "cache")
     assert dataset["targets"][:] == [["红围巾"]]
+    assert report_of(dataset).assumed["encoding"] == "gb18030"
+    with pytest.raises(UserError, match="line 2 is not utf-8.*--encoding"):
+        load_table(captions, photos, encoding="utf-8", cache_dir=tmp_path / "cache")
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("c.csv", "file,text\na,b\n"), ("c.jsonl", '{"file": "a", "text": "b"}\n')]
-)
+@pytest.mark.parametrize(("name", "text"), [("c.csv", "x,y\na,b\n"), ("c.jsonl", '{"x": "a", "y": "b"}\n')])
 def test_columns_that_are_not_there_are_named_with_those_that_are(photos, tmp_path, name, text):
-    with pytest.raises(UserError, match="no column image, caption; it has file, text"):
+    with pytest.raises(UserError, match="no column image, caption; it has x, y.*--image_column"):
         load_table(write(tmp_path / name, text), photos, cache_dir=tmp_path / "cache")
 
 
@@ -258,10 +256,70 @@ def test_a_field_named_like_a_part_of_the_row_is_refused(tmp_path, name):
         load_rows(source, fields=[name], cache_dir=tmp_path / "cache")
 
 
-def test_a_row_with_more_values_than_the_header_is_malformed_instead_of_cut_at_the_comma(tmp_path):
-    table = tmp_path / "captions.csv"
-    table.write_text('image,caption\na.jpg,红色,新款\nb.jpg,"红色,新款"\nc.jpg,红色,,\n', encoding="utf-8")
-    bad, quoted, trailing = (row for _, row in read_csv(table, "utf-8"))
-    assert "in quotes" in str(bad)
-    assert quoted["caption"] == "红色,新款"
-    assert trailing["caption"] == "红色"
+def test_a_report_says_how_a_table_was_read_and_which_names_were_repaired(photos, tmp_path):
+    text = "图片;标题;id\nD:\\x\\scarf.jpg;红围巾;1\n./scarf.JPG;温暖;2\nmug;白杯子;3\n"
+    dataset = load_table(write(tmp_path / "c.csv", text, "gb18030"), photos, cache_dir=tmp_path / "cache")
+    assert dataset["targets"][:] == [["红围巾", "温暖"], ["白杯子"]]
+    report = report_of(dataset)
+    columns = {"image": "图片", "caption": "标题"}
+    assert report.assumed == {"kind": "csv", "encoding": "gb18030", "separator": ";", "columns": columns}
+    assert report.repaired == {
+        "backslashes": 1,
+        "drive letter": 1,
+        "folder in front": 1,
+        "leading ./": 1,
+        "upper or lower case": 1,
+        "suffix missing": 1,
+    }
+    assert "gb18030, separator ';', image in column 图片, caption in column 标题" in report.summary()
+
+
+def test_an_image_that_is_not_there_is_named_with_the_nearest_one(photos, tmp_path):
+    captions = write(tmp_path / "c.csv", "image,caption\nscarf.jpg,红\nscraf.jpg,红\n")
+    dataset = load_table(captions, photos, cache_dir=tmp_path / "cache")
+    with open(report_of(dataset).report_file, encoding="utf-8") as lines:
+        problem = next(each for each in map(json.loads, lines) if each["kind"] == "targets without image")
+    assert (problem["line"], problem["detail"]) == (3, "no such file; the nearest name is scarf.jpg")
+
+
+def test_two_images_of_one_stem_stay_two(photos, tmp_path, jpeg):
+    (photos / "scarf.png").write_bytes(jpeg(7))
+    captions = write(tmp_path / "c.csv", "image,caption\nscarf.jpg,甲\nscarf.png,乙\nscarf,丙\n")
+    dataset = load_table(captions, photos, cache_dir=tmp_path / "cache")
+    assert dataset["targets"][:] == [["甲"], ["乙"]]
+    assert kinds(dataset)["targets without image"] == 1
+    assert {"scarf.jpg", "scarf.png", "lamp"} < set(FolderImages(photos))
+
+
+def test_two_folders_of_another_machine_are_not_one_here(photos, tmp_path):
+    captions = write(tmp_path / "c.csv", "image,caption\nshop1/lamp.jpg,甲\nshop2/lamp.jpg,乙\n")
+    dataset = load_table(captions, photos, cache_dir=tmp_path / "cache")
+    assert dataset["targets"][:] == [["甲"]]
+    assert kinds(dataset)["duplicate id"] == 1
+
+
+def test_several_columns_that_may_hold_captions_are_asked_about(photos, tmp_path):
+    captions = write(tmp_path / "c.csv", "image,标题,描述\nscarf.jpg,甲,乙\n")
+    with pytest.raises(UserError, match="标题, 描述.*--caption_column"):
+        load_table(captions, photos, cache_dir=tmp_path / "cache")
+    dataset = load_table(captions, photos, target_column="描述", cache_dir=tmp_path / "cache")
+    assert dataset["targets"][:] == [["乙"]]
+
+
+def test_texts_beside_images_are_a_table(photos, tmp_path, jpeg):
+    for name in ("twin.jpg", "twin.png"):
+        (photos / name).write_bytes(jpeg(8))
+    write(photos / "scarf.txt", "红围巾\r\n\r\n温暖\r\n", "gb18030")
+    write(photos / "shoes" / "红鞋.txt", "红鞋")
+    write(photos / "twin.txt", "双")
+    dataset = load_table(photos, photos, cache_dir=tmp_path / "cache")
+    assert dataset["targets"][:] == [["红围巾", "温暖"], ["红鞋"]]
+    assert kinds(dataset) == {"malformed line": 2, "no targets": 4}
+    with pytest.raises(UserError, match="no image in it has a .txt"):
+        load_table(tmp_path / "cache", photos)
+
+
+def test_the_column_of_a_field_has_a_usual_name_too(photos, tmp_path):
+    table = write(tmp_path / "q.csv", "图片,问题,答案\nscarf.jpg,什么颜色?,红\n")
+    rows = load_table(table, photos, fields=["question"], cache_dir=tmp_path / "cache")
+    assert (rows[0]["question"], rows[0]["targets"]) == ("什么颜色?", ["红"])

@@ -36,4 +36,4 @@ def test_rows_whose_image_was_never_found_are_listed_in_order():
     for line, row_id in enumerate("cab", start=1):
         index.add(row_id, ["x"], "f", line)
     index.mark_found("a")
-    assert list(index.not_found()) == [("c", "f", 1), ("b", "f", 3)]
+    assert list(index.not_found()) == [("c", "", "f", 1), ("b", "", "f", 3)]

@@ -132,6 +132,16 @@ def test_images_are_read_as_the_image_processor_reads_them(mode, tmp_path):
     assert np.array_equal(read_image(tmp_path / "image.png", processor.to_dict()), expected)
 
 
+@pytest.mark.parametrize(("dtype", "highest"), [("uint16", 65535), ("int32", 70000), ("float32", 1)])
+def test_gray_of_more_than_8_bits_is_scaled_as_the_image_processor_does(dtype, highest, tmp_path):
+    gray = (np.random.default_rng(0).random((37, 51)) * highest).astype(dtype)
+    Image.fromarray(gray).save(tmp_path / "image.tiff")
+    processor = OFAImageProcessor(size=24)
+    expected = processor(str(tmp_path / "image.tiff"))["pixel_values"][0]
+    assert expected.std() > 0.1
+    assert np.array_equal(read_image(tmp_path / "image.tiff", processor.to_dict()), expected)
+
+
 @pytest.mark.parametrize(
     "pieces",
     [

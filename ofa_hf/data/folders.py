@@ -1,0 +1,127 @@
+"""The images of a folder with all its subfolders, and a count by kind of what is left out."""
+
+import logging
+import os
+import stat
+from collections import Counter, deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from ofa_hf.errors import UserError
+from ofa_hf.image_formats import read_more_formats
+from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, missing_reader
+
+
+logger = logging.getLogger(__name__)
+
+read_more_formats()
+
+SYSTEM_NAMES = frozenset(
+    "thumbs.db ehthumbs.db desktop.ini __macosx @eadir $recycle.bin lost+found".split() + ["system volume information"]
+)
+HIDDEN, BROKEN_LINK, OTHER = "hidden or system file", "broken link", "other file"
+KINDS = {
+    "video": ".mp4 .mov .avi .mkv .webm .m4v .wmv .flv .3gp .mpg .mpeg .mts .ts .livp",
+    "drawing such as SVG": ".svg .svgz .ai .eps .ps .wmf .emf .cdr",
+    "raw photo": ".cr2 .cr3 .nef .arw .dng .orf .rw2 .raf .pef .srw",
+    "Photoshop file": ".psd .psb",
+    "PDF": ".pdf",
+}
+KIND_OF_SUFFIX = {suffix: kind for kind, suffixes in KINDS.items() for suffix in suffixes.split()}
+
+
+def walk_images(folder: str | os.PathLike, left_out: Counter[str] | None = None) -> Iterator[str]:
+    """Paths of the image files in a folder and its subfolders, sorted within each.
+
+    Hidden and system files are skipped. Links are followed, and each folder is read once, so that a link to a folder
+    above it does no harm.
+
+    Args:
+        left_out: counts by kind what is no image that can be read here.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    left_out = Counter() if left_out is None else left_out
+    seen, linked = set(), deque([os.fspath(folder)])
+    while linked:  # links come last: what they lead to keeps its own path if it has one here
+        waiting = [linked.popleft()]
+        while waiting:
+            here = waiting.pop()
+            if not _is_new(here, seen):
+                continue
+            inner = []
+            for entry in _entries(here):
+                if is_hidden(entry.name):
+                    left_out[HIDDEN] += 1
+                elif entry.is_dir(follow_symlinks=False):
+                    inner.append(entry.path)
+                elif entry.is_symlink() and os.path.isdir(entry.path):
+                    linked.append(entry.path)
+                elif kind := _why_left_out(entry):
+                    left_out[kind] += 1
+                else:
+                    yield entry.path
+            waiting.extend(reversed(inner))
+
+
+def _is_new(folder: str, seen: set) -> bool:
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    key = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
+    is_new = key not in seen
+    seen.add(key)
+    return is_new
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: str, error: OSError) -> UserError:
+    return UserError(f"The folder {folder} cannot be read: {error.strerror}. Change its permissions, or leave it out.")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that systems keep for themselves."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def _why_left_out(entry: os.DirEntry) -> str:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix not in IMAGE_SUFFIXES:
+        return KIND_OF_SUFFIX.get(suffix, OTHER)
+    try:
+        is_file = entry.is_file()
+        is_gone = not is_file and entry.is_symlink() and not stat.S_ISREG(os.lstat(entry.path).st_mode)
+    except OSError:
+        return BROKEN_LINK
+    if not is_file:
+        return BROKEN_LINK if is_gone else OTHER
+    library = missing_reader(suffix)
+    return f"{suffix[1:].upper()} image (pip install '{library}' to read them)" if library else ""
+
+
+def left_out_line(folder: str | os.PathLike, left_out: Counter[str]) -> str:
+    """One line that counts what a walk left out, by kind; empty if it left out nothing."""
+    if not left_out:
+        return ""
+    kinds = ", ".join(f"{count:,} × {kind}" for kind, count in sorted(left_out.items()))
+    return f"Left out in {folder}: {kinds}."
+
+
+def images_in(folder: str | os.PathLike) -> Iterator[Path]:
+    """Paths of the images in a folder, without a word about the rest."""
+    return map(Path, walk_images(folder))
+
+
+def report_left_out(folder: str | os.PathLike, left_out: Counter[str]) -> None:
+    """Log what a walk left out, if anything."""
+    if line := left_out_line(folder, left_out):
+        logger.warning(line)

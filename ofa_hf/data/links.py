@@ -1,0 +1,123 @@
+"""Images that a table names by a link: fetched once into a cache, several at a time."""
+
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from datasets.utils import tqdm
+
+from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES, URL_TIMEOUT
+
+
+MAX_BYTES = 100 * 2**20  # of one image
+CHUNK = 2**18  # bytes read at a time
+THREADS = 16
+REFUSED_TYPES = (
+    "text/",
+    "application/json",
+    "application/xhtml",
+    "video/",
+    "audio/",
+)  # of a page in place of an image
+
+
+def is_link(name: str) -> bool:
+    """Whether a name of an image is a link to a server."""
+    return name.lower().startswith(URL_PREFIXES)
+
+
+class LinkedImages:
+    """A cache of images by their links. What is there is not fetched again, also by a later run.
+
+    Args:
+        cache: folder that has or gets a folder `links`.
+        timeout: seconds to wait for a server.
+        limit: bytes of one image.
+    """
+
+    def __init__(self, cache: Path, timeout: float = URL_TIMEOUT, limit: int = MAX_BYTES):
+        self.folder = cache / "links"
+        self.timeout, self.limit = timeout, limit
+        self.count = 0  # links whose image is there
+        self.failures: dict[str, str] = {}
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Fetch the images of all links among these names. The next run tries those again that failed."""
+        links = filter(is_link, names)
+        with ThreadPoolExecutor(THREADS) as pool, tqdm(desc="links", unit=" images", disable=None, leave=False) as bar:
+            seen: set[bytes] = set()
+            while batch := list(islice(_once(links, seen), 4 * THREADS)):
+                for link, reason in zip(batch, pool.map(self._fetch_one, batch), strict=True):
+                    self.count += not reason
+                    if reason:
+                        self.failures[link] = reason
+                    bar.update()
+
+    def path(self, link: str) -> str | None:
+        """Where the image of a link is; None if it could not be fetched."""
+        path = self._target(link)
+        return str(path) if path.is_file() else None
+
+    def explain(self, link: str) -> str:
+        """Why a link has no image."""
+        return f"{self.failures.get(link, 'it was not fetched')}; run the command again to try again"
+
+    def _target(self, link: str) -> Path:
+        suffix = os.path.splitext(urlsplit(link).path)[1].lower()
+        name = hashlib.sha256(link.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        return self.folder / name[:2] / (name + (suffix if suffix in IMAGE_SUFFIXES else ""))
+
+    def _fetch_one(self, link: str) -> str:
+        """Fetch one image. Returns the reason if that fails."""
+        target = self._target(link)
+        if target.is_file():
+            return ""
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            request = urllib.request.Request(_quoted(link), headers={"User-Agent": "ofa_hf"})
+            with urllib.request.urlopen(request, timeout=self.timeout) as response, part.open("wb") as file:
+                self._copy(response, file)
+            os.replace(part, target)
+        except urllib.error.HTTPError as error:
+            return f"HTTP {error.code} {error.reason}"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return str(getattr(error, "reason", None) or error) or type(error).__name__
+        finally:
+            part.unlink(missing_ok=True)
+        return ""
+
+    def _copy(self, response: http.client.HTTPResponse, file) -> None:
+        """Raises `ValueError` if the answer is no image, too large or incomplete."""
+        kind, length = response.headers.get("Content-Type", ""), response.headers.get("Content-Length")
+        if kind.lower().startswith(REFUSED_TYPES):
+            raise ValueError(f"the server sent {kind.partition(';')[0]}, not an image")
+        size = 0
+        while chunk := response.read(CHUNK):
+            size += len(chunk)
+            if size > self.limit:
+                raise ValueError(f"it has more than {self.limit:,} bytes")
+            file.write(chunk)
+        if not size or (length and size != int(length)):
+            raise ValueError(f"{size:,} of {length or 'some'} bytes arrived")
+
+
+def _once(links: Iterable[str], seen: set[bytes]) -> Iterator[str]:
+    """Each link once; only digests are remembered."""
+    for link in links:
+        digest = hashlib.sha1(link.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()[:10]
+        if digest not in seen:
+            seen.add(digest)
+            yield link
+
+
+def _quoted(link: str) -> str:
+    """A link whose Chinese characters and blanks are written as a server expects them."""
+    return quote(link, safe=":/?#[]@!$&'()*+,;=%~")

@@ -1,0 +1,62 @@
+"""A folder of images with a text file of the same name beside each, as a table."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ofa_hf.data.encodings import find_encoding, text_lines
+from ofa_hf.data.folders import walk_images
+from ofa_hf.data.problems import MALFORMED_LINE, WITHOUT_TARGETS, Problem
+from ofa_hf.errors import UserError
+
+
+TEXT_FILE = "text file"  # the column that names where a caption comes from
+SUFFIXES = (".txt", ".caption")
+
+Rows = Iterator[tuple[int, dict[str, Any] | Problem]]
+
+
+def text_beside(image: str) -> str | None:
+    """The text file that belongs to an image: `a.txt` to `a.jpg`, or `a.jpg.txt` where two images are called a."""
+    stem = os.path.splitext(image)[0]
+    candidates = (base + suffix for base in (image, stem) for suffix in SUFFIXES)
+    return next(filter(os.path.isfile, candidates), None)
+
+
+def read_text_files(folder: Path) -> Rows:
+    """Yield the captions beside each image, one a line; images without a text file are none of it.
+
+    A text that belongs to two images, as `a.txt` to `a.jpg` and `a.png`, is a problem.
+    """
+    owners = Counter(filter(None, map(text_beside, walk_images(folder))))
+    for image in walk_images(folder):
+        text = text_beside(image)
+        if text is None:
+            continue
+        name = os.path.relpath(image, folder).replace(os.sep, "/")
+        if owners[text] > 1:
+            detail = f"it may belong to any of {owners[text]} images; call it {os.path.basename(name)}.txt"
+            yield 0, Problem(MALFORMED_LINE, text, 0, name, detail)
+            continue
+        try:
+            captions = [line.strip() for _, line in text_lines(text, find_encoding(text)) if line and line.strip()]
+        except UserError as error:
+            yield 0, Problem(WITHOUT_TARGETS, text, 0, name, str(error))
+            continue
+        yield 0, {"image": name, "caption": captions, TEXT_FILE: text}
+
+
+def has_text_files(folder: Path) -> bool:
+    """Whether any image of a folder has a text file beside it."""
+    return any(map(text_beside, walk_images(folder)))
+
+
+def texts_identity(folder: Path) -> list:
+    """Path of a folder, number and total size of the texts beside its images, latest modification time."""
+    count = size = latest = 0
+    for text in filter(None, map(text_beside, walk_images(folder))):
+        status = os.stat(text)
+        count, size, latest = count + 1, size + status.st_size, max(latest, status.st_mtime_ns)
+    return [str(folder.resolve()), count, size, latest]

@@ -1,0 +1,56 @@
+"""Promises of `ofa_hf.data.folders`: every image once, and a count of everything else."""
+
+import logging
+import os
+from collections import Counter
+
+import pytest
+
+from ofa_hf.data.folders import report_left_out, walk_images
+from ofa_hf.errors import UserError
+
+
+@pytest.fixture
+def phone(tmp_path):
+    names = "b.JPG a.png IMG_1.HEIC clip.MOV logo.svg ._b.jpg .DS_Store Thumbs.db notes.txt x.cr2 .git/c.png"
+    for name in (*names.split(), "deep/c.webp", "__MACOSX/d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_what_is_left_out_is_counted_by_kind_in_one_line(phone, monkeypatch, caplog):
+    monkeypatch.setattr("ofa_hf.data.folders.missing_reader", lambda suffix: "ofa-hf[images]" * (suffix == ".heic"))
+    left_out = Counter()
+    found = [os.path.relpath(path, phone) for path in walk_images(phone, left_out)]
+    assert found == ["a.png", "b.JPG", "deep/c.webp"]
+    heic = "HEIC image (pip install 'ofa-hf[images]' to read them)"
+    expected = {"video": 1, "drawing such as SVG": 1, "raw photo": 1, "other file": 1, "hidden or system file": 5}
+    assert left_out == {**expected, heic: 1}
+    report_left_out(phone, left_out)
+    assert len(caplog.records) == 1
+    assert f"1 × {heic}" in caplog.text
+
+
+def test_a_folder_of_images_alone_leaves_nothing_to_say(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    report_left_out(tmp_path, Counter())
+    assert not caplog.records
+
+
+def test_links_are_followed_once_and_never_in_a_circle(phone, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "e.jpg").touch()
+    os.symlink(other, phone / "0_linked")
+    os.symlink(phone, other / "back")
+    os.symlink(phone / "deep", phone / "0_deep")
+    os.symlink(phone / "gone.jpg", phone / "broken.jpg")
+    left_out = Counter()
+    found = [os.path.relpath(path, phone) for path in walk_images(phone, left_out)]
+    assert [path for path in found if "HEIC" not in path] == ["a.png", "b.JPG", "deep/c.webp", "0_linked/e.jpg"]
+    assert left_out["broken link"] == 1
+
+
+def test_a_folder_that_is_not_there_is_a_users_error(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        list(walk_images(tmp_path / "gone"))

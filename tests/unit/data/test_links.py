@@ -1,0 +1,71 @@
+"""Promises of `ofa_hf.data.links`: linked images are fetched once, and what is no image never enters the cache."""
+
+import http.server
+import threading
+
+import pytest
+
+from ofa_hf.data import load_table, report_of
+from ofa_hf.data.links import LinkedImages
+
+
+@pytest.fixture
+def server(jpeg):
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            kind = "text/html" if "page" in self.path else "image/jpeg"
+            self.send_response(404 if "gone" in self.path else 200)
+            self.send_header("Content-Type", kind)
+            body = jpeg(len(self.path))
+            self.send_header("Content-Length", str(len(body) + 9 * ("cut" in self.path)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", asked
+        running.shutdown()
+
+
+def test_linked_images_are_fetched_once_also_by_the_next_run(server, tmp_path):
+    address, asked = server
+    names = [f"{address}/a.jpg", f"{address}/红 b.jpg?x=1", f"{address}/a.jpg", "local.jpg"]
+    for _ in range(2):
+        links = LinkedImages(tmp_path)
+        links.fetch(names)
+        assert links.count == 2
+    assert sorted(asked) == ["/%E7%BA%A2%20b.jpg?x=1", "/a.jpg"]
+    assert links.path(names[1]).endswith(".jpg")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("gone", "HTTP 404"), ("page", "text/html"), ("cut", "bytes arrived")])
+def test_what_is_no_image_is_not_kept_and_is_tried_again(server, tmp_path, name, reason):
+    address, asked = server
+    for _ in range(2):
+        links = LinkedImages(tmp_path, timeout=5)
+        links.fetch([f"{address}/{name}.jpg"])
+        assert links.path(f"{address}/{name}.jpg") is None
+        assert reason in links.explain(f"{address}/{name}.jpg")
+    assert len(asked) == 2
+
+
+def test_an_image_of_endless_size_is_refused(server, tmp_path):
+    links = LinkedImages(tmp_path, limit=100)
+    links.fetch([f"{server[0]}/a.jpg"])
+    assert "more than 100 bytes" in links.explain(f"{server[0]}/a.jpg")
+
+
+def test_a_table_may_mix_links_and_files(server, tmp_path, jpeg):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "b.jpg").write_bytes(jpeg(2))
+    table = tmp_path / "t.csv"
+    table.write_text(f"url,caption\n{server[0]}/a.jpg,甲\nb.jpg,乙\n{server[0]}/gone.jpg,丙\n", encoding="utf-8")
+    rows = load_table(table, tmp_path / "photos", num_proc=0, cache_dir=tmp_path / "cache")
+    assert rows["targets"][:] == [["甲"], ["乙"]]
+    assert report_of(rows).problems == {"targets without image": 1}
