@@ -16,6 +16,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 ANSWERS = ("text", "boxes", "choice")  # kinds of answer
+# Kind of answer → metric of a task of the checkpoint's own that names none.
 USUAL_METRIC = {"text": "caption", "boxes": "box", "choice": "accuracy"}
 SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")  # `{text}` in a prompt
 STARTS = ("", "question", "question and end")  # what the decoder's text begins with
@@ -205,7 +206,7 @@ class Task:
         image: settings of the image processor, such as `{"size": 512}`, that differ from the checkpoint's.
         generation: keywords of `generate` that belong to the task, whatever the checkpoint.
         official_text: what the original scripts make of a generated text, a key of `OFFICIAL_TEXT`.
-        metric: name of the score that compares answers with references; by default the usual one of the answers.
+        metric: name of the score that compares answers with references.
         pipeline: transformers' name of the pipeline that answers it.
     """
 
@@ -224,14 +225,12 @@ class Task:
     image: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     official_text: str = ""
-    metric: str = ""
+    metric: str = "caption"
     pipeline: str = "image-to-text"
 
     def __post_init__(self) -> None:
         if self.answer not in ANSWERS:
             raise ValueError(f"The task {self.name!r} has the answer {self.answer!r}. Accepted: {', '.join(ANSWERS)}.")
-        if not self.metric:
-            object.__setattr__(self, "metric", USUAL_METRIC[self.answer])
         if self.starts_with not in STARTS:
             accepted = ", ".join(map(repr, STARTS))
             raise ValueError(f"The task {self.name!r} starts with {self.starts_with!r}. Accepted: {accepted}.")
@@ -347,6 +346,7 @@ TASKS = {
             target="box",
             cleaning="phrase",
             generation=official_generation(beam=5, min_tokens=4, max_tokens=4, no_repeat_ngram=3),
+            metric="box",
             pipeline="zero-shot-object-detection",
         ),
         Task(
@@ -388,6 +388,7 @@ TASKS = {
             target="label",
             starts_with="question",
             cleaning="phrase",
+            metric="accuracy",
             pipeline="visual-question-answering",
         ),
         Task(
@@ -396,6 +397,7 @@ TASKS = {
             answer="choice",
             target="label",
             image=IMAGENET_COLORS,
+            metric="accuracy",
             pipeline="zero-shot-image-classification",
         ),
         Task(
@@ -522,7 +524,7 @@ def checkpoint_task(name: str, settings: Mapping[str, Any], language: str) -> Ta
             f"Unknown task {name!r}. Accepted: {', '.join(TASKS)}, or a task of your own with a prompt: "
             f'{{"{name}": {{"prompt": "…"}}}}.'
         )
-    return Task(name, **changes)
+    return Task(name, **{"metric": USUAL_METRIC.get(changes.get("answer", "text"), "caption"), **changes})
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:

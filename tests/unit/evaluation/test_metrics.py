@@ -7,7 +7,7 @@ import pytest
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation import metrics
 from ofa_hf.evaluation.metrics import METRICS, find_metric, metric_of
-from ofa_hf.tasks_ofa import TASKS, Task
+from ofa_hf.tasks_ofa import TASKS, Task, checkpoint_task
 
 
 ROWS = {  # metric → answers of a right and of a wrong row, and their references
@@ -37,7 +37,7 @@ def test_one_score_has_one_title():
 
 def test_every_tasks_metric_exists_and_scores_its_kind_of_answer():
     assert all(metric_of(task) for task in TASKS.values())
-    assert metric_of(Task("size", {"zh": "?"}, answer="choice")).name == "accuracy"
+    assert metric_of(checkpoint_task("size", {"prompt": "?", "answer": "choice"}, "zh")).name == "accuracy"
 
 
 def test_what_cannot_be_scored_is_refused(monkeypatch):
