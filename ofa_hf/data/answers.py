@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from ofa_hf.boxes_ofa import check_box, parse_box
+from ofa_hf.data.lines import target_list
 from ofa_hf.tasks_ofa import Task
 
 
+CONFIDENT = 1.0  # a target without a confidence
 SLACK = 1.0  # pixels by which annotated boxes leave their image; such boxes are cut
 
 
@@ -49,12 +51,49 @@ class AnswerRule:
         return text
 
 
+def is_box(value: Any) -> bool:
+    """Whether a JSON value is a box: four numbers, or a mapping of four sides."""
+    if isinstance(value, dict):
+        return value.keys() == {"xmin", "ymin", "xmax", "ymax"} and all(map(is_number, value.values()))
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
+def text_of_box(value: Any) -> str:
+    from ofa_hf.boxes_ofa import parse_box  # with torch, which preparing other data does not need
+
+    return ",".join(f"{side:.10g}" for side in parse_box(value))
+
+
+def targets_in(value: Any) -> list[str] | None:
+    """Targets from a text, a number, a box, or a list of them; None for anything else."""
+    values = value if isinstance(value, list) and not is_box(value) else [value]
+    texts = [text_of_box(each) if is_box(each) else str(each) if is_number(each) else each for each in values]
+    return target_list(texts)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def confidences_in(value: Any, number: int) -> list[float] | None:
+    """As many confidences as there are targets, from a number, a text or a list; None if they are none."""
+    values = value if isinstance(value, list) else [value] * number
+    try:
+        found = [CONFIDENT if each in (None, "") else float(each) for each in values]
+    except (TypeError, ValueError):
+        return None
+    is_whole = len(found) == number and all(0 <= each <= 1 for each in found)
+    return found if is_whole else None
+
+
 def fit_box(text: str, image_size: Sequence[int] | None) -> str:
     """A box as `xmin,ymin,xmax,ymax`, cut where it leaves its image by less than a pixel.
 
     Raises:
         ValueError: it is no box, empty or reversed, or outside the image.
     """
+    from ofa_hf.boxes_ofa import check_box, parse_box
+
     box = parse_box(text)
     if image_size is not None:
         limits = (image_size[0], image_size[1], image_size[0], image_size[1])

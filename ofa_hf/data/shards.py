@@ -90,6 +90,12 @@ class RowTexts:
     tasks: Sequence[str] = ()
     confidences: Sequence[float] = ()
 
+    def without_blanks(self) -> "RowTexts":
+        """Without targets that are nothing but blanks."""
+        kept = [place for place, target in enumerate(self.targets) if target.strip()]
+        confidences = [self.confidences[place] for place in kept if self.confidences]
+        return replace(self, targets=[self.targets[place].strip() for place in kept], confidences=confidences)
+
 
 @dataclass(frozen=True)
 class RowRecord:
@@ -179,9 +185,14 @@ def make_row(found: RowRecord, file: str, index: TargetIndex | None, options: Op
 
 def texts_of(row_id: str, index: TargetIndex | None, options: Options) -> RowTexts:
     """The texts that an index has of a row."""
-    return (
-        RowTexts(index.fields(row_id) if options.fields else {}, index.targets(row_id)) if index else RowTexts({}, ())
-    )
+    if index is None:
+        return RowTexts({}, ())
+    fields = index.fields(row_id) if options.fields or options.has_tasks else {}
+    if options.has_tasks:
+        cells = {name: text for name, text in fields.items() if text}
+        return RowTexts({}, list(cells.values()), list(cells))
+    confidences = index.confidences(row_id) if options.has_confidences else ()
+    return RowTexts(fields, index.targets(row_id), confidences=confidences)
 
 
 def row_of(found: RowRecord, texts: RowTexts, options: Options) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_hf.boxes_ofa import SIDES
+from ofa_hf.data.answers import is_box
 from ofa_hf.data.lines import whole_characters
 from ofa_hf.errors import UserError
 
@@ -96,13 +97,6 @@ def answers_in(value: Any) -> list[Any] | dict[str, float] | None:
     if not all(isinstance(each, str) or is_box(each) for each in answers):
         return None
     return [whole_characters(each) if isinstance(each, str) else each for each in answers]
-
-
-def is_box(value: Any) -> bool:
-    """Whether a JSON value is a box: four numbers, or a mapping of four sides."""
-    sides = list(value.values()) if isinstance(value, dict) and set(SIDES) == value.keys() else value
-    is_list = isinstance(sides, list) and len(sides) == len(SIDES)
-    return is_list and all(isinstance(side, (int, float)) and not isinstance(side, bool) for side in sides)
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:

@@ -76,8 +76,9 @@ DROP_PATH_RATES = ("encoder_drop_path_rate", "decoder_drop_path_rate", "resnet_d
 
 # Arguments that each task of a run of several may have for itself, besides its weight.
 PER_TASK = frozenset(
-    "weight train_caption_file train_image_file test_caption_file test_image_file dataset_name dataset_split eval_split "
-    "image_column target_column id_column confidence_column more_fields choices_file data_format selected_cols".split()
+    "weight train_caption_file train_image_file test_caption_file test_image_file dataset_name dataset_split "
+    "eval_split image_column target_column id_column confidence_column more_fields choices_file data_format "
+    "selected_cols".split()
 )
 KINDS = {
     dict: "an object",
@@ -143,7 +144,9 @@ class FinetuneArguments:
             "help": "Read `dataset_name` while training instead of storing and counting it first; needs max_steps."
         },
     )
-    image_column: str = field(default="image", metadata={"help": "Column of images or of their file names."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of images or of their file names. Default: one with a usual name."}
+    )
     target_column: str | None = field(
         default=None, metadata={"help": "Column of targets or of lists of targets. Default: the task's."}
     )
@@ -269,9 +272,8 @@ class FinetuneArguments:
         for task, own in (self.tasks or {}).items():
             unknown = sorted(own.keys() - PER_TASK) if isinstance(own, dict) else [repr(own)]
             if unknown:
-                raise UserError(
-                    f"tasks has {', '.join(unknown)} for {task}; it must be an object of {', '.join(sorted(PER_TASK))}."
-                )
+                accepted = ", ".join(sorted(PER_TASK))
+                raise UserError(f"tasks has {', '.join(unknown)} for {task}; it must be an object of {accepted}.")
             if not _fits(own.get("weight", 1), float) or own.get("weight", 1) <= 0:
                 raise UserError(f"The weight of the task {task} is {own['weight']!r}; it must be a number above 0.")
 

@@ -111,12 +111,6 @@ def test_muge_files_are_refused_for_a_task_with_fields(train, colour_task):
         train(task="colour")
 
 
-@pytest.mark.parametrize(("task", "why"), [("grounding", "answers are boxes"), ("vqa", "begin with the question")])
-def test_a_task_whose_targets_training_cannot_write_is_refused(train, task, why):
-    with pytest.raises(UserError, match=f"The task {task} cannot be trained: its .*{why}"):
-        train(task=task)
-
-
 def test_the_tasks_metric_picks_the_best_checkpoint_unless_the_user_does(parse, colour_task):
     saving = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2}
     trainer_args = parse(**saving)[1]
