@@ -1,5 +1,6 @@
 """The one door to a model: a Hub-ready folder or a Hub id, complete and on a device that works, or a `UserError`."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageToTextPipelin
 from ofa_hf.errors import UserError
 from ofa_hf.files import refuse_pointer
 from ofa_hf.image_formats import read_more_formats
+from ofa_hf.tasks_ofa import Task, checkpoint_task, upgrade_config
 from ofa_hf.versions_ofa import mismatched_names
 
 
@@ -27,6 +29,14 @@ class LoadedModel(NamedTuple):
 
     model: OFAForConditionalGeneration
     processor: OFAProcessor
+
+
+class Tasks(NamedTuple):
+    """The tasks of a checkpoint by name, its default task, and the language of its prompts."""
+
+    tasks: dict[str, Task]
+    default: str
+    language: str
 
 
 def check_model(name: str | os.PathLike) -> None:
@@ -66,6 +76,20 @@ def load_processor(name: str | os.PathLike) -> OFAProcessor:
     return processor
 
 
+def read_tasks(name: str | os.PathLike) -> Tasks:
+    """What a model can be asked; only its configurations are read.
+
+    Raises:
+        UserError: there is no such model, it is not OFA, or it does not say what it was trained for.
+    """
+    check_model(name)
+    with _explain_failure(f"The processor of {os.fspath(name)}"):
+        config = upgrade_config(OFAProcessor.get_processor_dict(name)[0])
+        language = config.get("language", "zh")
+        tasks = {task: checkpoint_task(task, settings, language) for task, settings in config["tasks"].items()}
+        return Tasks(tasks, config.get("default_task") or next(iter(tasks)), language)
+
+
 def load_model(
     name: str | os.PathLike, *, device: str | None = None, dtype: str | torch.dtype = "auto", **config_overrides
 ) -> LoadedModel:
@@ -92,6 +116,7 @@ def load_model(
             **config_overrides,
         )
         _check_weights(os.fspath(name), model, report)
+        _check_numbers(os.fspath(name), model)
         return LoadedModel(model.to(device).eval(), processor)
 
 
@@ -137,6 +162,21 @@ def _check_weights(name: str, model: OFAForConditionalGeneration, report: dict) 
             f"The weights of {name} do not match its config.json: {'; '.join(seen)}. Expected: exactly the weights of "
             f"the network that config.json describes. Convert the checkpoint again, or download it again."
         )
+
+
+def _check_numbers(name: str, model: OFAForConditionalGeneration) -> None:
+    """Refuse weights that are no numbers, which would give empty answers without a word."""
+    plain = [(key, tensor) for key, tensor in model.named_parameters() if type(tensor) is torch.nn.Parameter]
+    broken = {key for key, tensor in plain if tensor.is_floating_point() and _is_broken(tensor.detach())}
+    if broken:
+        raise UserError(
+            f"The weights of {name} are no numbers (NaN) in {_some(broken)}. Its training diverged, or the file was "
+            f"damaged. Use an earlier checkpoint, or train again with a lower learning rate."
+        )
+
+
+def _is_broken(tensor: torch.Tensor) -> bool:
+    return not math.isfinite(tensor.sum(dtype=torch.float32)) and bool(tensor.isnan().any())
 
 
 def _some(keys: set[str], shown: int = 3) -> str:

@@ -213,8 +213,9 @@ class OFAImageToTextPipeline(OFAPipeline):
             prompt: text for inputs that bring none. Without a task it is the whole question.
             batch_size: images that go through the model together.
             num_return_sequences: answers per image, best first.
-            return_scores: add `"score"`, the mean log-probability of an answer's tokens, `</s>` included. On by
-                default when several answers are asked for.
+            return_scores: add `"score"`, the mean log-probability of an answer's tokens, `</s>` included; where the
+                task has a list of answers, their log-probability in the list. On by default when several answers are
+                asked for.
             official: answers as the original scripts search and write them; see `generation_kwargs` and `post_process`
                 of the processor.
             max_new_tokens, generate_kwargs: for `generate`, as is every other keyword.
@@ -287,8 +288,12 @@ class OFAImageToTextPipeline(OFAPipeline):
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         num_rows = len(inputs["input_ids"])
-        asks_for_several = (_setting(self.model, "num_return_sequences", generate_kwargs) or 1) > 1
-        with_scores = asks_for_several if return_scores is None else return_scores
+        number = _setting(self.model, "num_return_sequences", generate_kwargs) or 1
+        with_scores = number > 1 if return_scores is None else return_scores
+        if choices := self._choices_of(task):
+            scores = self.model.score_choices(self.processor.encode_choices(choices), **inputs)
+            best = scores.float().topk(min(number, len(choices)))
+            return {"choices": best.indices, **({"scores": best.values} if with_scores else {})}
         sequences, scores = generate_answers(self.model, inputs, with_scores, **generate_kwargs)
         # The base class gives row i of every tensor to input i.
         outputs = {"sequences": sequences.view(num_rows, len(sequences) // num_rows, -1)}
@@ -298,11 +303,20 @@ class OFAImageToTextPipeline(OFAPipeline):
             outputs["image_sizes"] = image_sizes
         return outputs
 
+    def _choices_of(self, task: str | None) -> tuple[str, ...]:
+        """The answers of a task that has a list of them."""
+        chosen = self.processor.find_task(task)
+        return tuple(chosen.choices) if chosen.answer == "choice" else ()
+
     def postprocess(self, model_outputs: dict, task: str | None = None, official: bool = False) -> list[dict]:
-        sequences = model_outputs["sequences"].flatten(0, 1)
-        sizes = model_outputs["image_sizes"].tolist() * len(sequences) if "image_sizes" in model_outputs else None
-        key = "generated_text" if sizes is None else "box"
-        answers = [{key: answer} for answer in self.processor.post_process(sequences, task, sizes, official)]
+        if "choices" in model_outputs:
+            choices = self._choices_of(task)
+            answers = [{"generated_text": choices[index]} for index in model_outputs["choices"].flatten().tolist()]
+        else:
+            sequences = model_outputs["sequences"].flatten(0, 1)
+            sizes = model_outputs["image_sizes"].tolist() * len(sequences) if "image_sizes" in model_outputs else None
+            key = "generated_text" if sizes is None else "box"
+            answers = [{key: answer} for answer in self.processor.post_process(sequences, task, sizes, official)]
         if "scores" not in model_outputs:
             return answers
         scores = model_outputs["scores"].flatten().tolist()

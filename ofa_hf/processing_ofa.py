@@ -12,7 +12,7 @@ from transformers import BatchFeature, LogitsProcessorList
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
-from .boxes_ofa import NUM_PLACES, PlacesOnly, box_to_places, check_box, places_to_box
+from .boxes_ofa import NUM_PLACES, PlacesOnly, box_to_places, check_box, parse_box, places_to_box
 from .image_loading_ofa import IMAGE_SUFFIXES, load_image
 from .tasks_ofa import BOX_SLOT, OFFICIAL_TEXT, Task, checkpoint_task, upgrade_config
 from .versions_ofa import PROCESSOR_DECLARES_PARTS
@@ -20,6 +20,7 @@ from .versions_ofa import PROCESSOR_DECLARES_PARTS
 
 logger = logging.get_logger(__name__)
 
+ROOM_FOR_ANSWER = 256  # tokens that a question leaves to the answer that starts with it
 IGNORED_LABEL = -100  # the loss skips these positions
 NOT_GIVEN = object()  # `images` was left out, which differs from `images=None`
 IMAGE_OPTIONS = frozenset(
@@ -226,6 +227,7 @@ class OFAProcessor(ProcessorMixin):
         default_task: used where a call names none.
         language: of the prompts, "zh" or "en".
         max_prompt_tokens: longer texts are cut, keeping `</s>`; `<s>` and `</s>` count. The model has 1,024 positions.
+            Questions that answers start with are cut to leave the answer 256 of them, or half.
         max_target_tokens: longer targets are cut, keeping `</s>`, which counts.
         chat_template: Jinja template that turns chat messages into the question.
 
@@ -448,6 +450,9 @@ class OFAProcessor(ProcessorMixin):
         elif chosen.needs_image and text is not None and (images is None or task is not None):
             raise ValueError(self._why_no_answer(chosen, text))
         texts = self._texts(data, text, task)
+        if chosen.starts_with:  # the answer needs room after the question
+            limit = self.max_prompt_tokens - min(ROOM_FOR_ANSWER, self.max_prompt_tokens // 2)
+            text_options["max_length"] = min(text_options.get("max_length") or limit, limit)
         if texts is not None:
             data.update(self._encode(texts, return_tensors, **text_options))
         if places is not None:
@@ -480,7 +485,7 @@ class OFAProcessor(ProcessorMixin):
         """
         chosen, places = self.find_task(task), None
         if isinstance(text, Mapping) and BOX_SLOT in text:
-            box = check_box(text[BOX_SLOT], image_size or (0, 0))
+            box = check_box(parse_box(text[BOX_SLOT]), image_size or (0, 0))
             places = [self.encode_bins(box_to_places(box, image_size, self._model_size(chosen)))]
             text = {**text, BOX_SLOT: ""}
         data = self._encode([self._text(text, task)], None, truncation=False)

@@ -275,9 +275,9 @@ class Task:
         for name, prompts in self.longer_prompts.items():
             if values.get(name) and language in prompts:
                 template = prompts[language]
-        return SLOT.sub(lambda slot: self._clean(slot[1], values[slot[1]]), template)
+        return SLOT.sub(lambda slot: self.clean(slot[1], values[slot[1]]), template)
 
-    def _clean(self, slot: str, value: Any) -> str:
+    def clean(self, slot: str, value: Any) -> str:
         """What a slot is filled with."""
         cleaning = self.cleaning.get(slot, "") if isinstance(self.cleaning, Mapping) else self.cleaning
         text = "&&".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -66,7 +66,20 @@ def read_settings(entry: Mapping[str, Any]) -> TaskDefaults:
     if not values["prompt"] and entry["task"] in TASKS:
         values["prompt"] = TASKS[entry["task"]].prompts.get(entry["language"], "")
     fairseq = values.pop("fairseq_generation", None)
-    return TaskDefaults(**values, **({"generation": checkpoint_generation(**fairseq)} if fairseq else {}))
+    if fairseq:
+        values["generation"] = checkpoint_generation(**fairseq)
+        if entry["task"] in TASKS and TASKS[entry["task"]].starts_with:
+            values["generation"] = without_the_question(values["generation"])
+    return TaskDefaults(**values)
+
+
+def without_the_question(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a task whose answers start with the question: lengths are of the answer alone.
+
+    The original counts the question too, so a long one would leave no room.
+    """
+    limits = {"max_new_tokens": generation["max_length"] - 2, "min_new_tokens": generation["min_length"] - 1}
+    return {name: value for name, value in generation.items() if name not in ("max_length", "min_length")} | limits
 
 
 _FACTS = read_json(CATALOGUE_FILE)

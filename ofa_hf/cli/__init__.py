@@ -15,7 +15,8 @@ from ofa_hf import __version__
 from ofa_hf.errors import UserError, text_of_os_error
 
 
-COMMANDS = ("caption", "convert", "finetune", "evaluate", "export", "demo")  # in the order of the help text
+ANSWERING = ("caption", "ground", "ocr", "vqa", "classify", "summarize", "fill")
+COMMANDS = (*ANSWERING, "convert", "finetune", "evaluate", "export", "demo")  # in the order of the help text
 
 SUCCESS, FAILURE = 0, 1
 INTERRUPTED = 130  # what a shell reports for Ctrl-C

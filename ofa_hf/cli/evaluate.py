@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from ofa_hf.cli.caption import positive
+from ofa_hf.cli.answering import positive
 
 
 HELP = "Score answers against references with the metric of their task; for captions CIDEr-D, BLEU-4 and ROUGE-L."

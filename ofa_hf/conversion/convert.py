@@ -22,7 +22,7 @@ from ofa_hf.conversion.english_vocabulary import (
 )
 from ofa_hf.conversion.renames import WeightAccount, match_weights, rename_key
 from ofa_hf.conversion.sources import OFFICIAL_KIND, Source, open_source
-from ofa_hf.conversion.tasks import offered_tasks, pipelines_of
+from ofa_hf.conversion.tasks import fitting, offered_tasks, pipelines_of
 from ofa_hf.conversion.torch_file import FileRefused
 from ofa_hf.conversion.verify import Verification, empty_model, verify_written
 from ofa_hf.conversion.vocabulary import build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
@@ -207,7 +207,9 @@ class Conversion:
             raise UserError(
                 f"A maximum length of {generation['max_length']} exceeds the {limit} positions of the model."
             )
-        chosen["max_length"] = min(chosen["max_length"], limit)
+        if "max_new_tokens" in chosen and "max_length" in generation:  # which counts start and end
+            chosen["max_new_tokens"] = max(chosen.pop("max_length") - 2, 1)
+        chosen |= fitting(chosen, limit)
         prompt = self.defaults.prompt if prompt is None else prompt
         return replace(self.defaults, prompt=prompt, image_size=size, generation=chosen)
 

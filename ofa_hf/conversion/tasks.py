@@ -31,15 +31,16 @@ def offered_tasks(source: Source, chosen: TaskDefaults, max_positions: int) -> d
     if is_pretrained(source):
         for name, task in TASKS.items():
             if chosen.language in task.prompts and name not in tasks:
-                tasks[name] = {**ZERO_SHOT.get(name, {}), **_fitting(task.generation, max_positions)}
+                generation = {**task.generation, **fitting(task.generation, max_positions)}
+                changed = {} if generation == task.generation else {"generation": generation}
+                tasks[name] = {**ZERO_SHOT.get(name, {}), **changed}
     return tasks
 
 
-def _fitting(generation: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
-    """Settings of a task whose answers must fit the model; none if they do."""
+def fitting(generation: Mapping[str, Any], max_positions: int) -> dict[str, int]:
+    """Lengths of a task's settings as they fit the model."""
     limits = {"max_length": max_positions, "max_new_tokens": max_positions // 2}  # the latter follow a question
-    fitting = {name: min(value, limits.get(name, value)) for name, value in generation.items()}
-    return {} if fitting == generation else {"generation": fitting}
+    return {name: min(generation[name], limit) for name, limit in limits.items() if name in generation}
 
 
 def pipelines_of(tasks: Mapping[str, Mapping[str, Any]], language: str) -> Iterable[str]:

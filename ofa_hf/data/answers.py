@@ -51,6 +51,34 @@ class AnswerRule:
         return text
 
 
+@dataclass(frozen=True)
+class TargetForm:
+    """What the targets of rows are, and which columns hold them.
+
+    Args:
+        rule: what they must be; rows with others are left out and reported.
+        column: usual name of their column.
+        confidence: name of the column that says how right a target is, 0 to 1. Rows then have their most confident
+            target, its `confidence`, and all of them as `references`.
+        has_confidences: such a column is used wherever it has its usual name, `confidence`.
+        more_fields: columns of the task's longer prompts, which rows may leave empty.
+        cells: instead of one column of targets, several that are tasks of their own. Rows have a target for each cell
+            with a text, and its column in `tasks`.
+    """
+
+    rule: AnswerRule = field(default_factory=AnswerRule)
+    column: str | None = None
+    confidence: str | None = None
+    has_confidences: bool = False
+    more_fields: tuple[str, ...] = ()
+    cells: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, task: Task, more_fields: Sequence[str] = (), confidence: str | None = None) -> "TargetForm":
+        is_scored_by_it = task.metric == "vqa"
+        return cls(AnswerRule.of(task), task.target_column, confidence, is_scored_by_it, tuple(more_fields))
+
+
 def is_box(value: Any) -> bool:
     """Whether a JSON value is a box: four numbers, or a mapping of four sides."""
     if isinstance(value, dict):

@@ -28,6 +28,7 @@ class Columns:
         field_columns: the columns that hold them; those of the same names by default.
         optional: fields that a row may leave empty.
         confidence: of a target, a number.
+        usual_target, usual_confidence: their names, where the user gave none and there are such columns.
     """
 
     image: str | None = "image"  # None: rows without images
@@ -37,6 +38,8 @@ class Columns:
     field_columns: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     confidence: str | None = None
+    usual_target: str | None = None
+    usual_confidence: str | None = None
 
     def by_field(self) -> dict[str, str]:
         """Column of each field."""
@@ -89,6 +92,10 @@ def find_columns(
     Raises:
         UserError: a column is missing, or several have names that usually mean the target.
     """
+    usual_target, confidence = (
+        name if name in found else None for name in (wanted.usual_target, wanted.usual_confidence)
+    )
+    wanted = replace(wanted, target=wanted.target or usual_target, confidence=wanted.confidence or confidence)
     taken = {name for name in (wanted.image, wanted.target, wanted.id, wanted.confidence) if name}
     by_field = {}
     for field in wanted.fields:

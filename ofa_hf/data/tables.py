@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 
-from ofa_hf.data.answers import AnswerRule, confidences_in, is_box, targets_in, text_of_box
+from ofa_hf.data.answers import TargetForm, confidences_in, is_box, targets_in, text_of_box
 from ofa_hf.data.build import Recipe, build, cache_root, file_identity
 from ofa_hf.data.columns import Columns, find_columns
 from ofa_hf.data.folders import walk_images
@@ -58,10 +58,7 @@ def load_table(
     check_images: bool = True,
     require_targets: bool = True,
     cache_dir: str | Path | None = None,
-    more_fields: Sequence[str] = (),
-    confidence_column: str | None = None,
-    rule: AnswerRule | None = None,
-    cells: Sequence[str] = (),
+    targets: TargetForm | None = None,
 ) -> Dataset:
     """Load a table, and the folder of images that it names, as rows `{"id", "image", <fields>, "targets"}`.
 
@@ -76,29 +73,18 @@ def load_table(
         fields: columns that fill the task's prompt, such as a question.
         encoding, separator: of a text table; told from the file by default.
         num_proc, strict, check_images, require_targets, cache_dir: as in `load_muge`.
-        more_fields: columns of the task's longer prompts, which rows may leave empty.
-        confidence_column: how right a target is, 0 to 1. Rows then have their most confident target, its `confidence`
-            and all as `references`.
-        rule: what targets must be; rows with others are left out and reported.
-        cells: instead of one column of targets, several that are tasks of their own. Rows have a target for each cell
-            with a text, and its column in `tasks`.
+        targets: what they are, if they are more than texts.
 
     Raises:
         UserError: a file, folder or column is missing, the encoding is wrong, no row is usable.
     """
     opened = open_table(table, encoding=encoding, separator=separator)
-    has_images = folder is not None
-    columns, options = columns_and_options(
-        Columns(image_column, target_column, id_column, (*fields, *cells), optional=tuple(cells)),
-        Options(strict, check_images, require_targets, has_tasks=bool(cells)),
-        more_fields=more_fields,
-        confidence_column=confidence_column,
-        rule=rule,
-    )
-    options = replace(options, fields=() if cells else options.fields, has_images=has_images)
-    needs_targets = require_targets and not cells
-    columns = find_columns(str(table), opened.columns, columns, has_images=has_images, needs_targets=needs_targets)
-    columns = replace(columns, target=None) if cells else columns
+    targets = targets or TargetForm()
+    wanted = wanted_columns(Columns(image_column, target_column, id_column, tuple(fields)), targets)
+    has_images, needs_targets = folder is not None, require_targets and not targets.cells
+    columns = find_columns(str(table), opened.columns, wanted, has_images=has_images, needs_targets=needs_targets)
+    columns = replace(columns, target=None) if targets.cells else columns
+    options = options_of(Options(strict, check_images, require_targets, has_images=has_images), columns, targets)
     assumed = {**opened.assumed, "columns": columns.assumed()}
     identity = {"source": "table", "table": table_identity(opened.path), "assumed": assumed, "columns": vars(columns)}
     finder = links = None
@@ -293,14 +279,14 @@ def load_rows(
     dataset: Dataset,
     *,
     image_column: str | None = "image",
-    target_column: str = "caption",
+    target_column: str | None = "caption",
     id_column: str | None = None,
     fields: Sequence[str] = (),
     num_proc: int = 1,
     strict: bool = False,
     check_images: bool = True,
     cache_dir: str | Path | None = None,
-    **answers,
+    targets: TargetForm | None = None,
 ) -> Dataset:
     """Convert any data set of the `datasets` library (local, parquet, from the Hub) to rows of a task.
 
@@ -311,15 +297,16 @@ def load_rows(
         id_column: rows with the same id are joined: the first one gives the image, all of them the targets.
         fields: columns that fill the task's prompt, such as a question.
         num_proc, strict, check_images, cache_dir: as in `load_muge`.
-        answers: `more_fields`, `confidence_column` and `rule` as in `load_table`.
+        targets: as in `load_table`.
 
     Raises:
         UserError: a column is missing, no row is usable, the disk is full.
     """
-    columns, options = columns_and_options(
-        Columns(image_column, target_column, id_column, tuple(fields)), Options(strict, check_images), **answers
-    )
+    targets = targets or TargetForm()
+    columns = wanted_columns(Columns(image_column, target_column, id_column, tuple(fields)), targets)
+    columns = with_confidences(columns, dataset.column_names)
     columns.require_in(dataset.column_names, "The data set")
+    options = options_of(Options(strict, check_images, has_images=bool(image_column)), columns, targets)
     stored = undecoded(dataset.select_columns(sorted(set(columns.names()))), image_column)
     recipe = Recipe(
         name=f"rows-{dataset.split or 'all'}",
@@ -385,7 +372,7 @@ def stream_rows(
     id_column: str | None = None,
     fields: Sequence[str] = (),
     strict: bool = False,
-    **answers,
+    targets: TargetForm | None = None,
 ) -> IterableDataset:
     """Convert a streaming data set to rows of a task while it streams; nothing is stored.
 
@@ -393,11 +380,12 @@ def stream_rows(
     mode the first problem is raised as `UserError`.
 
     Args:
-        answers: `more_fields`, `confidence_column` and `rule` as in `load_table`.
+        targets: as in `load_table`.
     """
-    columns, options = columns_and_options(
-        Columns(image_column, target_column, id_column, tuple(fields)), Options(strict), **answers
-    )
+    targets = targets or TargetForm()
+    columns = wanted_columns(Columns(image_column, target_column, id_column, tuple(fields)), targets)
+    columns = with_confidences(columns, dataset.column_names or ())
+    options = options_of(Options(strict, has_images=bool(image_column)), columns, targets)
     if dataset.column_names:
         columns.require_in(dataset.column_names, "The data set")
     return undecoded(dataset, image_column).map(
@@ -451,21 +439,31 @@ def with_label(row: dict[str, Any], column: str, names: Sequence[str]) -> dict[s
     return {**row, column: names[number] if 0 <= number < len(names) else ""}
 
 
-def columns_and_options(
-    columns: Columns,
-    options: Options,
-    *,
-    more_fields: Sequence[str] = (),
-    confidence_column: str | None = None,
-    rule: AnswerRule | None = None,
-) -> tuple[Columns, Options]:
-    """Columns and options of a source whose targets are more than texts, see `load_table`."""
-    fields = (*columns.fields, *more_fields)
-    columns = replace(columns, fields=fields, optional=(*columns.optional, *more_fields), confidence=confidence_column)
-    return columns, replace(
+def wanted_columns(columns: Columns, targets: TargetForm) -> Columns:
+    """The columns that are wanted of a source, with those that its targets need."""
+    more = (*targets.more_fields, *targets.cells)
+    return replace(
+        columns,
+        fields=(*columns.fields, *more),
+        optional=more,
+        confidence=targets.confidence,
+        usual_target=targets.column,
+        usual_confidence="confidence" if targets.has_confidences else None,
+    )
+
+
+def with_confidences(columns: Columns, found: Sequence[str]) -> Columns:
+    """Columns of a data set with that of confidences, if there is one of the usual name."""
+    usual = columns.usual_confidence if columns.usual_confidence in found else None
+    return replace(columns, confidence=columns.confidence or usual)
+
+
+def options_of(options: Options, columns: Columns, targets: TargetForm) -> Options:
+    """Options of a source whose columns were found."""
+    return replace(
         options,
-        fields=fields,
-        has_images=bool(columns.image),
-        has_confidences=bool(confidence_column),
-        rule=(rule or AnswerRule()).as_dict(),
+        fields=() if targets.cells else columns.fields,
+        has_tasks=bool(targets.cells),
+        has_confidences=bool(columns.confidence),
+        rule=targets.rule.as_dict(),
     )

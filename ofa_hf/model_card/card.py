@@ -23,6 +23,8 @@ from ofa_hf.model_card.facts import (
     read_folder,
     without_paths,
 )
+from ofa_hf.model_card.snippets import snippet
+from ofa_hf.tasks_ofa import Task, checkpoint_task
 
 
 TEMPLATE = Path(__file__).with_name("template.md")
@@ -31,11 +33,21 @@ OLD_MARKER = "<!-- Written by ofa_hf from the files beside it."  # of cards writ
 UNPUBLISHED = "PATH_OR_ID"  # stands for the model until it has a repository
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LANGUAGES = {"zh": "Chinese", "en": "English"}
-EXAMPLE = {"zh": "红色裙子", "en": "the red dress"}  # fills the slots of a prompt
+SUBTITLES = {  # kind of answer → a Chinese line for those who skim
+    "text": "看图回答：输入图片和问题，输出中文。",
+    "boxes": "图文定位：输入图片和短语，输出短语所指物体的框。",
+    "choice": "看图选择：输入图片和候选答案，按概率排序。",
+}
+ANSWER_NOTES = {
+    "text": "It gives short answers, in {language} only.",
+    "boxes": "It gives one box for every phrase, also for what the image does not show: look at the score.",
+    "choice": "It chooses among the answers it is given, also where none of them is right: look at the score.",
+}
 SCORES_NOTE = {"caption": "Scores are percentages over characters; a run of Latin letters or digits is one token."}
 
 # Arguments of a run that say nothing about the model, and those that count only if another one is set.
 SILENT_ARGUMENTS = {"model_name_or_path", "num_proc", "strict", "image_column", "target_column", "id_column"}
+SILENT_ARGUMENTS |= {"encoding", "separator", "cache_dir"}
 DEPENDENT_ARGUMENTS = {"lora_alpha": "lora_rank", "merge_lora": "lora_rank"}
 DEPENDENT_ARGUMENTS |= {"dataset_split": "dataset_name", "eval_split": "dataset_name"}
 SILENT_GENERATION = {"transformers_version", "use_cache"}
@@ -145,17 +157,32 @@ def title_of(facts: FolderFacts, repo_id: str | None) -> str:
 
 def introduction(facts: FolderFacts, repo_id: str | None) -> dict[str, Any]:
     model, task = facts.conversion.get("model"), facts.task
-    example = task.prompt(facts.language, **dict.fromkeys(task.fields, EXAMPLE[facts.language]))
     return {
         "title": title_of(facts, repo_id),
-        "tasks": ", ".join(f"`{name}`" for name in facts.tasks),
-        "language": facts.language,
+        "tasks_table": tasks_table(facts),
+        "subtitle": SUBTITLES[task.answer] if facts.language == "zh" and task.needs_image else "",
         "language_name": LANGUAGES[facts.language],
         "size": f": {model['size']} size, {model['parameters'] / 1e6:.0f} million parameters" if model else "",
-        "pipeline": task.pipeline,
-        "model": repo_id or UNPUBLISHED,
-        "prompt_argument": f", prompt={json.dumps(example, ensure_ascii=False)}" if task.fields else "",
+        "snippet": snippet(task, facts.language, repo_id or UNPUBLISHED),
+        "answer_note": ANSWER_NOTES[task.answer].format(language=LANGUAGES[facts.language]),
     }
+
+
+def tasks_table(facts: FolderFacts) -> str:
+    """What the model can be asked: a row per task, the default one first."""
+    names = dict.fromkeys([facts.task.name, *facts.tasks])
+    tasks = [checkpoint_task(name, facts.tasks[name], facts.language) for name in names]
+    rows = [
+        (f"`{task.name}`", f"`{one_line(task.prompts[facts.language])}`", f"`{task.pipeline}`", metric_title(task))
+        for task in tasks
+    ]
+    return table(rows, ("Task", "Prompt", "Pipeline", "Scored by"))
+
+
+def metric_title(task: Task) -> str:
+    """What the task is scored by; of one that nobody knows here its name."""
+    metric = METRICS.get(task.metric)
+    return metric.titles[metric.best] if metric else one_line(task.metric)
 
 
 def settings(facts: FolderFacts) -> dict[str, Any]:
@@ -167,6 +194,7 @@ def settings(facts: FolderFacts) -> dict[str, Any]:
     }
     return {
         "prompt": one_line(facts.task.prompts[facts.language]),
+        "fit": facts.task.image.get("fit", "stretch"),
         "image_size": facts.image_size,
         "dtype": facts.config.get("dtype") or facts.config.get("torch_dtype"),
         "generation": json.dumps(generation, ensure_ascii=False),

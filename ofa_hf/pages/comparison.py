@@ -1,4 +1,4 @@
-"""Answers of one or several models in a table, a row per image and a column per model: as HTML and as Markdown."""
+"""Answers in a table, a row per image or question and a column per model: as HTML and as Markdown."""
 
 import os
 import re
@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from html import escape
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from ofa_hf.errors import UserError
 from ofa_hf.files import write_text
 from ofa_hf.image_loading_ofa import ImageError, load_image
 from ofa_hf.pages.frame import fact_rows, html_page, show, thumbnail, thumbnail_tag
-from ofa_hf.prediction.inputs import ImageFile
+from ofa_hf.prediction.drawing import COLOURS, Labelled, draw_boxes, files_of
+from ofa_hf.prediction.inputs import image_of
+from ofa_hf.prediction.outputs import Box, Name
+from ofa_hf.prediction.questions import Rows
 from ofa_hf.prediction.reading import read_ahead
+from ofa_hf.tasks_ofa import Task
 
 
 IMAGES_PER_PAGE = 200  # a few MB of HTML
@@ -58,8 +63,8 @@ class Row:
     """One image and its answers."""
 
     number: int
-    file: str
-    thumbnail: bytes | ImageError  # a JPEG, or why there is none
+    title: str  # its file, and what was asked about it
+    thumbnail: bytes | ImageError | None  # a JPEG, why there is none, or None where no image was asked about
     answers: list[list[str] | None]  # by model, best first; None where a model has none
 
 
@@ -116,24 +121,29 @@ class ComparisonReport:
         """Whether an image is a thumbnail of an earlier report in a folder of images."""
         return os.path.abspath(os.path.dirname(file)) == os.path.abspath(self.folder)
 
+    def check(self, rows: Rows, task: Task) -> None:
+        """Any rows of any task can be shown."""
+
     def write(
         self,
-        files: Sequence[str],
-        answers: Mapping[str, Mapping[str, list[str]]],
+        names: Sequence[Name],
+        answers: Mapping[str, Mapping[Name, list[Any]]],
         run: Mapping[str, object],
-        on_image: Callable[[], object] = lambda: None,
+        on_row: Callable[[], object] = lambda: None,
+        columns: tuple[str, ...] = ("file",),
     ) -> None:
-        """Write all pages; the images are read page by page, so that memory stays flat.
+        """Write all pages; the images are read page by page, so that memory stays flat. Boxes are drawn on them.
 
         Args:
-            files: images, one a row.
-            answers: model → absolute path → answers, best first.
+            names: of the rows, as `Rows` has them.
+            answers: model → name → answers, best first.
             run: what was run, shown at the end.
-            on_image: called after each image.
+            on_row: called after each row.
+            columns: what the parts of a name are called.
         """
         self._make_room()
-        heads, facts, count = short_names(list(answers)), facts_of(files, answers), -(-len(files) // IMAGES_PER_PAGE)
-        rows = self._rows(files, list(answers.values()), on_image)
+        heads, facts, count = short_names(list(answers)), facts_of(names, answers), -(-len(names) // IMAGES_PER_PAGE)
+        rows = self._rows(names, list(answers.values()), on_row, columns)
         for number in range(1, count + 1):
             self._write_page(Page(heads, facts, run, number, count, list(islice(rows, IMAGES_PER_PAGE))))
 
@@ -147,11 +157,20 @@ class ComparisonReport:
 
     @staticmethod
     def _rows(
-        files: Sequence[str], columns: Sequence[Mapping[str, list[str]]], on_image: Callable[[], object]
+        names: Sequence[Name],
+        models: Sequence[Mapping[Name, list[Any]]],
+        on_row: Callable[[], object],
+        columns: tuple[str, ...],
     ) -> Iterator[Row]:
-        for number, (file, small) in enumerate(read_ahead(files, read_thumbnail, READ_AHEAD), 1):
-            yield Row(number, file, small, [answers.get(os.path.abspath(file)) for answers in columns])
-            on_image()
+        def read(name: Name) -> bytes | None:
+            boxes = [box for answers in models for box in answers.get(name, ())[:1]]
+            return read_thumbnail(files_of([name], columns)[0], boxes) if "file" in columns else None
+
+        for number, (name, small) in enumerate(read_ahead(names, read, READ_AHEAD), 1):
+            title = name if isinstance(name, str) else " · ".join(name)
+            answers = [answers.get(name) for answers in models]
+            yield Row(number, title, small, [each and list(map(str, each)) for each in answers])
+            on_row()
 
     def _write_page(self, page: Page) -> None:
         for row in page.rows:
@@ -178,8 +197,12 @@ class ComparisonReport:
         return self.folder / f"{row.number:06}.jpg"
 
 
-def read_thumbnail(file: str) -> bytes:
-    return thumbnail(load_image(ImageFile(file)))
+def read_thumbnail(file: str, answers: Sequence[Any] = ()) -> bytes:
+    """A small JPEG of an image, with the boxes among the best answers of models, each model's in a colour."""
+    image = load_image(image_of(file))
+    found = [(box.sides, COLOURS[number % len(COLOURS)]) for number, box in enumerate(answers) if isinstance(box, Box)]
+    boxes = [Labelled(sides, "", colour) for sides, colour in found if sides is not None]
+    return thumbnail(draw_boxes(image, boxes, with_labels=False) if boxes else image)
 
 
 def is_markdown(path: Path) -> bool:
@@ -200,10 +223,10 @@ def short_names(models: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(models)
 
 
-def facts_of(files: Sequence[str], answers: Mapping[str, Mapping[str, list[str]]]) -> str:
-    """Numbers of images and models, in a line."""
-    num_missing = sum(not any(os.path.abspath(file) in column for column in answers.values()) for file in files)
-    facts = [f"Images: {len(files):,}", f"models: {len(answers)}"]
+def facts_of(names: Sequence[Name], answers: Mapping[str, Mapping[Name, list[Any]]]) -> str:
+    """Numbers of rows and models, in a line."""
+    num_missing = sum(not any(name in column for column in answers.values()) for name in names)
+    facts = [f"{'Images' if isinstance(names[0], str) else 'Rows'}: {len(names):,}", f"models: {len(answers)}"]
     return " · ".join(facts + [f"without an answer: {num_missing:,}"] * bool(num_missing))
 
 
@@ -228,11 +251,12 @@ def html_text(page: Page, links: Mapping[str, str]) -> str:
 
 def html_row(row: Row, heads: Sequence[str]) -> str:
     broken = isinstance(row.thumbnail, ImageError)
-    image = f'<div class="none">{escape(str(row.thumbnail))}</div>' if broken else thumbnail_tag(row.thumbnail)
+    image = f'<div class="none">{escape(str(row.thumbnail))}</div>' if broken else thumbnail_tag(row.thumbnail or b"")
+    image = image if row.thumbnail else ""
     cells = "".join(
         f'<td data-model="{escape(head)}">{html_answers(answers)}</td>' for head, answers in zip(heads, row.answers)
     )
-    return f'<tr><td>{image}<span class="id">{escape(row.file)}</span></td>{cells}</tr>'
+    return f'<tr><td>{image}<span class="id">{escape(row.title)}</span></td>{cells}</tr>'
 
 
 def html_answers(answers: list[str] | None) -> str:
@@ -244,8 +268,8 @@ def html_answers(answers: list[str] | None) -> str:
     return f'<p class="caption" lang="zh">{best}</p>' + (f'<ul lang="zh">{more}</ul>' if more else "")
 
 
-def markdown_text(page: Page, links: Mapping[str, str], image_of: Callable[[Row], str]) -> str:
-    """A page as Markdown; `image_of` gives the address of a row's image."""
+def markdown_text(page: Page, links: Mapping[str, str], place_of: Callable[[Row], str]) -> str:
+    """A page as Markdown; `place_of` gives the address of a row's image."""
     lines = [MARK, f"# {TITLE}", "", page.facts, ""]
     if links:
         pointers = [f"[{words}]({link})" for words, link in links.items()]
@@ -253,9 +277,9 @@ def markdown_text(page: Page, links: Mapping[str, str], image_of: Callable[[Row]
     lines += [markdown_row(["Image", *map(plain, page.heads)]), markdown_row(["---"] * (1 + len(page.heads)))]
     for row in page.rows:
         broken = isinstance(row.thumbnail, ImageError)
-        image = plain(str(row.thumbnail)) if broken else f"![]({image_of(row)})"
+        image = plain(str(row.thumbnail)) if broken else f"![]({place_of(row)})" if row.thumbnail else ""
         cells = ("<br>".join(map(plain, answers)) if answers else "–" for answers in row.answers)
-        lines.append(markdown_row([f"{image}<br>{plain(row.file)}", *cells]))
+        lines.append(markdown_row([f"{image}<br>{plain(row.title)}", *cells]))
     lines += ["", "## What was run", "", *(f"- {plain(name)}: {plain(show(fact))}" for name, fact in page.run.items())]
     return "\n".join(lines) + "\n"
 

@@ -1,38 +1,45 @@
-"""Answer image files with one or several models: what `ofa-hf caption` and the commands of other tasks run."""
+"""Answer images or texts with one or several models: what `ofa-hf caption` and the commands of other tasks run."""
 
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.evaluate import package_versions
-from ofa_hf.models import check_model, load_model
-from ofa_hf.prediction.inputs import ImageFile, find_images
-from ofa_hf.prediction.loop import check_beams, predict
-from ofa_hf.prediction.outputs import AnswerFile, AnswerPrinter, Format
+from ofa_hf.models import LoadedModel, load_model, load_processor, read_tasks
+from ofa_hf.prediction.choices import read_choices, usable_choices
+from ofa_hf.prediction.loop import Prediction, check_beams, predict
+from ofa_hf.prediction.outputs import AnswerFile, AnswerPrinter, Answers, Format, Name
 from ofa_hf.prediction.processes import Processes, SharedAnswerFile, open_answer_file
+from ofa_hf.prediction.questions import Inputs, Rows, find_rows, notes_of
+from ofa_hf.tasks_ofa import Task
 
 
 Output = AnswerFile | AnswerPrinter | SharedAnswerFile
+DEFAULT_ANSWER = "answer"
 
 
 class Report(Protocol):
-    """A page that shows images and answers; `ofa_hf.pages.comparison.ComparisonReport` is one."""
+    """What is made of all answers at the end, such as `ofa_hf.pages.comparison.ComparisonReport`."""
 
     def owns(self, file: str) -> bool: ...
 
+    def check(self, rows: Rows, task: Task) -> None: ...
+
     def write(
         self,
-        files: Sequence[str],
-        answers: Mapping[str, Mapping[str, list[str]]],
+        names: Sequence[Name],
+        answers: Mapping[str, Mapping[Name, list[Any]]],
         run: Mapping[str, object],
-        on_image: Callable[[], object],
+        on_row: Callable[[], object],
+        columns: tuple[str, ...],
     ) -> None: ...
 
 
@@ -42,59 +49,133 @@ class Request:
 
     Args:
         command: name of the command in messages, such as "caption".
-        answer: what an answer is called in the output, such as "caption".
-        inputs: image files, and folders of them.
+        answer: what an answer is called in the output, such as "caption"; boxes are always called "box".
+        inputs: what is asked about.
         models: folders or Hub ids, run one after another.
-        output: `.jsonl` or `.csv` file, resumed if it exists; without it and without a report, answers are printed.
-        num_answers: per image.
+        task: one of the checkpoints'; None is their default task.
+        choices: lists of answers to choose from and files with one per line, in place of the task's own.
+        output: `.jsonl` or `.csv` file, resumed if it exists; without it and without reports, answers are printed.
+        num_answers: per row.
+        as_probabilities: scores are probabilities; else they are log-probabilities.
+        threshold: boxes with a lower score are not there.
         options: of `predict`, such as `prompt`, `batch_size` and `num_beams`; those that are None are the model's.
     """
 
     command: str
     answer: str
-    inputs: Sequence[str]
+    inputs: Inputs
     models: Sequence[str]
+    task: str | None = None
+    choices: Sequence[str] = ()
     output: str | None = None
     as_json: bool = False
     num_answers: int = 1
+    as_probabilities: bool = True
+    threshold: float = 0.0
     device: str | None = None
     dtype: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def say(self, text: str) -> None:
+        tqdm.write(f"ofa-hf {self.command}: {text}", file=sys.stderr)
 
-def answer_files(request: Request, report: Report | None = None) -> int:
-    """Answer every image that can be read; returns how many could not.
+    def format(self, task: Task, rows_columns: tuple[str, ...], model: str | None = None) -> Format:
+        """How answers to a task are written."""
+        has_boxes = task.answer == "boxes"
+        answer = "box" if has_boxes else self.answer
+        answer = DEFAULT_ANSWER if answer in rows_columns else answer
+        return Format(answer, self.num_answers, model, rows_columns, has_boxes)
+
+    def written(self, prediction: Prediction) -> Answers:
+        """The answers of a prediction as they are written."""
+        answers = prediction.answers
+        if "score" in answers[0] and self.as_probabilities:
+            answers = [{**answer, "score": math.exp(answer["score"])} for answer in answers]
+        if "box" in answers[0]:
+            size = prediction.image_size
+            answers = [{**answer, "box": self._box_if_there(answer), "size": size} for answer in answers]
+        return answers
+
+    def _box_if_there(self, answer: dict[str, Any]) -> dict[str, float] | None:
+        return answer["box"] if answer.get("score", math.inf) >= self.threshold else None
+
+
+def answer_files(request: Request, reports: Sequence[Report] = ()) -> int:
+    """Answer every row that can be; returns how many could not.
 
     Raises:
-        UserError: nothing to answer, no such model, or an output that cannot be written or resumed.
+        UserError: nothing to answer, no such model or one without the task, or an output that cannot be written or
+            resumed.
     """
     processes = Processes()
-    _check(request, report, processes)
-    files = find_images(request.inputs, report.owns) if report else find_images(request.inputs)
+    _check(request, reports, processes)
     models = _distinct(request.models)
-    for model in models[1:]:  # a mistyped name is reported now rather than after the first model's hours
-        check_model(model)
+    task, language = the_task(request.command, models, request.task)
+    if processes.is_first:
+        request = with_usable_choices(request, models)
+    rows = find_rows(request.inputs, task, language, lambda file: any(report.owns(file) for report in reports))
+    for report in reports:
+        report.check(rows, task)
     with processes, tempfile.TemporaryDirectory(prefix="ofa_hf_") as scratch:
-        files = processes.agree(files)
-        job = _Job(request, files, len(models) > 1, report is not None, processes, scratch)
+        rows.names, choices = processes.agree((rows.names, list(request.choices)))
+        request = replace(request, choices=choices)
+        job = Job(request, task, rows, len(models) > 1, bool(reports), processes, scratch)
+        if processes.is_first:
+            for note in [f"skipped: {problem}" for problem in rows.problems] + notes_of(rows.counts, language):
+                request.say(note)
         answers = {model: job.run(model) for model in models}
-    if report:
-        with job.progress(len(files)) as bar:
-            report.write(files, answers, _facts(request, models), bar.update)
-    return len(job.unreadable)
+    for report in reports:
+        with job.progress(len(rows.names)) as bar:
+            report.write(rows.names, answers, _facts(request, task, models), bar.update, rows.columns)
+    return len(job.failed) + len(rows.problems)
 
 
-def _check(request: Request, report: Report | None, processes: Processes) -> None:
-    check_beams(request.num_answers, request.options.get("num_beams"))
-    if processes.count > 1 and report:
+def the_task(command: str, models: Sequence[str], name: str | None) -> tuple[Task, str]:
+    """The task that a command asks all of these models for, and its language.
+
+    Raises:
+        UserError: a model lacks it, or asks for other texts than another model.
+    """
+    found = []
+    for model in models:
+        tasks, default, language = read_tasks(model)
+        wanted = default if name is None else name
+        if wanted not in tasks:
+            raise UserError(
+                f"The model {model} has no task {wanted!r}, which ofa-hf {command} needs. Its tasks: "
+                f"{', '.join(tasks)}. Name one of them with --task, or use a model trained for {wanted}."
+            )
+        found.append((tasks[wanted], language))
+    if len({(task.fields, task.needs_image, task.answer == "boxes") for task, _ in found}) > 1:
         raise UserError(
-            f"{processes.count} processes write one output, but only one process can write --report. Run the command "
-            f"without --report first, then with it and without torchrun."
+            f"The models {', '.join(models)} mean different things by the task {name or 'of their own'!r}: they ask "
+            f"about different texts. Run them one by one."
+        )
+    return found[0]
+
+
+def with_usable_choices(request: Request, models: Sequence[str]) -> Request:
+    """The request with the answers that the first model can choose; what is left out of its lists is said once."""
+    if not request.choices:
+        return request
+    choices = usable_choices(load_processor(models[0]), read_choices(request.choices))
+    for left_out in choices.left_out:
+        request.say(f"left out of the list of answers: {left_out}.")
+    return replace(request, choices=choices.texts)
+
+
+def _check(request: Request, reports: Sequence[Report], processes: Processes) -> None:
+    if not request.choices:  # a search needs beams, a list of answers none
+        check_beams(request.num_answers, request.options.get("num_beams"))
+    if processes.count > 1 and reports:
+        raise UserError(
+            f"{processes.count} processes write one output, but only one process can make pages and drawings of it. "
+            f"Run the command without them first, then with them and without torchrun."
         )
     if processes.count > 1 and not request.output:
         raise UserError(
-            f"{processes.count} processes need a file to write to. Add --output {request.answer}s.jsonl, or run the "
-            f"command without torchrun."
+            f"{processes.count} processes need a file to write to. Add --output answers.jsonl, or run the command "
+            f"without torchrun."
         )
 
 
@@ -102,90 +183,102 @@ def _distinct(models: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(os.path.normpath(model) if os.path.isdir(model) else model for model in models))
 
 
-def _facts(request: Request, models: Sequence[str]) -> dict[str, object]:
+def _facts(request: Request, task: Task, models: Sequence[str]) -> dict[str, object]:
     """What was run, for the report."""
     default = "each model's own"
     names = {"prompt": "prompt", "num_beams": "beams", "max_length": "max. tokens"}
     asked = {title: request.options.get(name) or default for name, title in names.items()}
-    return {
-        "models": list(models),
-        **asked,
-        f"{request.answer}s per image": request.num_answers,
-        **package_versions(),
-    }
+    plural = request.format(task, ()).plural
+    return {"models": list(models), **asked, f"{plural} per row": request.num_answers, **package_versions()}
 
 
 @dataclass
-class _Job:
-    """The files of a request, answered by one model after another; images that cannot be read are reported once."""
+class Job:
+    """The rows of a request, answered by one model after another; rows that cannot be answered are reported once."""
 
     request: Request
-    files: Sequence[str]
+    task: Task
+    rows: Rows
     has_several_models: bool
-    has_report: bool
+    has_reports: bool
     processes: Processes
     scratch: str
-    unreadable: set[str] = field(default_factory=set)
+    failed: set[Name] = field(default_factory=set)
+    said: set[str] = field(default_factory=set)
 
     @property
-    def has_several_files(self) -> bool:
-        return len(self.files) > 1 or any(map(os.path.isdir, self.request.inputs))
+    def has_several_rows(self) -> bool:
+        return len(self.rows.names) > 1 or any(map(os.path.isdir, self.request.inputs.paths))
 
     @property
     def is_printed(self) -> bool:
-        return not (self.request.output or self.has_report)
+        return not (self.request.output or self.has_reports)
 
-    def run(self, model: str) -> dict[str, list[str]]:
-        """Answer what is not done yet; returns all of the model's answers by absolute path if a report needs them."""
-        mine = self.processes.share(self.files)
-        with self._open_output(model) as output:
-            todo = [file for file in mine if os.path.abspath(file) not in output.done and file not in self.unreadable]
-            num_before = len(mine) - len(todo) - len(self.unreadable)
+    def run(self, model: str) -> dict[Name, list[Any]]:
+        """Answer what is not done yet; returns all of the model's answers by key if a report needs them."""
+        mine = self.processes.share(self.rows.names)
+        format = self.request.format(self.task, self.rows.columns, model if self.has_several_models else None)
+        with self._open_output(format) as output:
+            todo = [name for name in mine if name not in self.failed and format.key(name) not in output.done]
+            num_before = len(mine) - len(todo) - len(self.failed)
             num_answered = self._answer(model, todo, output) if todo else 0
             self._summarize(model, num_answered, num_before)
-            return output.answers() if self.has_report else {}
+            if not self.has_reports:
+                return {}
+            found = output.answers()
+            return {name: found[key] for name in self.rows.names if (key := format.key(name)) in found}
 
-    def _open_output(self, model: str) -> AbstractContextManager[Output]:
-        request = self.request
-        format = Format(request.answer, request.num_answers, model if self.has_several_models else None)
+    def _open_output(self, format: Format) -> AbstractContextManager[Output]:
         if self.is_printed:
-            return AnswerPrinter(format, request.as_json, self.has_several_files)
-        path = request.output or os.path.join(self.scratch, "answers.jsonl")
-        return open_answer_file(path, format, self.processes, self.files)
+            with_names = self.has_several_rows and "file" in self.rows.columns
+            return AnswerPrinter(format, self.request.as_json, with_names)
+        path = self.request.output or os.path.join(self.scratch, "answers.jsonl")
+        return open_answer_file(path, format, self.processes, self.rows.names)
 
-    def _answer(self, name: str, files: Sequence[str], output: Output) -> int:
-        """Load a model and write its answers with a progress bar; returns how many files have one."""
+    def _answer(self, name: str, names: Sequence[Name], output: Output) -> int:
+        """Load a model and write its answers with a progress bar; returns how many rows have one."""
         request, num_answered = self.request, 0
         loaded = load_model(name, device=self.processes.device(request.device), dtype=request.dtype)
-        options = {key: value for key, value in request.options.items() if value is not None}
-        options |= {"num_answers": request.num_answers, "return_scores": bool(request.as_json or request.output)}
-        rows = ({"id": file, "image": ImageFile(file)} for file in files)
-        with self.progress(len(files)) as bar:
+        with ExitStack() as stack:
+            bar = stack.enter_context(self.progress(len(names)))
 
-            def skip(file: str, error: Exception) -> None:
-                self.unreadable.add(file)
-                bar.write(f"ofa-hf {request.command}: skipped: {error}", file=sys.stderr)
+            def skip(row: Name, error: Exception) -> None:
+                self.failed.add(row)
+                if (reason := str(error)) not in self.said:  # of an image once, however much is asked about it
+                    self.said.add(reason)
+                    bar.write(f"ofa-hf {request.command}: skipped: {reason}", file=sys.stderr)
 
-            for prediction in predict(*loaded, rows, on_failure=skip, **options):
+            for prediction in self.predictions(loaded, names, skip):
                 if prediction.answers:
-                    output.write(prediction.id, prediction.answers)
+                    output.write(prediction.id, request.written(prediction))
                     num_answered += 1
                 bar.update()
         return num_answered
 
-    def progress(self, num_files: int) -> tqdm:
-        """A bar on stderr; none for one image, for all processes but the first, or where answers fill the screen."""
-        is_hidden = num_files < 2 or not self.processes.is_first or (self.is_printed and sys.stdout.isatty())
+    def predictions(self, loaded: LoadedModel, names: Sequence[Name], skip: Callable):
+        request = self.request
+        options = {key: value for key, value in request.options.items() if value is not None}
+        needs_scores = request.as_json or request.output or self.has_reports or request.threshold
+        options |= {"num_answers": request.num_answers, "return_scores": bool(needs_scores)}
+        options |= {"choices": request.choices} if request.choices else {}
+        return predict(*loaded, map(self.rows.row, names), task=self.task.name, on_failure=skip, **options)
+
+    def progress(self, num_rows: int) -> tqdm:
+        """A bar on stderr; none for one row, for all processes but the first, or where answers fill the screen."""
+        is_hidden = num_rows < 2 or not self.processes.is_first or (self.is_printed and sys.stdout.isatty())
         interval = 0.2 if sys.stderr.isatty() else 30
-        return tqdm(total=num_files, unit="image", file=sys.stderr, disable=is_hidden, mininterval=interval)
+        return tqdm(total=num_rows, unit=self._noun, file=sys.stderr, disable=is_hidden, mininterval=interval)
+
+    @property
+    def _noun(self) -> str:
+        return "image" if self.rows.columns == ("file",) else "row"
 
     def _summarize(self, model: str, *counts: int) -> None:
-        num_answered, num_before, num_unreadable = self.processes.total(*counts, len(self.unreadable))
-        if self.processes.is_first and (self.has_several_files or not self.is_printed):
+        num_answered, num_before, num_failed = self.processes.total(*counts, len(self.failed))
+        if self.processes.is_first and (self.has_several_rows or not self.is_printed):
             name = f"{model}: " if self.has_several_models else ""
             before = f", {num_before} done before" if num_before else ""
-            tqdm.write(
-                f"ofa-hf {self.request.command}: {name}{num_answered} of {len(self.files)} images done, "
-                f"{num_unreadable} not readable{before}.",
-                file=sys.stderr,
-            )
+            num_failed += len(self.rows.problems)
+            num_rows = len(self.rows.names) + len(self.rows.problems)
+            failed = "not readable" if self._noun == "image" else "not answered"
+            self.request.say(f"{name}{num_answered} of {num_rows} {self._noun}s done, {num_failed} {failed}{before}.")

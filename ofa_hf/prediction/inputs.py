@@ -10,7 +10,7 @@ from ofa_hf.data.build import cache_root
 from ofa_hf.data.folders import report_left_out, walk_images
 from ofa_hf.data.packed import is_packed, unpacked
 from ofa_hf.errors import UserError
-from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
+from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES
 
 
 class ImageFile(os.PathLike):
@@ -27,6 +27,11 @@ class ImageFile(os.PathLike):
 
     def __fspath__(self) -> str:
         return self.path
+
+
+def image_of(file: str) -> ImageFile | str:
+    """What `load_image` takes for a file, whatever its name looks like, or for a URL."""
+    return file if file.startswith(URL_PREFIXES) else ImageFile(file)
 
 
 def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool] = lambda file: False) -> list[str]:

@@ -40,6 +40,7 @@ class Prediction:
 
     id: Any
     answers: list[dict[str, Any]]
+    image_size: tuple[int, int] | None = None  # width and height of the original image
 
     @property
     def best(self) -> Any:
@@ -108,7 +109,10 @@ def predict(
                     on_failure(row["id"], encoded)
             answers = iter(answer(readable) if readable else ())
             for row, encoded in batch:
-                yield Prediction(row["id"], next(answers) if isinstance(encoded, EncodedRow) else [])
+                if isinstance(encoded, EncodedRow):
+                    yield Prediction(row["id"], next(answers), encoded.image_size)
+                else:
+                    yield Prediction(row["id"], [])
     finally:
         model.train(was_training)
 
@@ -168,19 +172,19 @@ class _Preparation:
                 encoded.append(self._encode(row, image, pixels))
             except UserError:
                 raise
-            except ValueError as error:
+            except ImageError as error:
                 encoded.append(error)
+            except ValueError as error:
+                encoded.append(ValueError(f"{_named(row)}: {error}"))
         return encoded
 
     def _encode(self, row: Row, image: Image.Image | None, pixels: dict[str, Any]) -> EncodedRow:
         question = self._question_of(row)
         task = question.task
         if image is None and task.needs_image:
-            raise ImageError(f"{row['id']} has no image, which the task {task.name} needs.")
+            raise ImageError(f"{_named(row)} has no image, which the task {task.name} needs.")
         if lacking := [field for field in task.fields if row.get(field) in (None, "") and question.prompt is None]:
-            raise ValueError(
-                f"{row['id']} has nothing in {', '.join(lacking)}, which the task {task.name} asks about."
-            )
+            raise ValueError(f"nothing in {', '.join(lacking)}, which the task {task.name} asks about.")
         of_task = task.name if question.prompt is None else None
         text = question.prompt or {field: row[field] for field in task.fields}
         size = None if image is None else image.size
@@ -206,9 +210,13 @@ class _Preparation:
         if "decoder_input_ids" in inputs:
             limit = min(limit, self.positions - question.room)
         if (length := inputs["input_ids"].shape[1]) > limit:
-            raise ValueError(
-                f"{row['id']}: the question has {length:,} tokens, but at most {limit:,} fit. Shorten it."
-            )
+            raise ValueError(f"the question has {length:,} tokens, but at most {limit:,} fit. Shorten it.")
+
+
+def _named(row: Row) -> str:
+    """The row in a message; a name of several parts may hold a long text."""
+    parts = row["id"] if isinstance(row["id"], tuple) else (row["id"],)
+    return ", ".join(str(part)[:100] for part in parts)
 
 
 def _load(id_: Any, image: Any) -> Image.Image:

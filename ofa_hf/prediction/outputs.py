@@ -7,11 +7,13 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ofa_hf.boxes_ofa import SIDES, parse_box
 from ofa_hf.errors import UserError
+from ofa_hf.image_loading_ofa import URL_PREFIXES
 
 
 try:
@@ -21,39 +23,130 @@ except ImportError:  # Windows
 
 SECONDS_BETWEEN_SYNCS = 5.0  # a power cut costs at most this much work
 
-Answers = list[dict[str, Any]]  # of one image, best first: {"text": …, "score": …}
+Answers = list[dict[str, Any]]  # of one row, best first: {"text": …, "score": …}, or a "box" with its image's "size"
+Name = str | tuple[str, ...]  # of a row: what was asked about, such as a file, or a file and a question
+
+PLURALS = {"box": "boxes", "summary": "summaries"}
+NOT_THERE = "none"  # printed in place of a box
+
+
+class Box(NamedTuple):
+    """A box that an output holds: four sides in pixels, or None where nothing was found; score and image size."""
+
+    sides: tuple[float, ...] | None
+    score: float
+    size: tuple[int, int]
+
+    def __str__(self) -> str:
+        return NOT_THERE if self.sides is None else f"{box_text(self.sides)} ({self.score:.2f})"
+
+
+def box_text(sides: Iterable[float] | None) -> str:
+    """`xmin,ymin,xmax,ymax`, as tables have boxes; nothing for no box."""
+    return "" if sides is None else ",".join(f"{side:.2f}".rstrip("0").rstrip(".") for side in sides)
+
+
+def sides_of(box: dict[str, float] | None) -> tuple[float, ...] | None:
+    """A box as four numbers with two places."""
+    return None if box is None else tuple(round(box[side], 2) for side in SIDES)
+
+
+def absolute(file: str) -> str:
+    return file if file.startswith(URL_PREFIXES) else os.path.abspath(file)
 
 
 class Format(NamedTuple):
     """How the lines of an output look.
 
     Args:
-        answer: what an answer is called, such as "caption"; its plural ends in s.
-        num_answers: per image.
+        answer: what an answer is called, such as "caption".
+        num_answers: per row.
         model: which model gave the answers, in an output that holds those of several.
+        names: what the parts of a row's name are called: its file, and the texts that were asked.
+        has_boxes: answers are boxes; a line then has the `width` and `height` of its image, too.
     """
 
     answer: str
     num_answers: int
     model: str | None = None
+    names: tuple[str, ...] = ("file",)
+    has_boxes: bool = False
 
-    def json_line(self, file: str, answers: Answers) -> str:
-        """`{"file", "caption", "score"}` of the best answer, `"model"` after `"file"` and `"captions"` if several."""
-        named = [{self.answer: answer["text"], **_score(answer)} for answer in answers]
-        row = {"file": file, **({"model": self.model} if self.model else {}), **named[0]}
+    @property
+    def plural(self) -> str:
+        return PLURALS.get(self.answer, f"{self.answer}s")
+
+    def parts(self, name: Name) -> tuple[str, ...]:
+        return (name,) if isinstance(name, str) else name
+
+    def key(self, name: Name) -> Name:
+        """A name with the absolute path of its file: rows of one key are one row, wherever a run was started."""
+        parts = zip(self.names, self.parts(name), strict=True)
+        parts = tuple(absolute(part) if title == "file" else part for title, part in parts)
+        return parts[0] if len(parts) == 1 else parts
+
+    def json_line(self, name: Name, answers: Answers) -> str:
+        """`{"file", "caption", "score"}` of the best answer, `"model"` after the name and `"captions"` if several."""
+        named = [{self.answer: self._json_value(answer), **_score(answer)} for answer in answers]
+        row = dict(zip(self.names, self.parts(name), strict=True))
+        row |= {"model": self.model} if self.model else {}
+        row |= dict(zip(("width", "height"), answers[0]["size"])) if self.has_boxes else {}
+        row |= named[0]
         if len(named) > 1:
-            row[f"{self.answer}s"] = named
+            row[self.plural] = named
         return json.dumps(row, ensure_ascii=False) + "\n"
 
-    def csv_line(self, file: str, answers: Answers) -> str:
-        start = [file, self.model] if self.model else [file]
-        return _csv_row([*start, *(value for answer in answers for value in (answer["text"], answer["score"]))])
+    def _json_value(self, answer: dict[str, Any]) -> Any:
+        if not self.has_boxes:
+            return answer["text"]
+        sides = sides_of(answer["box"])
+        return sides and dict(zip(SIDES, sides, strict=True))
+
+    def csv_line(self, name: Name, answers: Answers) -> str:
+        start = [*self.parts(name), *([self.model] if self.model else []), *self._sizes(answers)]
+        return _csv_row([*start, *(value for answer in answers for value in (self.text_of(answer), answer["score"]))])
+
+    def _sizes(self, answers: Answers) -> tuple[int, ...]:
+        return tuple(answers[0]["size"]) if self.has_boxes else ()
+
+    def text_of(self, answer: dict[str, Any]) -> str:
+        return box_text(sides_of(answer["box"])) if self.has_boxes else answer["text"]
+
+    @property
+    def first_columns(self) -> list[str]:
+        """Columns before the first answer."""
+        return [*self.names, *["model"] * bool(self.model), *["width", "height"] * self.has_boxes]
 
     def csv_header(self) -> str:
-        """`file,caption,score`, then `caption_2,score_2` and so on; with `model` after `file`."""
-        start = ["file", "model"] if self.model else ["file"]
+        """`file,caption,score`, then `caption_2,score_2` and so on; with `model` after the name."""
         ranks = ["", *(f"_{rank}" for rank in range(2, self.num_answers + 1))]
-        return _csv_row([*start, *(f"{name}{rank}" for rank in ranks for name in (self.answer, "score"))])
+        return _csv_row([*self.first_columns, *(f"{name}{rank}" for rank in ranks for name in (self.answer, "score"))])
+
+    def read_csv(self, cells: list[str]) -> tuple[Name, str | None, list[Any]]:
+        """Name, model and answers of a line that `csv_line` made."""
+        first = dict(zip(self.first_columns, cells))
+        rest = cells[len(self.first_columns) :]
+        answers = rest[::2]
+        if self.has_boxes:
+            size = int(first["width"]), int(first["height"])
+            scores = map(float, rest[1::2])
+            answers = [Box(parse_box(box) if box else None, *of) for box, *of in zip(answers, scores, repeat(size))]
+        return self._name_in(first), first.get("model") if self.model else None, answers
+
+    def read_json(self, row: dict[str, Any]) -> tuple[Name, str | None, list[Any]]:
+        """Name, model and answers of a line that `json_line` made."""
+        if (("model" in row) and "model" not in self.names) != (self.model is not None):
+            raise ValueError("it names several models" if "model" in row else "it does not name the models")
+        answers = [(answer[self.answer], answer.get("score")) for answer in row.get(self.plural, [row])]
+        if not self.has_boxes:
+            return self._name_in(row), row.get("model") if self.model else None, [text for text, _ in answers]
+        size = row["width"], row["height"]
+        boxes = [Box(box and tuple(box[side] for side in SIDES), score, size) for box, score in answers]
+        return self._name_in(row), row.get("model") if self.model else None, boxes
+
+    def _name_in(self, row: dict[str, Any]) -> Name:
+        parts = tuple(row[name] for name in self.names)
+        return parts[0] if len(parts) == 1 else parts
 
 
 def _score(answer: dict[str, Any]) -> dict[str, float]:
@@ -67,7 +160,7 @@ def _csv_row(values: list) -> str:
 
 
 class AnswerPrinter:
-    """Print answers to stdout: one per line, after the names of file and model, or one JSON object per image."""
+    """Print answers to stdout: one per line, after the names of row and model, or one JSON object per row."""
 
     done = frozenset()
 
@@ -80,14 +173,20 @@ class AnswerPrinter:
     def __exit__(self, *exception) -> None:
         pass
 
-    def write(self, file: str, answers: Answers) -> None:
+    def write(self, name: Name, answers: Answers) -> None:
+        format = self.format
         if self.as_json:
-            lines = [self.format.json_line(file, answers)]
+            lines = [format.json_line(name, answers)]
         else:
-            names = [file] * self.with_names + [self.format.model] * bool(self.format.model)
-            lines = ["\t".join([*names, answer["text"]]) + "\n" for answer in answers]
+            names = [*format.parts(name)] * self.with_names + [format.model] * bool(format.model)
+            texts = (format.text_of(answer) or NOT_THERE * format.has_boxes for answer in answers)
+            lines = ["\t".join([*map(on_one_line, names), text]) + "\n" for text in texts]
         sys.stdout.write("".join(lines))
         sys.stdout.flush()
+
+
+def on_one_line(text: str) -> str:
+    return " ".join(text.split()) if "\n" in text or "\t" in text else text
 
 
 def whole_lines(data: bytes, is_csv: bool) -> bytes:
@@ -99,20 +198,16 @@ def whole_lines(data: bytes, is_csv: bool) -> bytes:
 
 
 class OutputRow(NamedTuple):
-    """One image's line in an output file."""
+    """One row's line in an output file."""
 
-    file: str
+    key: Name  # its name, with the absolute path of its file
     model: str | None
-    answers: list[str]  # best first
+    answers: list[Any]  # best first: texts, or each a `Box`
     line: str  # as it is in the file, with its line break
-
-    @property
-    def key(self) -> tuple[str | None, str]:
-        return self.model, os.path.abspath(self.file)
 
 
 class AnswerFile:
-    """Append answers to a JSONL or CSV file; `done` holds the absolute paths that an earlier run finished.
+    """Append answers to a JSONL or CSV file; `done` holds the keys of rows that an earlier run finished.
 
     Args:
         path: ends in `.jsonl` or `.csv`.
@@ -132,8 +227,14 @@ class AnswerFile:
             )
         self._header = format.csv_header() if self.is_csv else ""
         self._errors = "surrogateescape" if self.is_csv else "backslashreplace"  # file names that are not UTF-8
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = open(self.path, "ab+")  # noqa: SIM115 (closed by __exit__)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = open(self.path, "ab+")  # noqa: SIM115 (closed by __exit__)
+        except OSError as error:
+            raise UserError(
+                f"The output {self.path} cannot be written: {error.strerror}. Give a path in a folder that you may "
+                f"write to."
+            ) from error
         try:
             self._lock()
             self.done = self._read_done()
@@ -165,7 +266,7 @@ class AnswerFile:
         self._stream.seek(0)
         data = self._stream.read()
         kept = whole_lines(data, self.is_csv)
-        done = {os.path.abspath(row.file) for row in self._rows_of(kept)}
+        done = {row.key for row in self._rows_of(kept)}
         if len(kept) < len(data):
             self._stream.truncate(len(kept))
         if not kept:
@@ -173,30 +274,30 @@ class AnswerFile:
             self._stream.flush()
         return done
 
-    def answers(self) -> dict[str, list[str]]:
-        """What the file holds now: absolute path → answers, best first."""
+    def answers(self) -> dict[Name, list[Any]]:
+        """What the file holds now: key → answers, best first."""
         self._stream.seek(0)
-        return {os.path.abspath(row.file): row.answers for row in self._rows_of(self._stream.read())}
+        return {row.key: row.answers for row in self._rows_of(self._stream.read())}
 
-    def done_in(self, path: Path) -> set[str]:
-        """Absolute paths that are finished in another file of this format, which may be being written now."""
+    def done_in(self, path: Path) -> set[Name]:
+        """Keys that are finished in another file of this format, which may be being written now."""
         data = path.read_bytes() if path.exists() else b""
-        return {os.path.abspath(row.file) for row in self._rows_of(whole_lines(data, self.is_csv))}
+        return {row.key for row in self._rows_of(whole_lines(data, self.is_csv))}
 
-    def absorb(self, parts: Iterable[Path], order: Iterable[str]) -> None:
-        """Take over the rows of other files of this format, in the order of the images and none twice; remove them.
+    def absorb(self, parts: Iterable[Path], order: Iterable[Name]) -> None:
+        """Take over the rows of other files of this format, in the given order and none twice; remove these files.
 
         Safe at any moment: a part is removed once all its rows are on the disk here.
         """
         self._stream.seek(0)
-        parts, known = list(parts), {row.key for row in self._all_rows(self._stream.read())}
-        rows = {row.key: row for part in parts for row in self._all_rows(whole_lines(part.read_bytes(), self.is_csv))}
-        places = {os.path.abspath(file): place for place, file in enumerate(order)}
-        new = [row for key, row in rows.items() if key not in known]
-        for row in sorted(new, key=lambda row: places.get(os.path.abspath(row.file), len(places))):
+        parts, known = list(parts), {row[:2] for row in self._all_rows(self._stream.read())}
+        rows = [row for part in parts for row in self._all_rows(whole_lines(part.read_bytes(), self.is_csv))]
+        places = {self.format.key(name): place for place, name in enumerate(order)} if rows else {}
+        new = [row for name, row in {row[:2]: row for row in rows}.items() if name not in known]
+        for row in sorted(new, key=lambda row: places.get(row.key, len(places))):
             self._stream.write(row.line.encode("utf-8", self._errors))
         self._sync()
-        self.done |= {os.path.abspath(row.file) for row in new if row.model == self.format.model}
+        self.done |= {row.key for row in new if row.model == self.format.model}
         for part in parts:
             part.unlink()
 
@@ -211,29 +312,25 @@ class AnswerFile:
         except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
             raise UserError(
                 f"The output {self.path} exists and was not written by such a run ({error}). Accepted: a new file, or "
-                f"one that this command wrote with the same number of {self.format.answer}s per image, for one model "
+                f"one that this command wrote with the same number of {self.format.plural} per row, for one model "
                 f"or for several as now. Give another name, or move the file away."
             ) from error
 
     def _csv_rows(self, text: str) -> Iterator[OutputRow]:
         if text and not text.startswith(self._header):
             raise ValueError(f"its first line is not {self._header.strip()!r}")
-        start = 2 if self.format.model else 1
         for row in islice(csv.reader(io.StringIO(text, newline="")), 1, None):
-            yield OutputRow(row[0], row[1] if self.format.model else None, row[start::2], _csv_row(row))
+            name, model, answers = self.format.read_csv(row)
+            yield OutputRow(self.format.key(name), model, answers, _csv_row(row))
 
     def _json_rows(self, text: str) -> Iterator[OutputRow]:
-        name = self.format.answer
         for line in filter(str.strip, text.split("\n")):
-            row = json.loads(line)
-            if ("model" in row) != (self.format.model is not None):
-                raise ValueError("it names several models" if "model" in row else "it does not name the models")
-            answers = [answer[name] for answer in row.get(f"{name}s", [row])]
-            yield OutputRow(row["file"], row.get("model"), answers, f"{line}\n")
+            name, model, answers = self.format.read_json(json.loads(line))
+            yield OutputRow(self.format.key(name), model, answers, f"{line}\n")
 
-    def write(self, file: str, answers: Answers) -> None:
-        """Append one image's line; each answer has `text` and `score`."""
-        line = (self.format.csv_line if self.is_csv else self.format.json_line)(file, answers)
+    def write(self, name: Name, answers: Answers) -> None:
+        """Append one row's line; each answer has a `text`, or a `box` and the `size` of its image, and a `score`."""
+        line = (self.format.csv_line if self.is_csv else self.format.json_line)(name, answers)
         self._stream.write(line.encode("utf-8", self._errors))
         self._stream.flush()
         if time.monotonic() - self._last_sync > SECONDS_BETWEEN_SYNCS:

@@ -1,15 +1,16 @@
-"""Predictions on Ray Data: a folder, parquet files or a `datasets` data set, on all GPUs or cores of a cluster.
+"""Predictions on Ray Data: files, tables, parquet files or a `datasets` data set, on all GPUs or cores of a cluster.
 
-Ray distributes the images and restarts workers that die. Answers come back to one process, which writes each image's
+Ray distributes the rows and restarts workers that die. Answers come back to one process, which writes each image's
 line once. That file records what is done: to resume a run that was killed, start it again.
 """
 
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from ofa_hf.boxes_ofa import SIDES
 from ofa_hf.errors import UserError
-from ofa_hf.image_loading_ofa import ImageError
-from ofa_hf.models import check_model, load_model
-from ofa_hf.prediction.inputs import ImageFile, find_images
+from ofa_hf.image_loading_ofa import URL_PREFIXES
+from ofa_hf.models import load_model
+from ofa_hf.prediction.files import Request, the_task
+from ofa_hf.prediction.inputs import ImageFile
 from ofa_hf.prediction.loop import check_beams, predict
-from ofa_hf.prediction.outputs import AnswerFile, Format
+from ofa_hf.prediction.outputs import AnswerFile, Format, Name
 from ofa_hf.prediction.processes import Processes, open_answer_file
+from ofa_hf.prediction.questions import Inputs, Rows, find_rows
+from ofa_hf.tasks_ofa import Task
 
 
 ID_COLUMNS = ("image_id", "id", "file", "file_name")  # the first of these that exists names a row
@@ -47,7 +52,10 @@ def predict_with_ray(
     output: str | os.PathLike,
     *,
     answer: str = "caption",
+    task: str | None = None,
+    texts: Mapping[str, Sequence[str]] | None = None,
     num_answers: int = 1,
+    as_probabilities: bool = False,
     batch_size: int = 8,
     workers: int | None = None,
     dtype: str = "auto",
@@ -57,106 +65,180 @@ def predict_with_ray(
     progress: bool = False,
     **options,
 ) -> Counts:
-    """Answer images with workers that each hold the model, one per GPU or, without GPUs, one per core.
+    """Answer images or texts with workers that each hold the model, one per GPU or, without GPUs, one per core.
 
     Runs in the Ray cluster that this process is connected to or that `RAY_ADDRESS` names, else only on this machine.
     The machines of a cluster need folders that all of them see.
 
     Args:
-        inputs: image files and folders; or parquet files and folders of them; or a data set, or the folder that its
-            `save_to_disk` wrote.
+        inputs: what `Inputs` takes as paths; or parquet files and folders of them; or a data set, or the folder that
+            its `save_to_disk` wrote.
         model: folder or Hub id.
         output: `.jsonl` or `.csv`, resumed if it exists; or `.parquet`, written at the end from a `.jsonl` next to it,
             which is resumed. Lines are in the order in which workers finished.
-        answer: what an answer is called in the output.
-        num_answers: per image.
+        answer: what an answer is called in the output; a box is always called "box".
+        task: one of the checkpoint's; by default its default task.
+        texts: field of the task → texts to ask about every image; other fields are columns.
+        num_answers: per row.
+        as_probabilities: scores are probabilities; else log-probabilities.
         batch_size: images that go through a model together.
         workers: number of processes that hold the model.
         image_column: images of parquet files and data sets: bytes, paths, or the stored form of `datasets`.
         id_column: what names a row there, in place of `ID_COLUMNS`.
-        on_failure: called with name and reason of each image that cannot be read.
+        on_failure: called with name and reason of each row that cannot be answered.
         progress: show a bar on stderr.
         options: of `predict`, such as `prompt` and `max_length`; those that are None are the model's.
 
     Raises:
-        UserError: Ray is not installed or fails, no such model, no image, or no column of that name.
+        UserError: Ray is not installed or fails, no such model, nothing to answer, or no column of that name.
     """
-    check_model(model)
-    check_beams(num_answers, options.get("num_beams"))
+    if not isinstance(inputs, datasets.Dataset):
+        inputs = [os.fspath(each) for each in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
+    asked = Inputs(() if isinstance(inputs, datasets.Dataset) else inputs, texts or {}, None, image_column)
+    choices = options.pop("choices", None) or ()
+    options |= {"batch_size": batch_size}
+    request = Request(
+        "caption", answer, asked, [model], task, choices, num_answers=num_answers, as_probabilities=as_probabilities,
+        dtype=dtype, options=options,
+    )  # fmt: skip
+    return run_with_ray(request, output, inputs, workers, id_column, on_failure, progress)
+
+
+def run_with_ray(
+    request: Request,
+    output: str | os.PathLike,
+    inputs: Sequence[str] | datasets.Dataset,
+    workers: int | None = None,
+    id_column: str | None = None,
+    on_failure: Callable[[str, str], None] = lambda name, reason: None,
+    progress: bool = False,
+) -> Counts:
+    """Answer a request for one model; see `predict_with_ray`."""
+    (model,) = request.models
+    if not request.choices:
+        check_beams(request.num_answers, request.options.get("num_beams"))
+    task, language = the_task("--engine ray", [model], request.task)
     path = Path(output)
     record = path.with_suffix(".jsonl") if path.suffix == ".parquet" else path
-    format = Format(answer, num_answers)
+    format = request.format(task, ("file",) * task.needs_image + task.fields)
     with _ray() as ray, open_answer_file(record, format, Processes({}), ()) as answers:
-        rows, table, columns = _open(ray, inputs, image_column, id_column)
-        settings = {"num_answers": num_answers, "batch_size": batch_size}
-        settings |= {name: value for name, value in options.items() if value is not None}
+        rows, source = _open(ray, inputs, request.inputs, task, language, id_column)
+        for problem in source.problems:
+            on_failure("", problem)
         here, model = os.getcwd(), os.path.abspath(model) if os.path.isdir(model) else model
-        known = ray.put((table, answers.done))  # once per machine
-        call = batch_size * BATCHES_PER_CALL
+        settings = WorkerSettings(model, replace(request, inputs=Inputs(())), task.name, format, here)
+        known = ray.put((source, answers.done))  # once per machine
+        call = request.options.get("batch_size", 8) * BATCHES_PER_CALL
         results = rows.repartition(target_num_rows_per_block=call).map_batches(
             Worker,
-            fn_constructor_args=(model, dtype, columns, known, here, settings),
+            fn_constructor_args=(settings, known),
             batch_size=call,
             **_share_of_cluster(ray, workers),
         )
         batches = results.iter_batches(batch_size=None, batch_format="pyarrow")
-        with tqdm(total=rows.count(), unit="image", disable=not progress) as bar:
+        with tqdm(total=rows.count(), unit="row", disable=not progress) as bar:
             counts = _write(batches, answers, on_failure, bar)
     if record != path:
-        write_parquet(record, path, answer)
-    return counts
+        write_parquet(record, path, format)
+    return counts._replace(failed=counts.failed + len(source.problems))
+
+
+class WorkerSettings(NamedTuple):
+    """What every worker is told.
+
+    Args:
+        here: where the starting process looks for files; a worker may run elsewhere.
+    """
+
+    model: str
+    request: Request
+    task: str
+    format: Format
+    here: str
 
 
 class Worker:
     """What Ray starts for each GPU or core: a model that answers batches of rows."""
 
-    def __init__(self, model: str, dtype: str, columns: tuple[str, str], known, here: str, settings: dict[str, Any]):
+    def __init__(self, settings: WorkerSettings, known):
         import ray
 
-        self.name, self.image = columns
-        self.table, self.done = ray.get(known)
-        self.here = here  # where the starting process looks for files; a worker may run elsewhere
-        self.loaded = load_model(model, dtype=dtype)
-        self.settings = settings
+        self.settings, self.request = settings, settings.request
+        self.source, self.done = ray.get(known)
+        self.loaded = load_model(settings.model, dtype=self.request.dtype)
+        options = {name: value for name, value in self.request.options.items() if value is not None}
+        options |= {"task": settings.task, "num_answers": self.request.num_answers, "return_scores": True}
+        self.options = options | ({"choices": self.request.choices} if self.request.choices else {})
 
     def __call__(self, batch: dict) -> pa.Table:
-        """Rows of names and images, or of their numbers → names (as JSON) with answers, an error, or neither."""
-        if self.table is not None:
-            batch = self.table[batch["id"].tolist()]
-        names = list(map(str, batch[self.name]))
-        rows = [
-            {"id": name, "image": self._image(image)}
-            for name, image in zip(names, batch[self.image], strict=True)
-            if os.path.normpath(os.path.join(self.here, name)) not in self.done
-        ]
-        errors = {}
+        """Rows, or their numbers → names (as JSON) with answers, an error, or neither."""
+        asked = list(self.source.rows(batch))
+        todo = [row for row in asked if self._key(row["id"]) not in self.done]
+        errors: dict[Name, str] = {}
 
-        def fail(name: str, error: ImageError) -> None:
+        def fail(name: Name, error: ValueError) -> None:
             errors[name] = str(error)
 
-        predictions = predict(*self.loaded, rows, on_failure=fail, return_scores=True, **self.settings)
-        answers = {each.id: json.dumps(each.answers) for each in predictions if each.answers}
+        found = predict(*self.loaded, map(self._here, todo), on_failure=fail, **self.options)
+        answers = {each.id: json.dumps(self.request.written(each)) for each in found if each.answers}
+        names = [row["id"] for row in asked]
         columns = [list(map(json.dumps, names)), list(map(answers.get, names)), list(map(errors.get, names))]
         return pa.table(columns, schema=RESULT_SCHEMA)
 
-    def _image(self, image: Any) -> Any:
-        if isinstance(image, str) and os.path.exists(os.path.join(self.here, image)):
-            return ImageFile(os.path.join(self.here, image))
-        return image
+    def _key(self, name: Name) -> Name:
+        parts = zip(self.settings.format.names, self.settings.format.parts(name), strict=True)
+        parts = tuple(self._path(part) if title == "file" else part for title, part in parts)
+        return self.settings.format.key(parts[0] if len(parts) == 1 else parts)
+
+    def _path(self, file: str) -> str:
+        return file if file.startswith(URL_PREFIXES) else os.path.join(self.settings.here, file)
+
+    def _here(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with the path of its image, where it is one, as this process finds it."""
+        image = row.get("image")
+        if isinstance(image, ImageFile) or (isinstance(image, str) and os.path.exists(self._path(image))):
+            row["image"] = ImageFile(self._path(os.fspath(image)))
+        return row
 
 
-class FileTable:
-    """Image files as rows that are indexed by number, as those of a data set."""
+class NamedRows(NamedTuple):
+    """Rows that are looked up by number: those of files, tables and texts."""
 
-    def __init__(self, files: list[str]):
-        self.files = files
+    found: Rows
 
-    def __len__(self) -> int:
-        return len(self.files)
+    @property
+    def problems(self) -> list[str]:
+        return self.found.problems
 
-    def __getitem__(self, numbers: list[int]) -> dict[str, list[str]]:
-        files = [self.files[number] for number in numbers]
-        return {"file": files, "image": files}
+    def rows(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        return (self.found.row(self.found.names[number]) for number in batch["id"].tolist())
+
+
+class StoredRows(NamedTuple):
+    """Rows of parquet files, which come complete, or of a data set, which are looked up by number.
+
+    Args:
+        columns: part of a row → its column; `id` names the row.
+        texts: of fields that are no columns.
+        table: the data set.
+    """
+
+    columns: Mapping[str, str]
+    fields: tuple[str, ...]
+    texts: Mapping[str, Sequence[str]]
+    table: Any = None
+    problems: tuple[str, ...] = ()
+
+    def rows(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        if self.table is not None:
+            batch = self.table[batch["id"].tolist()]
+        columns = [batch[column] for column in self.columns.values()]
+        for values in zip(*columns, strict=True):
+            row = dict(zip(self.columns, values, strict=True))
+            name = str(row.pop("id"))
+            for texts in product(*([str(row[field])] if field in row else self.texts[field] for field in self.fields)):
+                id_ = (name, *texts) if "image" in row else texts
+                yield {**row, **dict(zip(self.fields, texts)), "id": id_[0] if len(id_) == 1 else id_}
 
 
 @contextmanager
@@ -187,38 +269,46 @@ def _ray() -> Iterator:
             ray.shutdown()
 
 
-def _open(ray, inputs, image_column: str, id_column: str | None) -> tuple[Any, Any, tuple[str, str]]:
-    """Rows for Ray, the table that they index (None: the rows are complete), and the columns of names and images."""
+def _open(
+    ray, inputs: Sequence[str] | datasets.Dataset, asked: Inputs, task: Task, language: str, id_column: str | None
+) -> tuple[Any, "NamedRows | StoredRows"]:
+    """Rows for Ray, and what makes them complete."""
     if not isinstance(inputs, datasets.Dataset):
-        inputs = [os.fspath(each) for each in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
         if len(inputs) == 1 and os.path.exists(os.path.join(inputs[0], "state.json")):  # by `save_to_disk`
             inputs = datasets.load_from_disk(inputs[0])
-        elif all(map(_is_parquet, inputs)):
-            rows = ray.data.read_parquet(inputs)
-            columns = _columns(rows.columns(), image_column, id_column)
-            return rows.select_columns(list(columns)), None, columns
+        elif inputs and all(map(_is_parquet, inputs)):
+            rows = ray.data.read_parquet(list(inputs))
+            columns = _columns(rows.columns(), task, asked, id_column)
+            return rows.select_columns(list(columns.values())), StoredRows(columns, task.fields, asked.texts)
         else:
-            table = FileTable(find_images(inputs))
-            return ray.data.range(len(table)), table, ("file", "image")
-    columns = _columns(inputs.column_names, image_column, id_column)
-    table = inputs.select_columns(list(columns))
-    if isinstance(table.features[image_column], datasets.Image):
-        table = table.cast_column(image_column, datasets.Image(decode=False))
-    return ray.data.range(len(table)), table, columns
+            found = find_rows(replace(asked, paths=inputs), task, language)
+            return ray.data.range(len(found.names)), NamedRows(found)
+    columns = _columns(inputs.column_names, task, asked, id_column)
+    table = inputs.select_columns(list(columns.values()))
+    if task.needs_image and isinstance(table.features[columns["image"]], datasets.Image):
+        table = table.cast_column(columns["image"], datasets.Image(decode=False))
+    return ray.data.range(len(table)), StoredRows(columns, task.fields, asked.texts, table)
 
 
 def _is_parquet(path: str) -> bool:
     return path.endswith(".parquet") or (os.path.isdir(path) and any(Path(path).glob("*.parquet")))
 
 
-def _columns(there: Sequence[str], image_column: str, id_column: str | None) -> tuple[str, str]:
+def _columns(there: Sequence[str], task: Task, asked: Inputs, id_column: str | None) -> dict[str, str]:
+    """The columns of parts of a row: id, image and the fields of the task."""
+    image, fields = asked.image_column or "image", [name for name in task.fields if name not in asked.texts]
     found = [name for name in ([id_column] if id_column else ID_COLUMNS) if name in there]
-    if image_column not in there or not found:
+    if not task.needs_image:
+        found = fields[:1]
+    needed = [image] * task.needs_image + fields
+    if not found or (missing := [name for name in needed if name not in there]):
+        missing = [name for name in needed if name not in there] or [id_column or ", ".join(ID_COLUMNS)]
         raise UserError(
-            f"The data has the columns {', '.join(there)}, but needs a column of images ({image_column}) and one that "
-            f"names each row ({id_column or ', '.join(ID_COLUMNS)}). Name them with --image-column and --id-column."
+            f"The data has the columns {', '.join(there)}, but not {', '.join(missing)}: it needs a column of images "
+            f"({image}), one that names each row ({id_column or ', '.join(ID_COLUMNS)}), and the columns of the task "
+            f"({', '.join(fields) or 'none'}). Name them with --image-column and --id-column."
         )
-    return found[0], image_column
+    return {"id": found[0], **({"image": image} if task.needs_image else {}), **{name: name for name in fields}}
 
 
 def _share_of_cluster(ray, workers: int | None) -> dict[str, Any]:
@@ -232,34 +322,38 @@ def _share_of_cluster(ray, workers: int | None) -> dict[str, Any]:
 def _write(
     batches: Iterable[pa.Table], output: AnswerFile, on_failure: Callable[[str, str], None], bar: tqdm
 ) -> Counts:
-    """Write what workers send, each image once."""
+    """Write what workers send, each row once."""
     answered, failed, seen = 0, 0, set(output.done)
     for batch in batches:
         for row in batch.to_pylist():
             name = json.loads(row["name"])
+            name = tuple(name) if isinstance(name, list) else name
             if row["error"]:
                 failed += 1
-                on_failure(name, row["error"])
-            elif row["answers"] and os.path.abspath(name) not in seen:
+                on_failure(name if isinstance(name, str) else ", ".join(name), row["error"])
+            elif row["answers"] and (key := output.format.key(name)) not in seen:
                 answered += 1
-                seen.add(os.path.abspath(name))
+                seen.add(key)
                 output.write(name, json.loads(row["answers"]))
         bar.update(len(batch))
     return Counts(answered, failed, len(output.done))
 
 
-def write_parquet(record: Path, path: Path, answer: str = "caption") -> None:
-    """Write a JSONL file of captions as parquet: `file`, `caption`, `score`, and all `captions` of each image.
+def write_parquet(record: Path, path: Path, format: Format) -> None:
+    """Write a JSONL file of answers as parquet: `file`, `caption`, `score`, and all `captions` of each row.
 
     Args:
-        answer: what an answer is called.
+        format: of the record.
     """
-    fields = [(answer, pa.string()), ("score", pa.float64())]
-    schema = pa.schema([("file", pa.string()), *fields, (f"{answer}s", pa.list_(pa.struct(fields)))])
+    value = pa.struct([(side, pa.float64()) for side in SIDES]) if format.has_boxes else pa.string()
+    fields = [(format.answer, value), ("score", pa.float64())]
+    sizes = [("width", pa.int64()), ("height", pa.int64())] if format.has_boxes else []
+    names = [(name, pa.string()) for name in format.names]
+    schema = pa.schema([*names, *sizes, *fields, (format.plural, pa.list_(pa.struct(fields)))])
     unfinished = path.with_name(f"{path.name}.unfinished")
     with record.open(encoding="utf-8") as lines, pq.ParquetWriter(unfinished, schema) as writer:
         while rows := [json.loads(line) for line in islice(lines, LINES_PER_GROUP)]:
             for row in rows:
-                row.setdefault(f"{answer}s", [{answer: row[answer], "score": row["score"]}])
+                row.setdefault(format.plural, [{name: row[name] for name in (format.answer, "score")}])
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
     unfinished.replace(path)

@@ -39,6 +39,7 @@ RENAMED = {
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "push_to_hub_model_id": "hub_model_id",
     "push_to_hub_token": "hub_token",
+    "caption_column": "target_column",
     "label_smoothing_factor": "label_smoothing",  # the Trainer's own doubles under accumulation in transformers 4
 }
 _TRAINER_NAMES = {item.name for item in dataclasses.fields(Seq2SeqTrainingArguments)}
@@ -125,7 +126,9 @@ class FinetuneArguments:
     )
     train_caption_file: str | None = field(
         default=None,
-        metadata={"help": "MUGE captions (IC_train.jsonl), your own table, or a TSV of the original OFA."},
+        metadata={
+            "help": "MUGE captions (IC_train.jsonl), your own table (CSV, JSON, xlsx, …), or a TSV of OFA's own."
+        },
     )
     train_image_file: str | None = field(
         default=None,
@@ -148,7 +151,8 @@ class FinetuneArguments:
         default=None, metadata={"help": "Column of images or of their file names. Default: one with a usual name."}
     )
     target_column: str | None = field(
-        default=None, metadata={"help": "Column of targets or of lists of targets. Default: the task's."}
+        default=None,
+        metadata={"help": "Column of targets or of lists of them, also --caption_column. Default: the task's."},
     )
     confidence_column: str | None = field(
         default=None, metadata={"help": "Column that says how right a target is, 0 to 1: a factor of its loss."}
@@ -168,6 +172,16 @@ class FinetuneArguments:
     )
     id_column: str | None = field(
         default=None, metadata={"help": "Column of row ids; rows with the same id are joined into one."}
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of the tables, such as gb18030. Default: told from the file."}
+    )
+    separator: str | None = field(
+        default=None, metadata={"help": "Character between the cells of a table, or tab. Default: told from the file."}
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of what is built, downloaded and unpacked. Default: that of `datasets`."},
     )
     merge_test: bool = field(
         default=False,

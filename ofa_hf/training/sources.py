@@ -1,25 +1,21 @@
 """The data of a run: rows to train on and rows to evaluate on, from files or from a data set."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 
 from ofa_hf import OFAProcessor
-from ofa_hf.data import load_muge, load_rows, load_table, stream_rows
-from ofa_hf.data.answers import AnswerRule
+from ofa_hf.data import stream_rows
+from ofa_hf.data.answers import TargetForm
 from ofa_hf.data.official import FORMS, load_official
-from ofa_hf.data.table_files import open_table
+from ofa_hf.data.sources import TableForm, has_its_images, load_dataset_rows, load_source
 from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import Task
 from ofa_hf.training.arguments import FinetuneArguments
 
 
 OFFICIAL = "official"  # data_format
-CONFIDENCE = "confidence"  # usual name of the column, where a task scores by it
-TSV = ".tsv"  # with images inside: MUGE's image files, and the original's files
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
@@ -73,28 +69,19 @@ def load_rows_of(args: FinetuneArguments, processor: OFAProcessor) -> tuple[Rows
 
 
 def load_files(args: FinetuneArguments, processor: OFAProcessor, task: Task, name: str) -> datasets.Dataset:
-    """The original's files, MUGE's if the images are a `.tsv`, otherwise a table with its folder of images."""
+    """Rows of the files named `train` or `test`: the original's, or those of `load_source`."""
     table, images = getattr(args, f"{name}_caption_file"), getattr(args, f"{name}_image_file")
     options = {"num_proc": args.num_proc, "strict": args.strict}
-    if args.columns:
-        if images is None:
-            raise missing_images(name, table, "columns of products need images")
-        columns = {"image_column": args.image_column, "id_column": args.id_column, "cells": args.columns}
-        return load_table(table, images, **columns, **options)
     if is_official(args, task, table, images):
         named = {"is_test": name == "test", "selected_cols": args.selected_cols, "more_fields": args.more_fields or ()}
-        return load_official(table, task, processor.language, **named, **options)
-    if images is None and task.needs_image:
-        raise missing_images(name, table, f"the task {task.name} needs images")
-    if images is None or Path(images).suffix != TSV:
-        found = open_table(table).columns
-        return load_table(table, images, **columns_of(args, task, images is not None, found), **options)
-    if task.fields:
+        return load_official(table, task, processor.language, **named, **options, cache_dir=args.cache_dir)
+    if images is None and task.needs_image and not has_its_images(table, form_of(args)):
         raise UserError(
-            f"The task {task.name} needs the columns {', '.join(task.fields)}, which MUGE's files do not have. Pass a "
-            "table and a folder of images."
+            f"{name}_image_file is missing: the task {task.name} needs images. Pass MUGE's image file, or the folder "
+            f"of the images that {table} names."
         )
-    return load_muge(table, images, **options)
+    options |= {"fields": task.fields, "needs_images": task.needs_image, "form": form_of(args)}
+    return load_source(table, images, **options, targets=targets_of(args, task))
 
 
 def is_official(args: FinetuneArguments, task: Task, table: str, images: str | None) -> bool:
@@ -104,43 +91,22 @@ def is_official(args: FinetuneArguments, task: Task, table: str, images: str | N
             f"data_format is official, whose files hold their images, but {images} was given too. Leave the image "
             f"file out, or data_format."
         )
-    has_images_inside = images is None and task.needs_image and Path(table).suffix == TSV and task.name in FORMS
-    return args.data_format == OFFICIAL or has_images_inside
+    is_alone = images is None and task.needs_image and not args.columns
+    return args.data_format == OFFICIAL or (is_alone and Path(table).suffix == ".tsv" and task.name in FORMS)
 
 
-def missing_images(name: str, table: str, why: str) -> UserError:
-    return UserError(
-        f"{name}_image_file is missing: {why}. Pass MUGE's image file, or the folder of the images that {table} names."
+def form_of(args: FinetuneArguments) -> TableForm:
+    """What the arguments say about tables."""
+    return TableForm(
+        args.encoding, args.separator, args.image_column, args.target_column, args.id_column, args.cache_dir
     )
 
 
-def columns_of(args: FinetuneArguments, task: Task, has_images: bool, found: Sequence[str]) -> dict[str, Any]:
-    """Names of columns as the loaders take them, and what targets must be.
-
-    Args:
-        found: the columns that there are.
-    """
-    usual = task.target_column if task.target_column in found else None
-    confidence = args.confidence_column
-    if confidence is None and CONFIDENCE in found and task.metric == "vqa":
-        confidence = CONFIDENCE
-    return {
-        "image_column": args.image_column if has_images else None,
-        "target_column": args.target_column or usual,
-        "id_column": args.id_column,
-        "fields": task.fields,
-        "more_fields": args.more_fields or (),
-        "confidence_column": confidence,
-        "rule": AnswerRule.of(task),
-    }
-
-
-def dataset_columns(args: FinetuneArguments, task: Task, found: Sequence[str] | None) -> dict[str, Any]:
-    """The same for a data set, whose columns have their usual names unless the user names others."""
-    columns = columns_of(args, task, task.needs_image, found or ())
-    columns["target_column"] = columns["target_column"] or task.target_column
-    columns["image_column"] = (args.image_column or "image") if task.needs_image else None
-    return columns
+def targets_of(args: FinetuneArguments, task: Task) -> TargetForm:
+    """What the arguments and the task say about targets."""
+    if args.columns:
+        return TargetForm(cells=tuple(args.columns))
+    return TargetForm.of(task, args.more_fields or (), args.confidence_column)
 
 
 def load_split(args: FinetuneArguments, task: Task, split: str) -> datasets.Dataset:
@@ -151,8 +117,9 @@ def load_split(args: FinetuneArguments, task: Task, split: str) -> datasets.Data
         if split not in rows:
             raise UserError(f"{name} has no split {split}; it has {', '.join(rows)}. Pass one of them.")
         rows = rows[split]
-    options = {"num_proc": args.num_proc, "strict": args.strict}
-    return load_rows(rows, **dataset_columns(args, task, rows.column_names), **options)
+    options = {"fields": task.fields, "form": form_of(args), "has_images": task.needs_image}
+    options |= {"targets": targets_of(args, task), "num_proc": args.num_proc, "strict": args.strict}
+    return load_dataset_rows(rows, name, **options)
 
 
 def stream_split(args: FinetuneArguments, task: Task) -> datasets.IterableDataset:
@@ -163,7 +130,9 @@ def stream_split(args: FinetuneArguments, task: Task) -> datasets.IterableDatase
         rows = rows.to_iterable_dataset()
     else:
         rows = datasets.load_dataset(args.dataset_name, split=args.dataset_split, streaming=True)
-    return stream_rows(rows, **dataset_columns(args, task, rows.column_names), strict=args.strict)
+    columns = {"image_column": (args.image_column or "image") if task.needs_image else None}
+    columns |= {"target_column": args.target_column or task.target_column, "id_column": args.id_column}
+    return stream_rows(rows, **columns, fields=task.fields, strict=args.strict, targets=targets_of(args, task))
 
 
 def is_saved_to_disk(name: str) -> bool:

@@ -480,3 +480,17 @@ def test_official_texts_are_those_that_the_scripts_score(captioner, files, monke
     assert captioner.processor.post_process(row) == ["一只猫?蓝?".replace("猫?", "猫")]
     assert captioner.processor.post_process(row, official=True) == ["一只猫蓝"]
     assert "?" not in captioner(files[0], official=True)[0]["generated_text"]
+
+
+def test_a_task_with_a_list_of_answers_gives_one_of_them(captioner, files):
+    color = {"prompt": "什么颜色?", "answer": "choice", "choices": ["红色", "蓝", "一只猫"]}
+    pipe = pipe_of(OFAImageToTextPipeline, captioner, color=color)
+    alone = [pipe(file, return_scores=True)[0] for file in files[:3]]
+    together = pipe(files[:3], batch_size=3, return_scores=True)
+    for one, (other,) in zip(alone, together, strict=True):
+        assert one["generated_text"] == other["generated_text"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+    every = pipe(files[0], num_return_sequences=5)
+    assert every[0]["generated_text"] == alone[0]["generated_text"]
+    assert {one["generated_text"] for one in every} == set(color["choices"])
+    assert sum(np.exp(one["score"]) for one in every) == pytest.approx(1, abs=1e-5)

@@ -38,17 +38,26 @@ def test_a_converted_folder_has_metadata_settings_proof_and_no_score(model_folde
         assert words in text, words
 
 
-def test_a_prompt_with_a_place_for_words_is_filled_in_the_snippet(model_folder):
+def test_each_task_stands_in_the_card_with_its_prompt_pipeline_and_metric(model_folder):
     path = model_folder / "processor_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     values |= {
-        "tasks": {"grounding": {"prompt": CATALOGUE["refcoco_cn_base"].defaults.prompt}},
+        "tasks": {"caption": {}, "grounding": {"prompt": CATALOGUE["refcoco_cn_base"].defaults.prompt}, "ocr": {}},
         "default_task": "grounding",
     }
     path.write_text(json.dumps(values), encoding="utf-8")
-    snippet = re.search(r"```python\n(.*?)```", current_card(model_folder, "shop/tiny"), re.DOTALL)[1]
-    assert "红色裙子" in snippet
-    compile(snippet, "card", "exec")
+    text = current_card(model_folder, "shop/tiny")
+    snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    assert 'pipeline("zero-shot-object-detection", model="shop/tiny"' in snippet
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \| `([\w-]+)` \| (.+?) \|$", text, re.MULTILINE)
+    assert [(name, pipeline, metric) for name, _, pipeline, metric in rows] == [
+        ("grounding", "zero-shot-object-detection", "Accuracy at IoU 0.5"),
+        ("caption", "image-to-text", "CIDEr-D"),
+        ("ocr", "image-to-text", "Accuracy"),
+    ]
+    assert "{text}" in rows[0][1]
+    assert "one box for every phrase" in text
+    assert ModelCard(text).data.pipeline_tag == "zero-shot-object-detection"
 
 
 def test_a_verified_conversion_shows_its_figures(model_folder):

@@ -21,8 +21,11 @@ from tqdm import tqdm
 from ofa_hf.cli import main
 from ofa_hf.errors import UserError
 from ofa_hf.prediction import ray_data
+from ofa_hf.prediction.files import Request
 from ofa_hf.prediction.outputs import AnswerFile, Format
+from ofa_hf.prediction.questions import Inputs
 from ofa_hf.prediction.ray_data import Counts, predict_with_ray, write_parquet
+from ofa_hf.tasks_ofa import TASKS
 
 
 CONTRADICTION = ("--num-captions", "3", "--num-beams", "2")
@@ -97,9 +100,11 @@ def opened(monkeypatch):
     fake = SimpleNamespace(data=SimpleNamespace(range=lambda count: pa.table({"id": list(range(count))}).to_pandas()))
 
     def run(model, inputs, done=()):
-        numbers, table, columns = ray_data._open(fake, inputs, "image", None)
-        settings = {"num_answers": 1, "num_beams": 1, "batch_size": 2}
-        worker = ray_data.Worker(model, "auto", columns, (table, set(done)), os.getcwd(), settings)
+        inputs = inputs if isinstance(inputs, datasets.Dataset) else [str(inputs)]
+        request = Request("caption", "caption", Inputs(()), [model], options={"num_beams": 1, "batch_size": 2})
+        numbers, source = ray_data._open(fake, inputs, Inputs(()), TASKS["caption"], "zh", None)
+        settings = ray_data.WorkerSettings(model, request, "caption", Format("caption", 1), os.getcwd())
+        worker = ray_data.Worker(settings, (source, set(done)))
         return worker({name: numbers[name].to_numpy() for name in numbers}).to_pylist()
 
     return run
@@ -140,7 +145,7 @@ def test_an_image_that_ray_sends_twice_is_written_once(tmp_path):
 
 
 def test_columns_that_are_not_there_are_asked_for(opened, model):
-    with pytest.raises(UserError, match=r"columns image, name.*--image-column and --id-column"):
+    with pytest.raises(UserError, match=r"columns image, name, but not image_id.*--image-column and --id-column"):
         opened(model, datasets.Dataset.from_dict({"image": [], "name": []}))
 
 
@@ -148,7 +153,7 @@ def test_parquet_has_all_captions_of_an_image(tmp_path):
     both = [{"caption": "红", "score": -0.5}, {"caption": "裙", "score": -0.75}]
     lines = [{"file": "a.jpg", **both[0]}, {"file": "b.jpg", **both[0], "captions": both}]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    write_parquet(tmp_path / "c.jsonl", tmp_path / "c.parquet")
+    write_parquet(tmp_path / "c.jsonl", tmp_path / "c.parquet", Format("caption", 1))
     assert pq.read_table(tmp_path / "c.parquet").to_pylist() == [{**lines[0], "captions": both[:1]}, lines[1]]
 
 

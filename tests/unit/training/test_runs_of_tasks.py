@@ -79,24 +79,26 @@ def test_answers_with_confidences_train_the_best_and_are_scored_by_all(train, ta
     assert all(batch["confidences"].tolist() == pytest.approx([0.9] * 4) for batch in batches)
     assert len(batches) == 2
     for batch in batches:  # the question comes first, and the loss is of the answer and its end
-        assert ((batch["labels"] != -100).sum(1) == 2).all()
+        assert set((batch["labels"] != -100).sum(1).tolist()) <= {0, 2}
         assert torch.equal(
             batch["decoder_input_ids"][:, : batch["input_ids"].shape[1] - 1], batch["input_ids"][:, :-1]
         )
 
 
 def test_a_list_of_answers_is_made_of_the_data(train, table, monkeypatch, tmp_path):
-    task = Task(name="colour", prompts={"zh": "{thing}是什么色?"}, answer="choice", starts_with="question")
+    task = Task(
+        name="colour", prompts={"zh": "{thing}是什么色?"}, answer="choice", starts_with="question", metric="accuracy"
+    )
     monkeypatch.setitem(tasks_ofa.TASKS, "colour", task)
     files = table("image,thing,colour", lambda n, image, colour, _: [image, "方块", colour])
     fast = {"learning_rate": 5e-3, "lr_scheduler_type": "constant", "dropout": 0.0, "freeze_encoder": False}
     ran = train(**files, **{**SHORT, "max_steps": 40}, **fast, task="colour")
     assert ran.metrics["eval_accuracy"] == 100
-    assert load_processor(ran.folder).find_task().choices == ("红", "绿")
+    assert load_processor(ran.folder).tasks["colour"]["choices"] == ["红", "绿"]
 
     (tmp_path / "choices.txt").write_text("红\n蓝\n", encoding="utf-8")
-    with pytest.raises(UserError, match="no usable row, but 6 × unfit answer.*'绿' is not in the list of 2 answers"):
-        files = table("image,thing,colour", lambda n, image, colour, _: [image if n % 2 else "gone", "方块", colour])
+    files = table("image,thing,colour", lambda n, image, colour, _: [image if n % 2 else "gone", "方块", colour])
+    with pytest.raises(UserError, match="no usable row, but 6 × .*6 × unfit answer"):
         train("other", **files, **SHORT, task="colour", choices_file=str(tmp_path / "choices.txt"))
 
 

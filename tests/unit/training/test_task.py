@@ -107,7 +107,7 @@ def test_with_a_prompt_for_each_row_the_encoder_cache_keeps_only_cells(
 
 
 def test_muge_files_are_refused_for_a_task_with_fields(train, colour_task):
-    with pytest.raises(UserError, match="The task colour needs the columns thing, which MUGE's files do not have"):
+    with pytest.raises(UserError, match="The task needs the columns thing, which MUGE's files do not have"):
         train(task="colour")
 
 

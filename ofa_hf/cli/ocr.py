@@ -1,0 +1,19 @@
+"""`ofa-hf ocr IMAGE_OR_FOLDER… --model DIR_OR_ID`: the texts on images."""
+
+import argparse
+
+from ofa_hf.cli import answering
+from ofa_hf.cli.answering import Command
+
+
+HELP = "Read the text on images: files, folders, or a table of images."
+COMMAND = Command("ocr", task="ocr", answer="text", plural="texts")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    answering.add_arguments(parser, COMMAND)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read everything that can be read; 1 if anything could not."""
+    return answering.run(args, COMMAND)

@@ -1,0 +1,181 @@
+"""One door for data in files: MUGE, tables with folders of images, packed shards, and public sets by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset
+
+from ofa_hf.data.answers import TargetForm
+from ofa_hf.data.columns import Columns, find_columns
+from ofa_hf.data.muge import load_muge
+from ofa_hf.data.packed import is_packed
+from ofa_hf.data.problems import Problem
+from ofa_hf.data.table_files import open_table
+from ofa_hf.data.tables import load_rows, load_table
+from ofa_hf.errors import UserError
+
+
+MUGE_SUFFIX = ".tsv"
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "tif", "tiff", "image")  # of a shard's files
+TEXT_KEYS = ("txt", "caption", "text", "json")
+
+
+@dataclass(frozen=True)
+class TableForm:
+    """What a user may say about a table; what is None is told from the table itself.
+
+    Args:
+        cache_dir: folder of what is built, downloaded and unpacked. Default: the cache of `datasets`.
+    """
+
+    encoding: str | None = None
+    separator: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    id_column: str | None = None
+    cache_dir: str | None = None
+
+    def reading(self) -> dict[str, str | None]:
+        """Options of `open_table`."""
+        return {"encoding": self.encoding, "separator": self.separator}
+
+    def columns(self) -> dict[str, str | None]:
+        """Options of `load_table`."""
+        return {
+            "image_column": self.image_column,
+            "target_column": self.caption_column,
+            "id_column": self.id_column,
+        }
+
+
+def load_source(
+    captions: str | Path,
+    images: str | Path | None = None,
+    *,
+    fields: Sequence[str] = (),
+    needs_images: bool = True,
+    form: TableForm | None = None,
+    targets: TargetForm | None = None,
+    **options: Any,
+) -> Dataset:
+    """Rows of a task from files, whatever form they have.
+
+    Args:
+        captions: a table, see `open_table`; a folder of images with texts beside them; MUGE's captions; shards of
+            WebDataset (`.tar`, or a pattern such as `shards/*.tar`).
+        images: the folder that the table names, also packed; MUGE's image file. None where `captions` has the images.
+        fields: columns that fill the task's prompt.
+        form: what the user said about the table.
+        targets: what they are, if they are more than texts.
+        options: `num_proc`, `strict`, `check_images`, `require_targets`, as in `load_muge`.
+
+    Raises:
+        UserError: see `load_table` and `load_muge`; images are missing.
+    """
+    form = form or TableForm()
+    if images is not None and Path(images).suffix == MUGE_SUFFIX:
+        if fields:
+            raise UserError(
+                f"The task needs the columns {', '.join(fields)}, which MUGE's files do not have. Pass a table and a "
+                "folder of images."
+            )
+        return load_muge(captions, images, cache_dir=form.cache_dir, **options)
+    options["targets"] = targets
+    if images is None and needs_images:
+        if is_packed(captions) or "*" in str(captions):
+            return load_shards(str(captions), fields=fields, form=form, **options)
+        if Path(captions).is_dir():
+            images = captions
+        elif stored_images(captions, form):
+            return load_parquet(captions, fields=fields, form=form, **options)
+    return load_table(
+        captions, images, fields=fields, **form.reading(), **form.columns(), cache_dir=form.cache_dir, **options
+    )
+
+
+def has_its_images(captions: str | Path, form: TableForm) -> bool:
+    """Whether a source of captions needs no folder of images beside it."""
+    return is_packed(captions) or "*" in str(captions) or Path(captions).is_dir() or stored_images(captions, form)
+
+
+def stored_images(path: str | Path, form: TableForm) -> bool:
+    """Whether a parquet file holds images rather than their names."""
+    if Path(path).suffix.lower() != ".parquet":
+        return False
+    table = open_table(path)
+    wanted = Columns(form.image_column, None, None)
+    column = find_columns(str(path), table.columns, wanted, needs_targets=False).image
+    first = next((row for _, row in table if not isinstance(row, Problem)), {})
+    return isinstance(first.get(column), (bytes, dict))
+
+
+def load_parquet(path: str | Path, *, fields: Sequence[str], form: TableForm, **options: Any) -> Dataset:
+    """Rows of a parquet file that holds the images."""
+    rows = Dataset.from_parquet(str(path), cache_dir=form.cache_dir)
+    return load_dataset_rows(rows, str(path), fields=fields, form=form, **options)
+
+
+def load_dataset_rows(
+    rows: Dataset,
+    source: str,
+    *,
+    fields: Sequence[str],
+    form: TableForm,
+    has_images: bool = True,
+    targets: TargetForm | None = None,
+    **options: Any,
+) -> Dataset:
+    """Rows of a data set whose columns have usual names or are named by the user."""
+    wanted = Columns(form.image_column, form.caption_column, form.id_column, tuple(fields))
+    wanted = replace(wanted, usual_target=targets.column) if targets else wanted
+    has_cells = bool(targets and targets.cells)
+    columns = find_columns(source, rows.column_names, wanted, has_images=has_images, needs_targets=not has_cells)
+    renamed = {column: field for field, column in columns.by_field().items() if column != field}
+    return load_rows(
+        rows.rename_columns(renamed),
+        image_column=columns.image,
+        target_column=None if has_cells else columns.target,
+        id_column=columns.id,
+        fields=fields,
+        cache_dir=form.cache_dir,
+        targets=targets,
+        **options,
+    )
+
+
+def load_shards(pattern: str, *, fields: Sequence[str] = (), form: TableForm, **options: Any) -> Dataset:
+    """Rows of WebDataset shards: tar files that hold an image and a text or JSON file under each key.
+
+    Raises:
+        UserError: there is no such file, or it holds no images with texts.
+    """
+    files = sorted(glob(pattern)) if "*" in pattern else [pattern]
+    if not files:
+        raise UserError(f"No file fits {pattern}. Pass the path of a .tar file, or a pattern such as shards/*.tar.")
+    try:
+        rows = datasets.load_dataset(
+            "webdataset", data_files={"train": files}, split="train", cache_dir=form.cache_dir
+        )
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise UserError(
+            f"{pattern} cannot be read as shards of WebDataset ({error}). A shard is a .tar with an image and a .txt "
+            "or .json file of the same name for each row; pass a folder of images together with a table."
+        ) from error
+    names = rows.column_names
+    image = form.image_column or next((name for name in IMAGE_KEYS if name in names), None)
+    text = form.caption_column or next((name for name in TEXT_KEYS if name in names), None)
+    if image is None or text is None:
+        raise UserError(
+            f"{pattern} holds files ending in {', '.join(name for name in names if name[:2] != '__')}, but needs an "
+            "image and a .txt or .json file under each key. Name them with --image_column and --caption_column."
+        )
+    if text == "json":
+        rows = rows.flatten()
+        rows = rows.rename_columns({name: name.removeprefix("json.") for name in rows.column_names if "json." in name})
+        text = find_columns(pattern, rows.column_names, Columns(image, None, None, tuple(fields))).target
+    form = TableForm(None, None, image, text, form.id_column or "__key__", form.cache_dir)
+    return load_dataset_rows(rows, pattern, fields=fields, form=form, **options)

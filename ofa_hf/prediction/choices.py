@@ -1,0 +1,83 @@
+"""Lists of answers to choose from: a file with one per line, or texts; what cannot be chosen is left out and said."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ofa_hf.data.encodings import find_encoding, text_lines
+from ofa_hf.errors import UserError
+
+
+SEPARATORS = re.compile("[,，、;；\n]")
+SHOWN = 3
+
+
+class Choices(NamedTuple):
+    """Answers, and what was left out, a sentence each."""
+
+    texts: list[str]
+    left_out: list[str]
+
+
+def read_choices(given: Sequence[str]) -> list[tuple[str, str]]:
+    """The answers that a command line names: files with one per line, or lists divided by commas.
+
+    Returns:
+        where each stands, for messages, and its text, which may be empty.
+
+    Raises:
+        UserError: a file cannot be read, or there is no answer.
+    """
+    found = []
+    for item in given:
+        if os.path.isfile(item):
+            lines = text_lines(item, find_encoding(item))
+            found += [(f"line {number}", (line or "").strip()) for number, line in lines]
+        elif item.lower().endswith((".txt", ".csv", ".tsv", ".json", ".jsonl")):
+            raise UserError(f"{item} does not exist. Pass a text file with an answer per line, or answers: 红色,蓝色.")
+        else:
+            found += [(repr(text.strip()), text.strip()) for text in SEPARATORS.split(item)]
+    if not any(text for _, text in found):
+        raise UserError(f"{', '.join(given)[:100]} holds no answer. Pass a file with one per line, or 红色,蓝色.")
+    return found
+
+
+def usable_choices(processor, given: Sequence[tuple[str, str]]) -> Choices:
+    """Leave out what a model cannot choose: empty lines, repeated answers, and words that its vocabulary lacks.
+
+    Args:
+        given: where each answer stands, and its text.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    texts, seen = [], {}
+    empty, repeated, unwritable = [], [], []
+    for place, text in given:
+        if not text:
+            empty.append(place)
+            continue
+        try:
+            (ids,) = processor.encode_choices([text])
+        except ValueError:
+            unwritable.append(f"{place}: {text[:40]}")
+            continue
+        if tuple(ids) in seen:
+            repeated.append(f"{place}: {text[:40]}")
+            continue
+        seen[tuple(ids)] = text
+        texts.append(text)
+    faults = {
+        "empty": empty,
+        "the same as an earlier one to the model": repeated,
+        "of words that the vocabulary lacks": unwritable,
+    }
+    left_out = [f"{len(places):,} {what} ({_some(places)})" for what, places in faults.items() if places]
+    if not texts:
+        raise UserError(f"None of {len(given):,} answers can be chosen: {'; '.join(left_out)}. Pass others.")
+    return Choices(texts, left_out)
+
+
+def _some(places: Sequence[str]) -> str:
+    return ", ".join(places[:SHOWN]) + (", …" if len(places) > SHOWN else "")

@@ -1,0 +1,284 @@
+"""What a command is asked: images, folders, tables or texts → the rows of a task, each with its name."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from ofa_hf.boxes_ofa import SIDES, parse_box
+from ofa_hf.data.column_names import FIELDS, IMAGES, matches
+from ofa_hf.data.encodings import find_encoding, text_lines
+from ofa_hf.data.problems import Problem
+from ofa_hf.data.table_files import open_table
+from ofa_hf.errors import UserError
+from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES
+from ofa_hf.prediction.inputs import find_images, image_of
+from ofa_hf.prediction.outputs import Name
+from ofa_hf.processing_ofa import IDEOGRAPH, LATIN_SENTENCE
+from ofa_hf.tasks_ofa import BOX_SLOT, Task
+
+
+TABLE_SUFFIXES = frozenset(".csv .tsv .jsonl .ndjson .json .parquet .xlsx".split())
+LINE_SUFFIXES = frozenset({".txt", ".text"})
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a user names.
+
+    Args:
+        paths: images, folders of them and tables; of a task without images tables, files with a text per line, `-`
+            for such lines on stdin, and texts themselves.
+        texts: field of the task → texts that are asked about every image.
+        image_folder: of the images that tables name; by default the folder of each table.
+        image_column: of tables, in place of the usual names.
+        ask_with: how a text is given on the command line, for messages.
+    """
+
+    paths: Sequence[str]
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    image_folder: str | None = None
+    image_column: str | None = None
+    ask_with: str = ""
+
+
+@dataclass
+class Rows:
+    """The rows of a job.
+
+    Args:
+        names: of the rows, in order and each once. A name is the row's file, or what `columns` names.
+        columns: what the parts of a name are called.
+        problems: rows of tables that cannot be asked, a line each.
+        counts: what else was noticed, and how often.
+    """
+
+    columns: tuple[str, ...]
+    names: list[Name] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def row(self, name: Name) -> dict[str, Any]:
+        """The row that `predict` answers."""
+        values = dict(zip(self.columns, (name,) if isinstance(name, str) else name, strict=True))
+        row: dict[str, Any] = {"id": name}
+        if "file" in values:
+            row["image"] = image_of(values.pop("file"))
+        return row | values
+
+
+def find_rows(inputs: Inputs, task: Task, language: str, skip: Callable[[str], bool] = lambda file: False) -> Rows:
+    """Everything that a job asks.
+
+    Args:
+        skip: whether to leave out an image file.
+
+    Raises:
+        UserError: nothing to ask, an input that cannot be read, a table without a column of the task, or a text that
+            is none.
+    """
+    check_texts(inputs, task)
+    columns = ("file",) * task.needs_image + task.fields
+    rows, seen = Rows(columns), set()
+    finder = _images_and_tables(inputs, task, skip) if task.needs_image else _texts_and_tables(inputs, task)
+    for item in finder:
+        if isinstance(item, Problem):
+            rows.problems.append(str(item))
+            continue
+        if item in seen:
+            rows.counts["repeated"] += 1
+            continue
+        seen.add(item)
+        rows.names.append(item[0] if len(item) == 1 else item)
+        if task.fields:
+            _note(item[task.needs_image :], task, language, rows.counts)
+    if not rows.names:
+        raise UserError(
+            f"Nothing to answer in {', '.join(inputs.paths)[:300]}: {(rows.problems or ['it has no rows'])[0]}."
+        )
+    return rows
+
+
+def notes_of(counts: Mapping[str, int], language: str) -> list[str]:
+    """What was noticed, a sentence each."""
+    texts = {
+        "repeated": "{} were repeated: each is answered once.",
+        "cut": "{} were longer than the model was trained with and are cut, as the original cuts them.",
+        "foreign": {
+            "zh": "{} are English, but the model reads Chinese: expect worse answers.",
+            "en": "{} are Chinese, but the model reads English: expect worse answers.",
+        }.get(language, "{} are in another language than the model reads: expect worse answers."),
+    }
+    return [texts[name].format(f"{count:,} rows") for name, count in counts.items()]
+
+
+def check_texts(inputs: Inputs, task: Task) -> None:
+    """Refuse texts of a command line that the task does not ask for, or that are no texts.
+
+    Raises:
+        UserError: such a text.
+    """
+    if unknown := [name for name in inputs.texts if name not in task.fields]:
+        asked = f"asks about {', '.join(task.fields)}" if task.fields else "asks about nothing but the image"
+        raise UserError(f"The task {task.name} {asked}, not about {', '.join(unknown)}. Leave that out.")
+    for name, texts in inputs.texts.items():
+        for text in texts:
+            if problem := problem_of(name, text):
+                raise UserError(f"The {name} {text[:100]!r} {problem}.")
+
+
+def problem_of(name: str, text: str) -> str | None:
+    """Why a text cannot be asked; None if it can."""
+    if name == BOX_SLOT:
+        try:
+            parse_box(text)
+        except ValueError:
+            return "is no box: pass xmin,ymin,xmax,ymax in pixels of the image"
+        return None
+    if not text.strip():
+        return "is empty: pass a text"
+    if " " not in text and os.path.splitext(text)[1].lower() in IMAGE_SUFFIXES:
+        return "is the name of an image, where a text belongs: name images first, as inputs"
+    return None
+
+
+def _note(texts: Iterable[str], task: Task, language: str, counts: Counter[str]) -> None:
+    texts = {name: text for name, text in zip(task.fields, texts) if name != BOX_SLOT}
+    for name, text in texts.items():
+        before, after = len(text.split()), len(task.clean(name, text).split()) if len(text) > 80 else 0
+        if before > after >= 80:  # the shortest limit there is
+            counts["cut"] += 1
+    joined = " ".join(texts.values())
+    is_english = LATIN_SENTENCE.search(joined) and not IDEOGRAPH.search(joined)
+    if is_english if language == "zh" else IDEOGRAPH.search(joined):
+        counts["foreign"] += 1
+
+
+# ------------------------------------------------------------------------------------------------ where rows are
+
+
+def _images_and_tables(inputs: Inputs, task: Task, skip: Callable[[str], bool]) -> Iterator[tuple[str, ...] | Problem]:
+    tables = [path for path in inputs.paths if _is_table(path)]
+    others = [path for path in inputs.paths if path not in tables]
+    missing = [name for name in task.fields if name not in inputs.texts]
+    if missing and others:
+        raise UserError(
+            f"The task {task.name} asks about {', '.join(missing)}, but only images were given. Pass {inputs.ask_with}"
+            f", or a table with the columns image, {', '.join(task.fields)}."
+        )
+    if others or not tables:
+        asked = list(product(*(inputs.texts[name] for name in task.fields)))
+        yield from ((file, *texts) for file in find_images(others, skip) for texts in asked)
+    for path in tables:
+        yield from _table_rows(path, inputs, task)
+
+
+def _is_table(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in TABLE_SUFFIXES | LINE_SUFFIXES and not os.path.isdir(path)
+
+
+def _texts_and_tables(inputs: Inputs, task: Task) -> Iterator[tuple[str, ...] | Problem]:
+    missing = [name for name in task.fields if name not in inputs.texts]
+    if missing and not inputs.paths:
+        raise UserError(f"The task {task.name} asks about {', '.join(missing)}. Pass {inputs.ask_with}, or a table.")
+    if not inputs.paths:
+        yield from product(*(inputs.texts[name] for name in task.fields))
+    for path in inputs.paths:
+        if os.path.splitext(path)[1].lower() in TABLE_SUFFIXES and " " not in path:
+            yield from _table_rows(path, inputs, task)
+            continue
+        if os.path.isdir(path):
+            raise UserError(f"{path} is a folder. Accepted: tables, files with a text per line, and texts themselves.")
+        if len(task.fields) != 1:
+            raise UserError(
+                f"The task {task.name} asks about {', '.join(task.fields)}: pass a table with these columns. "
+                f"{path[:100]!r} is one text."
+            )
+        yield from _lines(path, task.fields[0])
+
+
+def _lines(path: str, name: str) -> Iterator[tuple[str, ...] | Problem]:
+    """The texts of stdin or of a file, one per line; what is neither is a text itself."""
+    if path == STDIN:
+        lines = enumerate(sys.stdin, start=1)
+    elif os.path.isfile(path):
+        lines = text_lines(path, find_encoding(path))
+    elif os.path.splitext(path)[1].lower() in LINE_SUFFIXES | IMAGE_SUFFIXES and " " not in path:
+        raise UserError(f"{path} does not exist. Pass the path of a text file, or a text.")
+    else:
+        lines = [(0, path)]
+    for number, line in lines:
+        text = (line or "").strip()
+        if text and (problem := problem_of(name, text)):
+            yield Problem("no text", "stdin" if path == STDIN else path, number, detail=f"{text[:100]!r} {problem}")
+        elif text:
+            yield (text,)
+
+
+def _table_rows(path: str, inputs: Inputs, task: Task) -> Iterator[tuple[str, ...] | Problem]:
+    """The rows of a table; texts of the command line stand in for columns that it lacks."""
+    table = open_table(path)
+    columns = columns_for(table.columns, task, inputs, path)
+    folder = inputs.image_folder or os.path.dirname(path)
+    for number, row in table:
+        if isinstance(row, Problem):
+            yield row
+            continue
+        file = _cell(row.get(columns["image"])) if task.needs_image else ""
+        if task.needs_image and not file:
+            yield Problem("no image", path, number, detail=f"the column {columns['image']} is empty")
+            continue
+        start = (_file_of(folder, file),) if task.needs_image else ()
+        for texts in product(*(_texts_of(name, row, columns, inputs) for name in task.fields)):
+            faults = ((name, problem_of(name, text)) for name, text in zip(task.fields, texts))
+            faults = [f"{name} {fault}" for name, fault in faults if fault]
+            yield Problem("cannot be asked", path, number, detail="; ".join(faults)) if faults else (*start, *texts)
+
+
+def _file_of(folder: str, name: str) -> str:
+    """The file that a table names, with or without its suffix, in a folder; or its URL."""
+    if name.startswith(URL_PREFIXES):
+        return name
+    path = os.path.normpath(os.path.join(folder, name))
+    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+        return path
+    return next((path + suffix for suffix in sorted(IMAGE_SUFFIXES) if os.path.exists(path + suffix)), path)
+
+
+def _texts_of(name: str, row: Mapping[str, Any], columns: Mapping[str, str], inputs: Inputs) -> Sequence[str]:
+    return [_cell(row.get(columns[name]))] if name in columns else inputs.texts[name]
+
+
+def _cell(value: Any) -> str:
+    """A table's value as text; a box of JSON as tables write it."""
+    if isinstance(value, Mapping):
+        value = [value.get(side) for side in SIDES]
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value).strip()
+
+
+def columns_for(there: Sequence[str], task: Task, inputs: Inputs, path: str) -> dict[str, str]:
+    """Which column holds the image and each field of a task.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    found = {}
+    if task.needs_image:
+        named = [inputs.image_column] if inputs.image_column in there else []
+        usual = [] if inputs.image_column else matches(there, IMAGES)
+        found["image"] = next(iter(named + usual), None)
+    for name in (name for name in task.fields if name not in inputs.texts):
+        usual = [each for each in matches(there, FIELDS.get(name, ())) if each not in found.values()]
+        found[name] = name if name in there else next(iter(usual), None)
+    if missing := [name for name, column in found.items() if not column]:
+        raise UserError(
+            f"{path} has no column {', '.join(missing)}; it has {', '.join(there)[:300]}. The task {task.name} needs "
+            f"{', '.join(found)}: rename the columns" + (", or pass --image-column NAME." if "image" in found else ".")
+        )
+    return found
