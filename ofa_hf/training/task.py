@@ -64,7 +64,7 @@ def with_tasks(processor: OFAProcessor, tasks: Mapping[str, Mapping[str, Any]]) 
             chat_template=processor.chat_template,
         )
     except ValueError as error:
-        raise UserError(f"The model cannot be trained for {', '.join(tasks)}: {error}") from error
+        raise UserError(f"The model cannot be trained for the task {', '.join(tasks)}: {error}") from error
 
 
 def tasks_of_run(args: FinetuneArguments, processor: OFAProcessor) -> list[Task]:
