@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,6 +75,27 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def refuse_unwritable(paths: Iterable[str | Path]) -> None:
+    """Try whether files can be written, before the work whose results they will hold. Folders are made.
+
+    Raises:
+        UserError: one cannot.
+    """
+    for path in map(Path, paths):
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(21, "it is a folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                path.open("ab").close()
+            with tempfile.TemporaryFile(dir=path.parent):  # whole files are written beside their place
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written: {error.strerror or error}. Name a file in a folder that you may write to."
+            ) from error
 
 
 def hub_files() -> list[Path]:

@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 ANSWERS = ("text", "boxes", "choice")  # kinds of answer
 # Kind of answer → metric of a task of the checkpoint's own that names none.
 USUAL_METRIC = {"text": "caption", "boxes": "box", "choice": "accuracy"}
-SLOT = re.compile(r"\{([A-Za-z_]\w*)\}")  # `{text}` in a prompt
+SLOT = re.compile(r"\{([^\W\d]\w*)\}")  # `{text}` or `{标题}` in a prompt
 STARTS = ("", "question", "question and end")  # what the decoder's text begins with
 IMAGENET_COLORS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 BOX_SLOT = "box"  # filled with the symbols of four places, at the end of a prompt
@@ -536,10 +536,3 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
         prompt = config.pop("prompt", None)
         config["tasks"] = {"caption": {} if prompt is None else {"prompt": prompt}}
     return config
-
-
-def default_prompt(config: Mapping[str, Any]) -> str:
-    """The prompt of the default task, with its slots, read from the values of a `processor_config.json`."""
-    config = upgrade_config(config)
-    name, language = config.get("default_task", "caption"), config.get("language", "zh")
-    return checkpoint_task(name, config["tasks"][name], language).prompts[language]

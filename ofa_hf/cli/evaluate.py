@@ -5,6 +5,8 @@ import json
 import sys
 
 from ofa_hf.cli.answering import positive
+from ofa_hf.cli.table_options import add_table_options, table_form
+from ofa_hf.files import refuse_unwritable
 
 
 HELP = "Score answers against references with the metric of their task; for captions CIDEr-D, BLEU-4 and ROUGE-L."
@@ -12,11 +14,13 @@ HELP = "Score answers against references with the metric of their task; for capt
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--predictions", metavar="FILE", help='answers to score, JSONL {"image_id", "text": "…"}')
+    source.add_argument(
+        "--predictions", metavar="FILE", help="answers to score: what the commands write, or any table"
+    )
     source.add_argument("--model", metavar="DIR_OR_ID", help="model that answers --images first")
     parser.add_argument("--task", metavar="NAME", help="what was asked (default: the task of the model, or caption)")
-    parser.add_argument("--captions", metavar="FILE", help='references, JSONL {"image_id", "text": ["…", …]}')
-    parser.add_argument("--images", metavar="TSV_OR_FOLDER", help="MUGE's image file, or a folder of <image_id>.jpg")
+    parser.add_argument("--captions", metavar="FILE", help="references: MUGE's captions, or any table for finetune")
+    parser.add_argument("--images", metavar="TSV_OR_FOLDER", help="MUGE's image file, or the folder of the images")
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
     parser.add_argument("--output", metavar="FILE", help="write the scores and what was run as JSON")
     parser.add_argument("--report", metavar="FILE", help="write a page with the best and the worst answers")
@@ -26,11 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-beams", type=positive, metavar="N", help="beams (default: the model's)")
     parser.add_argument("--max-length", type=positive, metavar="N", help="tokens at most (default: the model's)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+    add_table_options(parser)
     parser.set_defaults(usage_error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     check_usage(args)
+    refuse_unwritable(filter(None, (args.output, args.report, args.submission)))
     from ofa_hf.evaluation import write_submission
     from ofa_hf.prediction.inputs import open_images
 
@@ -71,11 +77,13 @@ def evaluate(args: argparse.Namespace, images):
     if args.predictions:
         from ofa_hf.evaluation import evaluate_files
 
-        return evaluate_files(args.predictions, args.captions, task=args.task or "caption", limit=args.limit)
+        options = {"task": args.task or "caption", "limit": args.limit, "form": table_form(args)}
+        return evaluate_files(args.predictions, args.captions, **options)
     from ofa_hf.prediction.evaluating import evaluate_images
 
     run = {"model": args.model, "captions": args.captions, "images": args.images, "limit": args.limit}
     options = {"limit": args.limit, "task": args.task, "device": args.device, "run": run, **settings(args)}
+    options["form"] = table_form(args)
     return evaluate_images(args.model, images, args.captions, **options)
 
 

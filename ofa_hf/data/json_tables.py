@@ -133,8 +133,9 @@ class JsonText:
 
 def find_json_kind(path: Path, encoding: str) -> tuple[str, str] | None:
     """Kind of a JSON file, and the name of the list that holds its rows; None if it is no known table."""
+    is_lines = path.suffix.lower() in (".jsonl", ".ndjson")
     with JsonText(path, encoding) as text:
-        if text.peek() == "[":
+        if text.skip("[") and (not is_lines or text.peek() == "{"):
             return JSON_LIST, ""
     first = next((line for _, line in text_lines(path, encoding) if line is None or line.strip()), None)
     try:
@@ -143,7 +144,7 @@ def find_json_kind(path: Path, encoding: str) -> tuple[str, str] | None:
         row = None
     if isinstance(row, dict) and not _is_collection(row):
         return JSON_LINES, ""
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
+    if is_lines:
         return JSON_LINES, ""
     return _object_kind(path, encoding)
 

@@ -259,6 +259,10 @@ class FolderImages(Mapping):
             raise KeyError(name)
         return {"bytes": None, "path": path}
 
+    def identity(self, name: str) -> str:
+        """The same text for all names of one image: the path of its file, or the name if there is none."""
+        return self.finder.find(name).path or name
+
     def __iter__(self) -> Iterator[str]:
         paths = sorted(self.finder.walk())
         stems = Counter(map(without_suffix, paths))

@@ -8,9 +8,10 @@ from importlib import metadata
 from itertools import islice
 from pathlib import Path
 
+from ofa_hf.data.sources import TableForm
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.metrics import METRICS, Metric, find_metric, metric_of
-from ofa_hf.evaluation.predictions import read_predictions, read_references
+from ofa_hf.evaluation.predictions import read_predictions, read_references, same_names
 from ofa_hf.evaluation.scores import Predictions, References, Scores
 from ofa_hf.files import write_json
 from ofa_hf.tasks_ofa import find_task
@@ -74,14 +75,20 @@ def evaluate_predictions(
 
 
 def evaluate_files(
-    predictions: str | Path, references: str | Path, *, task: str = "caption", limit: int | None = None
+    predictions: str | Path,
+    references: str | Path,
+    *,
+    task: str = "caption",
+    limit: int | None = None,
+    form: TableForm | None = None,
 ) -> EvaluationResult:
     """Score answers in a file against references in a file.
 
     Args:
-        predictions, references: JSONL, see `read_predictions` and `read_references`.
+        predictions, references: tables, see `read_predictions` and `read_references`.
         task: a name in `TASKS`; its metric scores.
         limit: score only the first so many images of the references.
+        form: what the user said about the table of references.
 
     Raises:
         UserError: a file cannot be read, the two do not have the same ids, or there is no such task.
@@ -91,7 +98,8 @@ def evaluate_files(
     except ValueError as error:
         raise UserError(str(error)) from error
     metric = metric_of(chosen).name
-    answers, expected = read_predictions(predictions), first_of(read_references(references), limit)
+    expected = first_of(read_references(references, form), limit)
+    answers = same_names(read_predictions(predictions), expected)
     if limit is not None:
         answers = {id_: text for id_, text in answers.items() if id_ in expected}
     run = {"predictions": str(predictions), "captions": str(references)}

@@ -1,34 +1,46 @@
-"""Answers in files: JSONL with `image_id` and `text`, one row a line; every complaint names the line.
+"""Answers in files: any table with a column that names the rows and one of answers; every complaint names the line.
 
-The id may also be called `id`, `question_id` or `file`, the answer `box`, `answer`, `label`, `caption` or `summary`,
-as the commands write them. A box is `{"xmin", "ymin", "xmax", "ymax"}`, four numbers, or a text of them.
+The columns are those that finetuning knows, and those that the commands write. A box is `{"xmin", "ymin", "xmax",
+"ymax"}`, four numbers, or a text of them.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ofa_hf.boxes_ofa import SIDES
 from ofa_hf.data.answers import is_box
+from ofa_hf.data.column_names import IDS, IMAGES, TARGETS, matches
+from ofa_hf.data.columns import missing_columns
+from ofa_hf.data.image_finder import clean_name, fold, without_suffix
 from ofa_hf.data.lines import whole_characters
+from ofa_hf.data.problems import Problem
+from ofa_hf.data.sources import TableForm
+from ofa_hf.data.table_files import open_table
 from ofa_hf.errors import UserError
 
 
-IDS = ("image_id", "id", "question_id", "file")
+MISSING = object()  # no JSON value
+QUESTIONS = ("question", "expression", "region", "box")  # columns of rows that may share an image
+IMAGE_FILES = tuple(name for name in IMAGES if name not in IDS)
 ANSWERS = ("text", "box", "answer", "label", "caption", "summary")
 PREDICTION_FORM = '{"image_id": "…", "text": "…"}'
 REFERENCE_FORM = '{"image_id": "…", "text": ["…", "…"]}'
 
 
-def read_predictions(path: str | Path) -> dict[str, Any]:
+def read_predictions(path: str | Path, form: TableForm | None = None) -> dict[str, Any]:
     """Read one answer per row; `text` is a string or a list of one, or a box. An empty answer is a prediction too.
+
+    Args:
+        path: any table, such as what the commands write.
+        form: what the user said about the table.
 
     Raises:
         UserError: the file is missing or empty, a line is malformed, an id comes twice.
     """
     predictions = {}
-    for number, image_id, texts in read_answer_lines(path, PREDICTION_FORM):
+    for number, image_id, texts in read_answer_lines(path, PREDICTION_FORM, form):
         if len(texts) != 1:
             raise UserError(
                 f"{path}, line {number}: {image_id} has {len(texts)} captions. A prediction is one caption per image, "
@@ -40,50 +52,87 @@ def read_predictions(path: str | Path) -> dict[str, Any]:
     return predictions
 
 
-def read_references(path: str | Path) -> dict[str, list[Any] | dict[str, float]]:
-    """Read the right answers of every row; `text` is a list of strings (or one string); blank ones are left out.
+def read_references(
+    path: str | Path, form: TableForm | None = None, same: Callable[[str], str] = str
+) -> dict[str, list[Any] | dict[str, float]]:
+    """Read the right answers of every row; blank ones are left out. Rows of one id are joined.
 
     Answers that are right to a degree are an object: `{"red": 1.0, "crimson": 0.3}`.
 
+    Args:
+        path: any table that finetuning takes, see `open_table`.
+        form: what the user said about the table.
+        same: gives two names of one image the same text.
+
     Raises:
-        UserError: the file is missing or empty, a line is malformed, an id comes twice or has no caption.
+        UserError: the file is missing or empty, a line is malformed, an id has no caption.
     """
-    references = {}
-    for number, image_id, texts in read_answer_lines(path, REFERENCE_FORM):
+    references, first_name = {}, {}
+    for number, image_id, texts in read_answer_lines(path, REFERENCE_FORM, form):
         captions = texts if isinstance(texts, dict) else [text for text in texts if is_box(text) or text.strip()]
         if not captions:
             raise UserError(
                 f"{path}, line {number}: {image_id} has no caption to compare with. References look like "
                 f"{REFERENCE_FORM}; the test split of MUGE has none, use --submission for it."
             )
-        if image_id in references:
-            raise UserError(f"{path}, line {number}: {image_id} comes a second time. Keep one line per image.")
-        references[image_id] = captions
+        known = references.setdefault(first_name.setdefault(same(image_id), image_id), type(captions)())
+        if isinstance(known, dict) != isinstance(captions, dict):
+            raise UserError(
+                f"{path}, line {number}: {image_id} has answers with and without confidence. Use one form."
+            )
+        known.update(captions) if isinstance(known, dict) else known.extend(captions)
     return references
 
 
-def read_answer_lines(path: str | Path, form: str) -> Iterator[tuple[int, str, list[Any] | dict[str, float]]]:
-    """Yield line number, id and answers of each line that is not blank; answers with a confidence as a dict."""
-    seen = False
-    for number, line in numbered_lines(path):
-        try:
-            row = json.loads(line)
-            id_, value = value_of(row, IDS), value_of(row, ANSWERS)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise malformed_line(path, number, line, form) from error
-        answers = answers_in(value)
+def read_answer_lines(
+    path: str | Path, wanted: str, form: TableForm | None = None
+) -> Iterator[tuple[int, str, list[Any] | dict[str, float]]]:
+    """Yield line number, id and answers of each row of a table; answers with a confidence as a dict.
+
+    Args:
+        wanted: how a row looks, for messages.
+    """
+    form, seen = form or TableForm(), False
+    table = open_table(path, **form.reading())
+    ids, answer_names = answer_columns(path, table.columns, form)
+    for number, row in table:
+        if isinstance(row, Problem):
+            raise UserError(
+                f"{path}, line {number} is malformed: {row.detail}. Expected {wanted}. Correct or remove it."
+            )
+        id_, answers = value_of(row, ids), answers_in(value_of(row, answer_names))
         is_id = isinstance(id_, (str, int)) and not isinstance(id_, bool)
         if not is_id or answers is None:
-            raise malformed_line(path, number, line, form)
+            raise malformed_line(path, number, json.dumps(row, ensure_ascii=False, default=str), wanted)
         seen = True
         yield number, whole_characters(str(id_)), answers
     if not seen:
-        raise UserError(f"{path} is empty. Expected JSONL, one image a line: {form}")
+        raise UserError(f"{path} is empty. Expected one row per image: {wanted}")
 
 
-def value_of(row: dict[str, Any], names: tuple[str, ...]) -> Any:
-    """The value of the first of these keys that a row has. Raises `KeyError` if it has none."""
-    return row[next((name for name in names if name in row), names[0])]
+def answer_columns(path: str | Path, columns: Sequence[str], form: TableForm) -> tuple[list[str], list[str]]:
+    """The columns that may name a row, and those that may hold its answers; the first that a row has counts.
+
+    A row of a question is named by an id, any other by its image, since that is what finetuning joins rows by.
+
+    Raises:
+        UserError: there are no such columns.
+    """
+    first = ["question_id", "id"] if any(name in columns for name in QUESTIONS) else ["question_id"]
+    ids = [name for name in first if name in columns] + matches(columns, IMAGE_FILES) + matches(columns, IDS)
+    ids = [name for name in (form.id_column, form.image_column) if name][:1] or list(dict.fromkeys(ids))
+    left = [name for name in columns if name not in ids[:1]]
+    answers = [name for name in ANSWERS if name in left] or matches(left, TARGETS)
+    answers = [form.caption_column] if form.caption_column else answers
+    missing = [name for name, found in (("image_id", ids), ("text", answers)) if not set(found) & set(columns)]
+    if missing and columns:
+        raise missing_columns(str(path), missing, columns)
+    return ids, answers
+
+
+def value_of(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The value of the first of these columns that a row has; `MISSING` if it has none."""
+    return next((row[name] for name in names if name in row), MISSING)
 
 
 def answers_in(value: Any) -> list[Any] | dict[str, float] | None:
@@ -99,22 +148,38 @@ def answers_in(value: Any) -> list[Any] | dict[str, float] | None:
     return [whole_characters(each) if isinstance(each, str) else each for each in answers]
 
 
-def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    try:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}). Expected JSONL with {REFERENCE_FORM}") from error
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}. Give the path of a readable JSONL file.") from error
-
-
 def malformed_line(path: str | Path, number: int, line: str, form: str) -> UserError:
     seen = line.strip()
     shown = seen if len(seen) <= 60 else seen[:60] + "…"
     return UserError(f"{path}, line {number} is malformed: {shown} Expected JSON like {form}. Correct or remove it.")
+
+
+def same_names(predictions: Mapping[str, Any], references: Mapping[str, Any]) -> dict[str, Any]:
+    """Predictions under the references' names, where a name is a path with folders or a suffix that the other lacks.
+
+    A name that fits several references or none stays as it is.
+    """
+    if predictions.keys() == references.keys():
+        return dict(predictions)
+    by_end: dict[str, set[str]] = {}
+    for name in references:
+        for end in ends_of(name):
+            by_end.setdefault(end, set()).add(name)
+    renamed = {}
+    for name, value in predictions.items():
+        known = [by_end[end] for end in ends_of(name) if end in by_end]
+        fits = name if name in references or not known or len(known[0]) > 1 else next(iter(known[0]))
+        renamed[name if fits in renamed else fits] = value
+    return renamed
+
+
+def ends_of(name: str) -> Iterator[str]:
+    """Ways to write a path, the most exact first: with fewer and fewer folders, with and without its suffix."""
+    parts = clean_name(name)[0]
+    for start in range(len(parts)):
+        end = fold("/".join(parts[start:]))
+        yield end
+        yield without_suffix(end)
 
 
 def write_submission(predictions: Mapping[str, str], path: str | Path) -> None:

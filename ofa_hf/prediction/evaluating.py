@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ofa_hf.data import FolderImages
+from ofa_hf.data.sources import TableForm
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.evaluate import EvaluationResult, evaluate_predictions, first_of
 from ofa_hf.evaluation.metrics import metric_of
@@ -64,6 +66,7 @@ def evaluate_images(
     limit: int | None = None,
     device: str | None = None,
     run: Mapping[str, object] | None = None,
+    form: TableForm | None = None,
     **options,
 ) -> EvaluationResult:
     """Let a model answer images, and score its answers.
@@ -71,15 +74,17 @@ def evaluate_images(
     Args:
         model: folder or Hub id.
         images: id → image, such as those of `open_images`.
-        references: JSONL of `{"image_id", "text": […]}`.
+        references: any table that finetuning takes, see `read_references`.
         limit: only the first so many images of the references.
         run: what was run, for the record; device and dtype are added.
+        form: what the user said about the table.
         options: of `evaluate_model`.
 
     Raises:
         UserError: a file or the model cannot be loaded, or images and references share no id.
     """
-    expected = first_of(read_references(references), limit)
+    same = images.identity if isinstance(images, FolderImages) else str
+    expected = first_of(read_references(references, form, same), limit)
     loaded = load_model(model, device=device)
     rows = ({"id": id_, "image": images[id_]} for id_ in expected if id_ in images)
     run = {**(run or {}), "device": str(loaded.model.device), "dtype": str(loaded.model.dtype)}

@@ -3,11 +3,13 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ofa_hf.data import FolderImages, ImagesById, load_muge
 from ofa_hf.data.build import cache_root
 from ofa_hf.data.folders import report_left_out, walk_images
+from ofa_hf.data.image_finder import ImageFinder
 from ofa_hf.data.packed import is_packed, unpacked
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES
@@ -32,6 +34,36 @@ class ImageFile(os.PathLike):
 def image_of(file: str) -> ImageFile | str:
     """What `load_image` takes for a file, whatever its name looks like, or for a URL."""
     return file if file.startswith(URL_PREFIXES) else ImageFile(file)
+
+
+class TableImages:
+    """The image files that a table names.
+
+    Args:
+        folder: that holds them, or a packed one; by default the table's own folder.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+
+    def __init__(self, table: str | os.PathLike, folder: str | os.PathLike | None = None):
+        self.finder = None
+        if folder is not None:
+            folder = unpacked(folder, cache_root(None))
+            if not os.path.isdir(folder):
+                raise UserError(f"{folder} is not a folder. Pass the folder that holds the images of {table}.")
+            self.finder = ImageFinder(Path(folder))
+        self.folder = os.fspath(folder or os.path.dirname(table))
+
+    def file(self, name: str) -> str:
+        """The file of this name, with or without its suffix; a URL as it is; where nothing is found, the name below
+        the folder."""
+        path = os.path.normpath(os.path.join(self.folder, name))
+        if name.startswith(URL_PREFIXES) or os.path.exists(path):
+            return name if name.startswith(URL_PREFIXES) else path
+        found = self.finder.find(name).path if self.finder else None
+        with_suffix = (path + suffix for suffix in sorted(IMAGE_SUFFIXES) if os.path.exists(path + suffix))
+        return found or next(with_suffix, path)
 
 
 def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool] = lambda file: False) -> list[str]:

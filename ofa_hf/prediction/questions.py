@@ -14,8 +14,8 @@ from ofa_hf.data.encodings import find_encoding, text_lines
 from ofa_hf.data.problems import Problem
 from ofa_hf.data.table_files import open_table
 from ofa_hf.errors import UserError
-from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES
-from ofa_hf.prediction.inputs import find_images, image_of
+from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
+from ofa_hf.prediction.inputs import TableImages, find_images, image_of
 from ofa_hf.prediction.outputs import Name
 from ofa_hf.processing_ofa import IDEOGRAPH, LATIN_SENTENCE
 from ofa_hf.tasks_ofa import BOX_SLOT, Task
@@ -223,37 +223,27 @@ def _table_rows(path: str, inputs: Inputs, task: Task) -> Iterator[tuple[str, ..
     """The rows of a table; texts of the command line stand in for columns that it lacks."""
     table = open_table(path)
     columns = columns_for(table.columns, task, inputs, path)
-    folder = inputs.image_folder or os.path.dirname(path)
+    place = TableImages(path, inputs.image_folder)
     for number, row in table:
         if isinstance(row, Problem):
             yield row
             continue
-        file = _cell(row.get(columns["image"])) if task.needs_image else ""
+        file = cell_text(row.get(columns["image"])) if task.needs_image else ""
         if task.needs_image and not file:
             yield Problem("no image", path, number, detail=f"the column {columns['image']} is empty")
             continue
-        start = (_file_of(folder, file),) if task.needs_image else ()
+        start = (place.file(file),) if task.needs_image else ()
         for texts in product(*(_texts_of(name, row, columns, inputs) for name in task.fields)):
             faults = ((name, problem_of(name, text)) for name, text in zip(task.fields, texts))
             faults = [f"{name} {fault}" for name, fault in faults if fault]
             yield Problem("cannot be asked", path, number, detail="; ".join(faults)) if faults else (*start, *texts)
 
 
-def _file_of(folder: str, name: str) -> str:
-    """The file that a table names, with or without its suffix, in a folder; or its URL."""
-    if name.startswith(URL_PREFIXES):
-        return name
-    path = os.path.normpath(os.path.join(folder, name))
-    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
-        return path
-    return next((path + suffix for suffix in sorted(IMAGE_SUFFIXES) if os.path.exists(path + suffix)), path)
-
-
 def _texts_of(name: str, row: Mapping[str, Any], columns: Mapping[str, str], inputs: Inputs) -> Sequence[str]:
-    return [_cell(row.get(columns[name]))] if name in columns else inputs.texts[name]
+    return [cell_text(row.get(columns[name]))] if name in columns else inputs.texts[name]
 
 
-def _cell(value: Any) -> str:
+def cell_text(value: Any) -> str:
     """A table's value as text; a box of JSON as tables write it."""
     if isinstance(value, Mapping):
         value = [value.get(side) for side in SIDES]

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from ofa_hf.data.sources import TableForm
 from ofa_hf.errors import UserError
-from ofa_hf.evaluation.predictions import read_predictions, read_references, write_submission
+from ofa_hf.evaluation.predictions import read_predictions, read_references, same_names, write_submission
 
 
 @pytest.fixture
@@ -41,22 +42,47 @@ def test_a_malformed_line_is_named_with_its_number(write, line):
 
 
 @pytest.mark.parametrize("read", [read_predictions, read_references])
-def test_duplicate_ids_empty_missing_and_binary_files_are_said(write, tmp_path, read):
-    line = '{"image_id": "a", "text": "x"}'
-    with pytest.raises(UserError, match="line 2: a"):
-        read(write(line, line))
+def test_empty_missing_and_binary_files_are_said(write, tmp_path, read):
     with pytest.raises(UserError, match="is empty"):
         read(write())
     with pytest.raises(UserError, match="Cannot read"):
         read(tmp_path / "nowhere.jsonl")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match="has no column"):
         read(tmp_path / "binary")
 
 
 def test_two_predictions_for_one_image_are_refused(write):
     with pytest.raises(UserError, match="has 2 captions"):
         read_predictions(write('{"image_id": "a", "text": ["x", "y"]}'))
+
+
+def test_an_image_that_is_predicted_twice_is_refused_and_its_references_are_joined(write):
+    path = write('{"image_id": "a", "text": "x"}', '{"image_id": "a", "text": ["y"]}')
+    with pytest.raises(UserError, match="line 2: a"):
+        read_predictions(path)
+    assert read_references(path) == {"a": ["x", "y"]}
+
+
+def test_whatever_finetuning_takes_and_captioning_writes_is_read(tmp_path):
+    (tmp_path / "own.csv").write_bytes("图片;标题\na.jpg;红\n./a.jpg;围巾\n".encode("gb18030"))
+    assert read_references(tmp_path / "own.csv", same=lambda name: name.removeprefix("./")) == {
+        "a.jpg": ["红", "围巾"]
+    }
+    (tmp_path / "out.csv").write_text("file,caption,score\nphotos/a.jpg,红,-1.5\n", encoding="utf-8-sig")
+    (tmp_path / "out.jsonl").write_text('{"file": "photos/a.jpg", "caption": "红", "score": -1.5}\n', encoding="utf-8")
+    for name in ("out.csv", "out.jsonl"):
+        assert read_predictions(tmp_path / name) == read_predictions(tmp_path / name) == {"photos/a.jpg": "红"}
+    form = TableForm(caption_column="b", image_column="a", encoding="gbk", separator="~")
+    (tmp_path / "odd.csv").write_bytes("a~b\nx~红\n".encode("gbk"))
+    assert read_references(tmp_path / "odd.csv", form) == {"x": ["红"]}
+
+
+def test_predictions_are_matched_by_the_end_of_their_path_but_never_to_two(tmp_path):
+    references = {"a.jpg": [], "shop/b": [], "x/c.jpg": [], "y/c.jpg": [], "item.jpg": [], "item.png": []}
+    predictions = {"/data/a.jpg": 1, "D:\\shop\\B.png": 2, "c.jpg": 3, "p/item.png": 4, "p/item": 5, "y/c.jpg": 6}
+    expected = {"a.jpg": 1, "shop/b": 2, "c.jpg": 3, "item.png": 4, "p/item": 5, "y/c.jpg": 6}
+    assert same_names(predictions, references) == expected
 
 
 def test_an_image_without_reference_is_refused(write):

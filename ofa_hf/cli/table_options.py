@@ -1,0 +1,33 @@
+"""Options of every command that reads a table: how it is written, if that cannot be told from the file."""
+
+import argparse
+
+
+OPTIONS = {
+    "encoding": "encoding of a text table, such as gb18030 (default: told from the file)",
+    "separator": "character between the cells of a table, or tab, semicolon, … (default: told from the file)",
+    "image_column": "column of the images' names (default: one with a usual name, such as image, file or 图片)",
+    "caption_column": "column of captions or other targets (default: one with a usual name, such as caption or 标题)",
+    "id_column": "column that names rows; those of one id are joined (default: rows of one image are)",
+    "cache_dir": "folder of what is built, downloaded and unpacked (default: the cache of datasets)",
+}
+
+
+def add_table_options(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
+    """Add the options, each with underscores, as `ofa-hf finetune` writes them, and with dashes.
+
+    Args:
+        without: options that the command has in another meaning.
+    """
+    group = parser.add_argument_group("tables")
+    for name, text in OPTIONS.items():
+        if name not in without:
+            names = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
+            group.add_argument(*names, dest=name, metavar="FOLDER" if name == "cache_dir" else "NAME", help=text)
+
+
+def table_form(args: argparse.Namespace):
+    """What the options say, as a `TableForm`."""
+    from ofa_hf.data.sources import TableForm
+
+    return TableForm(**{name: getattr(args, name, None) for name in OPTIONS})
