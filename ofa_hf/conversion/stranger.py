@@ -23,9 +23,10 @@ def main(request: dict) -> dict:
             `text`: goes with the images instead of the checkpoint's prompt.
             `greedy`: generate from each image without a beam.
             `pipeline`: keywords of a call of the pipeline image-to-text for each image.
+            `call`: of any pipeline: its `name`, the arguments `given` and `asked`.
 
     Returns:
-        versions, `load_seconds`, and what was asked for: `equal_tensors`, `tokens`, `texts`.
+        versions, `load_seconds`, and what was asked for: `equal_tensors`, `tokens`, `texts`, `answers`.
 
     Raises:
         ValueError: weights are missing, left over or not what the files hold, or the code is not the folder's.
@@ -49,9 +50,12 @@ def main(request: dict) -> dict:
         write_outputs(model, processor, request)
     if request.get("greedy"):
         answer["tokens"] = [greedy_tokens(model, processor, image) for image in request["images"]]
+    del model
     if "pipeline" in request:
-        del model
         answer["texts"] = pipeline_texts(folder, request["images"], request["pipeline"])
+    if "call" in request:
+        call = request["call"]
+        answer["answers"] = load_pipeline(folder, call["name"])(*call["given"], **call["asked"])
     return answer
 
 
@@ -110,11 +114,13 @@ def greedy_tokens(model, processor, image: str) -> list[int]:
     return model.generate(**inputs, num_beams=1)[0].tolist()
 
 
-def pipeline_texts(folder: str, images: list[str], keywords: dict) -> list[str]:
+def load_pipeline(folder: str, name: str):
     import torch
     from transformers import pipeline
 
-    read = pipeline(
-        "image-to-text", model=folder, trust_remote_code=True, dtype=torch.float32, device=torch.device("cpu")
-    )
+    return pipeline(name, model=folder, trust_remote_code=True, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def pipeline_texts(folder: str, images: list[str], keywords: dict) -> list[str]:
+    read = load_pipeline(folder, "image-to-text")
     return [read(image, **keywords)[0]["generated_text"] for image in images]

@@ -44,6 +44,7 @@ class Settings:
     end_at_max_length: bool = False  # at the last position only `</s>`, with its true log-probability
     suppress_tokens: tuple[int, ...] | None = None
     begin_suppress_tokens: tuple[int, ...] | None = None
+    first_place: int | None = None  # id of `<bin_0>`: the text is four places and `</s>`
 
     @classmethod
     def of(cls, values: dict) -> "Settings":
@@ -73,7 +74,8 @@ def is_off(value) -> bool:
 
 def constrain(scores: np.ndarray, sequences: np.ndarray, settings: Settings) -> np.ndarray:
     """Forbid what the settings forbid: scores `(rows, vocabulary)` after sequences `(rows, length)`."""
-    length, allowed = sequences.shape[1], scores.copy()
+    length = sequences.shape[1]
+    allowed = scores.copy() if settings.first_place is None else only_places(scores, length, settings)
     for row, sequence in zip(allowed, sequences):
         row[repeated(sequence.tolist(), settings.no_repeat_ngram_size)] = NEVER
     if length < settings.min_length:
@@ -85,6 +87,15 @@ def constrain(scores: np.ndarray, sequences: np.ndarray, settings: Settings) -> 
         end = allowed[:, settings.eos_token_id].copy()
         allowed[:] = NEVER
         allowed[:, settings.eos_token_id] = end
+    return allowed
+
+
+def only_places(scores: np.ndarray, length: int, settings: Settings) -> np.ndarray:
+    """Log-probabilities among places and special tokens; then only four places and `</s>` are allowed."""
+    kept = [*range(4), *range(settings.first_place, settings.first_place + 1000)]
+    allowed, among = np.full_like(scores, NEVER), log_softmax(scores[:, kept])
+    chosen = slice(4, None) if length < 5 else slice(settings.eos_token_id, settings.eos_token_id + 1)
+    allowed[:, kept[chosen]] = among[:, chosen]
     return allowed
 
 
@@ -145,11 +156,12 @@ class Steps:
         self.model, self.image, self.cache = model, image, None
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
-        """Last tokens `(rows,)` → scores `(rows, vocabulary)` of the next; as many rows in every call."""
+        """New tokens `(rows,)` or `(rows, n)` → scores `(rows, vocabulary)` of the next; always as many rows."""
         if self.cache is None:
             empty = np.zeros((len(tokens), *self.model.empty), dtype=np.float32)
             self.cache = {f"self_{name}": empty for name in self.model.states}
-        outputs = self.model.decoder({"decoder_input_ids": tokens[:, None], **self.image, **self.cache})
+        tokens = tokens[:, None] if tokens.ndim == 1 else tokens
+        outputs = self.model.decoder({"decoder_input_ids": tokens, **self.image, **self.cache})
         self.cache = {f"self_{name}": outputs[f"next_{name}"] for name in self.model.states}
         return outputs["scores"]
 
@@ -158,41 +170,51 @@ class Steps:
         self.cache = {name: state[rows] for name, state in self.cache.items()}
 
 
-def greedy(steps: Steps, settings: Settings) -> tuple[list[int], float]:
-    """The likeliest token at every step; tokens with start and end, and their mean log-probability."""
-    sequence, total = np.array([[settings.decoder_start_token_id]], dtype=np.int64), 0.0
+def greedy(steps: Steps, settings: Settings, start: tuple[int, ...] = (0,)) -> tuple[list[int], float]:
+    """The likeliest token at every step.
+
+    Args:
+        start: tokens that the text begins with.
+
+    Returns:
+        tokens with start and end, and the mean log-probability of those that were found.
+    """
+    sequence, total, new = np.array([start], dtype=np.int64), 0.0, len(start)
     while sequence.shape[1] < settings.max_length:
-        scores = log_softmax(steps(sequence[:, -1]))
+        scores, new = log_softmax(steps(sequence[:, -new:])), 1
         token = constrain(scores, sequence, settings)[0].argmax()
         total += float(scores[0, token])
         sequence = np.append(sequence, [[token]], axis=1)
         if token == settings.eos_token_id:
             break
-    return sequence[0].tolist(), total / max(sequence.shape[1] - 1, 1)
+    return sequence[0].tolist(), total / max(sequence.shape[1] - len(start), 1)
 
 
-def beam_search(steps: Steps, settings: Settings) -> tuple[list[int], float]:
-    """The best of the texts that beams find; tokens with start and end, and its score."""
-    beams, penalty = settings.num_beams, settings.length_penalty
-    running = np.full((beams, 1), settings.decoder_start_token_id, dtype=np.int64)
+def beam_search(steps: Steps, settings: Settings, start: tuple[int, ...] = (0,)) -> tuple[list[int], float]:
+    """The best of the texts that beams find; arguments and results are those of `greedy`."""
+    beams, penalty, given, new = settings.num_beams, settings.length_penalty, len(start), len(start)
+    running = np.tile(np.array(start, dtype=np.int64), (beams, 1))
     totals = np.full(beams, -1e9, dtype=np.float32)
     totals[0] = 0  # the beams are still the same, so one of them counts
     finished: list[tuple[float, list[int]]] = []
     while True:
         length = running.shape[1]
-        scores = constrain(log_softmax(steps(running[:, -1])), running, settings) + totals[:, None]
+        scores = constrain(log_softmax(steps(running[:, -new:])), running, settings) + totals[:, None]
+        new = 1
         best = largest(scores.ravel(), 2 * beams)  # enough to continue even if every beam ends
         rows, tokens = np.divmod(best, scores.shape[1])
         found, candidates = scores.ravel()[best], np.append(running[rows], tokens[:, None], axis=1)
         ends = (tokens == settings.eos_token_id) | (length + 1 == settings.max_length)
-        finished += [(found[i] / length**penalty, candidates[i].tolist()) for i in np.flatnonzero(ends[:beams])]
+        finished += [
+            (found[i] / (length + 1 - given) ** penalty, candidates[i].tolist()) for i in np.flatnonzero(ends[:beams])
+        ]
         finished = sorted(finished, key=lambda one: -one[0])[:beams]
         going = np.flatnonzero(~ends)[:beams]
         if len(going) == 0 or (len(finished) == beams and settings.early_stopping is True):
             break
         running, totals = candidates[going], found[going]
-        longest = settings.max_length - 1 if settings.early_stopping == "never" and penalty > 0 else length
-        if len(finished) == beams and totals[0] / longest**penalty <= finished[-1][0]:
+        longest = settings.max_length if settings.early_stopping == "never" and penalty > 0 else length + 1
+        if len(finished) == beams and totals[0] / (longest - given) ** penalty <= finished[-1][0]:
             break
         steps.reorder(rows[going])
     score, sequence = finished[0]
@@ -223,14 +245,25 @@ def read_image(source, settings: dict) -> np.ndarray:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("RGB")
-    if settings["do_resize"]:
-        image = image.resize((settings["size"]["width"], settings["size"]["height"]), settings["resample"])
+    size = (settings["size"]["width"], settings["size"]["height"])
+    if settings["do_resize"] and settings.get("fit", "stretch") == "center" and image.size != size:
+        image = on_square(image, size[0], settings["resample"])
+    elif settings["do_resize"]:
+        image = image.resize(size, settings["resample"])
     values = (np.arange(256) * (settings["rescale_factor"] if settings["do_rescale"] else 1)).astype(np.float32)
     pixels = values[np.asarray(image).transpose(2, 0, 1)]
     if settings["do_normalize"]:
         mean, std = (np.array(settings[name], dtype=np.float32)[:, None, None] for name in ("image_mean", "image_std"))
         pixels = (pixels - mean) / std
     return pixels
+
+
+def on_square(image: Image.Image, side: int, resample: int) -> Image.Image:
+    """An image in its own shape in the middle of a square, whose other pixels repeat the image's edge."""
+    longer = max(image.size)
+    pixels = np.asarray(image.resize([max(64, int(side * (own / longer))) for own in image.size], resample))
+    rooms = [side - own for own in pixels.shape[:2]]
+    return Image.fromarray(np.pad(pixels, [*((room // 2, room - room // 2) for room in rooms), (0, 0)], mode="edge"))
 
 
 def gray_to_8_bit(gray: np.ndarray) -> np.ndarray:
@@ -300,6 +333,7 @@ class Captioner:
         self.is_byte_level = self.tokenizer.token_to_id(BLANK) is not None  # English
         self.tokenizer.encode_special_tokens = self.is_byte_level  # a typed <s> is text
         self.prompt = processor["tasks"][processor["default_task"]]["prompt"]
+        self.generation, self.overrides = generation, overrides
 
     def __call__(self, source, prompt: str | None = None) -> dict:
         """`{"caption", "score", "tokens"}` of one image file."""

@@ -1,4 +1,4 @@
-"""A folder for those who serve without torch: two ONNX graphs, settings, and a script that captions with them."""
+"""A folder for those who serve without torch: two ONNX graphs, settings, and scripts that answer with them."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ofa_hf import __version__
+from ofa_hf import OFAProcessor, __version__
 from ofa_hf.conversion.verify import fixed_image
 from ofa_hf.errors import UserError
 from ofa_hf.export.caption_onnx import Captioner, Settings, Steps, read_image
@@ -25,11 +25,17 @@ from ofa_hf.export.folder import (
     write_facts,
 )
 from ofa_hf.export.graphs import OPSET, write_graphs
-from ofa_hf.files import refuse_existing, write_text
+from ofa_hf.files import refuse_existing, write_json, write_text
+from ofa_hf.model_card.snippets import example_values
 from ofa_hf.models import LoadedModel, load_model
+from ofa_hf.tasks_ofa import BOX_SLOT, Task
 
 
 SCRIPT = Path(__file__).with_name("caption_onnx.py")
+ANSWER_SCRIPT = Path(__file__).with_name("answer_onnx.py")
+TASKS_FILE = "tasks.json"
+LABELS = ("a", "b")  # for the comparison of a task that brings no list of answers
+BOX = (5, 5, 30, 30)  # in the compared image
 TOLERANCE = 1e-3  # of the scores, which are about 10; float32 rounds differently in every engine
 TIMEOUT = 1800  # seconds
 README = Path(__file__).with_name("onnx_readme.md")
@@ -53,6 +59,7 @@ def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = l
     captioner = load_model(model, device="cpu", dtype="float32")
     refuse_quantised(captioner, model)
     settings_of(captioner)
+    tasks, left_out = tasks_with_image(captioner.processor)
     captioner.model.set_attn_implementation("eager")
     with new_export(out) as (folder, scratch):
         progress("tracing both graphs (some minutes for a large model)")
@@ -61,7 +68,8 @@ def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = l
         for code in folder.glob("*.py"):  # of the processor, for transformers
             code.unlink()
         write_graphs(captioner.model, folder)
-        shutil.copyfile(SCRIPT, folder / "caption.py")
+        write_scripts(folder)
+        write_json(folder / TASKS_FILE, {"default": captioner.processor.default_task, "tasks": tasks})
         progress("comparing onnxruntime with torch")
         proof = compare_with_torch(captioner, folder, scratch)
         values = {
@@ -74,11 +82,61 @@ def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = l
         write_facts(folder, values)
         write_text(folder / "README.md", readme(captioner, Path(out).name, proof))
     lines = [
-        f"{model} → {out}: encoder.onnx, decoder.onnx (opset {OPSET}), caption.py",
-        f"verified: scores differ from torch's by at most {proof['max_difference']:.2g}; greedy tokens and those of "
-        f"{proof['beams']} beams equal",
+        f"{model} → {out}: encoder.onnx, decoder.onnx (opset {OPSET}), caption.py, answer.py",
+        f"tasks: {', '.join(tasks)}",
+        f"verified: scores differ from torch's by at most {proof['max_difference']:.2g}; {proof['compared']} equal",
     ]
+    if left_out:
+        lines.insert(2, f"left out, since they read no image and the graphs take one: {', '.join(left_out)}")
     return Export(Path(out), values, lines)
+
+
+def write_scripts(folder: Path) -> None:
+    """`caption.py`, and `answer.py`, which imports it from where it is."""
+    shutil.copyfile(SCRIPT, folder / "caption.py")
+    text = ANSWER_SCRIPT.read_text(encoding="utf-8")
+    write_text(folder / "answer.py", text.replace("from ofa_hf.export.caption_onnx import", "from caption import"))
+
+
+def tasks_with_image(processor: OFAProcessor) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What the script can be asked, by name, and the tasks that it cannot since they read no image.
+
+    Raises:
+        UserError: the default task is one of the latter.
+    """
+    tasks = {name: processor.find_task(name) for name in processor.tasks}
+    left_out = [name for name, task in tasks.items() if not task.needs_image or len(task.fields) > 1]
+    if processor.default_task in left_out:
+        raise UserError(
+            f"The task {processor.default_task} cannot be exported: it reads no image, or more than one text, and the "
+            f"graphs take an image and the script one text. Use the model with transformers."
+        )
+    rows = {
+        name: {
+            "prompt": task.prompts[processor.language],
+            "answer": task.answer,
+            "choices": list(task.choices),
+            "starts_with": task.starts_with,
+            "cleaning": cleaning_of(task),
+            "image": dict(task.image) | size_as_dict(task.image),
+            "generation": dict(task.generation),
+        }
+        for name, task in tasks.items()
+        if name not in left_out
+    }
+    return rows, left_out
+
+
+def cleaning_of(task: Task) -> str:
+    """What happens to the text in the task's only slot."""
+    if isinstance(task.cleaning, Mapping):
+        return task.cleaning.get(next(iter(task.fields), ""), "")
+    return task.cleaning
+
+
+def size_as_dict(image: Mapping[str, Any]) -> dict[str, Any]:
+    size = image.get("size")
+    return {"size": {"width": size, "height": size}} if isinstance(size, int) else {}
 
 
 def settings_of(captioner: LoadedModel) -> Settings:
@@ -95,38 +153,64 @@ def settings_of(captioner: LoadedModel) -> Settings:
 
 @torch.no_grad()
 def compare_with_torch(captioner: LoadedModel, folder: Path, scratch: Path) -> dict[str, Any]:
-    """Caption an image with the folder's own script in a process of its own, and compare with the model.
+    """Ask the default task about an image with the folder's own script in a process of its own, and compare.
 
     Raises:
         UserError: tokens are not the same, or scores differ by more than `TOLERANCE`.
     """
-    image = scratch / "image.png"
+    image, processor = scratch / "image.png", captioner.processor
     fixed_image().save(image)
-    inputs = captioner.processor(images=Image.open(image), return_tensors="pt")
+    task = processor.find_task()
+    values = example_values(task, processor.language) | ({BOX_SLOT: BOX} if BOX_SLOT in task.fields else {})
+    asked = [",".join(map(str, value)) if name == BOX_SLOT else value for name, value in values.items()]
+    words = [str(image), *(word for text in asked for word in ("--text", text))]
+    inputs = processor(images=Image.open(image), text=values or None, return_tensors="pt")
+    if task.answer == "choice":
+        return compare_choices(captioner, inputs, folder, [*words], list(task.choices) or list(LABELS))
     settings = settings_of(captioner)
     beams = settings.num_beams if settings.num_beams > 1 else 5
-    for num_beams in (1, beams):  # transformers 4 takes a max_length of 20 in the settings for 20 new tokens
-        expected = captioner.model.generate(**inputs, num_beams=num_beams, max_length=settings.max_length)[0].tolist()
-        found = run_script(folder, image, num_beams)["tokens"]
+    length = {"max_length": settings.max_length}  # transformers 4 takes a max_length of 20 for 20 new tokens
+    length = {"max_new_tokens": settings.max_length - 1} if task.starts_with else length
+    for num_beams in (1, beams):
+        given = {**processor.generation_kwargs(), "num_beams": num_beams, **length}
+        expected = captioner.model.generate(**inputs, **given)[0].tolist()
+        found = run_script(folder, [*words, "--num-beams", str(num_beams)])["tokens"]
         if found != expected:
             raise UserError(
                 f"onnxruntime says {found}, torch {expected}, both with {num_beams} beams. Nothing was kept. "
                 f"Report it with the versions {versions()}."
             )
     difference = largest_difference(captioner, inputs, expected, folder, image)
+    refuse_difference(difference)
+    compared = f"greedy tokens and those of {beams} beams"
+    return {"task": task.name, "max_difference": difference, "compared": compared, "tokens": expected}
+
+
+def compare_choices(
+    captioner: LoadedModel, inputs: Mapping, folder: Path, words: list[str], choices: list[str]
+) -> dict:
+    """Compare the probabilities of a list of answers."""
+    scores = captioner.model.score_choices(captioner.processor.encode_choices(choices), **inputs)[0].exp().tolist()
+    found = run_script(folder, [*words, "--choices", *choices])["answers"]
+    difference = max(abs(found[choice] - score) for choice, score in zip(choices, scores, strict=True))
+    refuse_difference(difference)
+    compared = f"the order of {len(choices)} answers"
+    return {"task": captioner.processor.default_task, "max_difference": difference, "compared": compared}
+
+
+def refuse_difference(difference: float) -> None:
+    """Raises `UserError` if scores of both engines are too far apart."""
     if not difference <= TOLERANCE:  # also true of NaN
         raise UserError(
             f"The scores of onnxruntime differ from torch's by {difference:.3g}; accepted is {TOLERANCE:g}. "
             f"Nothing was kept. Report it with the versions {versions()}."
         )
-    return {"max_difference": difference, "beams": beams, "tokens": expected}
 
 
-def run_script(folder: Path, image: Path, num_beams: int) -> dict[str, Any]:
-    """What the folder's script says of an image."""
-    command = [sys.executable, "caption.py", str(image), "--json", "--num-beams", str(num_beams)]
+def run_script(folder: Path, words: list[str]) -> dict[str, Any]:
+    """What the folder's script says."""
     result = subprocess.run(
-        command,
+        [sys.executable, "answer.py", *words],
         cwd=folder,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -136,15 +220,17 @@ def run_script(folder: Path, image: Path, num_beams: int) -> dict[str, Any]:
     )
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[-1]
-        raise UserError(f"The written script does not caption: {reason[:500]}. Nothing was kept.")
+        raise UserError(f"The written script does not answer: {reason[:500]}. Nothing was kept.")
     return json.loads(result.stdout)
 
 
 def largest_difference(captioner, inputs: Mapping, tokens: list[int], folder: Path, image: Path) -> float:
     """Between the scores of both engines, over all steps of one text."""
-    expected = captioner.model(**inputs, decoder_input_ids=torch.tensor([tokens[:-1]])).logits[0].numpy()
+    of_encoder = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
+    expected = captioner.model(**of_encoder, decoder_input_ids=torch.tensor([tokens[:-1]])).logits[0].numpy()
     written = Captioner(folder)
-    steps: Steps = written.model.encode(read_image(image, written.image_settings), inputs["input_ids"][0].tolist())
+    settings = written.image_settings | captioner.processor.find_task().image
+    steps: Steps = written.model.encode(read_image(image, settings), inputs["input_ids"][0].tolist())
     found = np.concatenate([steps(np.array([token], dtype=np.int64)) for token in tokens[:-1]])
     return float(np.abs(found - expected).max())
 
@@ -169,5 +255,5 @@ def readme(captioner: LoadedModel, name: str, proof: Mapping[str, Any]) -> str:
         largest=16 * config.image_bucket_size,
         positions=config.max_position_embeddings,
         difference=proof["max_difference"],
-        beams=proof["beams"],
+        compared=proof["compared"],
     )

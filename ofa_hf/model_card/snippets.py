@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ofa_hf.tasks_ofa import BOX_SLOT, Task
 
@@ -26,39 +26,55 @@ def example_values(task: Task, language: str) -> dict[str, Any]:
     return {name: known.get(name, LABELS[language][0]) for name in task.fields}
 
 
+class Call(NamedTuple):
+    """A call of a pipeline: its arguments, and the key of the answer that a reader wants to see."""
+
+    given: tuple
+    asked: dict[str, Any] = {}
+    key: str = ""
+
+    def text(self) -> str:
+        """The call as Python."""
+        asked = [f"{name}={code(value)}" for name, value in self.asked.items()]
+        picked = f"[0][{code(self.key)}]" if self.key else ""
+        return f"pipe({', '.join([*map(code, self.given), *asked])}){picked}"
+
+
 def code(value: Any) -> str:
     """A value as Python text, which for these is also JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
-def ask_about_image(task: Task, values: Mapping[str, Any], language: str) -> str:
-    given = {"image": IMAGE} if task.needs_image else {}
-    asked = code({**given, "text": values}) if values else code(IMAGE)
-    return f'pipe({asked})[0]["{"box" if task.answer == "boxes" else "generated_text"}"]'
+def ask_about_image(task: Task, image: str, values: Mapping[str, Any], labels: list[str]) -> Call:
+    key = "box" if task.answer == "boxes" else "generated_text"
+    if not values:
+        return Call((image,), key=key)
+    return Call(({**({"image": image} if task.needs_image else {}), "text": dict(values)},), key=key)
 
 
-def ask_question(task: Task, values: Mapping[str, Any], language: str) -> str:
-    choices = f", candidate_answers={code(LABELS[language])}" if task.answer == "choice" and not task.choices else ""
-    return f"pipe(image={code(IMAGE)}, question={code(next(iter(values.values())))}{choices})"
+def ask_question(task: Task, image: str, values: Mapping[str, Any], labels: list[str]) -> Call:
+    needs_list = task.answer == "choice" and not task.choices
+    choices = {"candidate_answers": labels} if needs_list else {}
+    return Call((), {"image": image, "question": next(iter(values.values())), **choices})
 
 
-def locate(task: Task, values: Mapping[str, Any], language: str) -> str:
-    return f"pipe({code(IMAGE)}, candidate_labels={code(LABELS[language])}, threshold=0.1)"
+def locate(task: Task, image: str, values: Mapping[str, Any], labels: list[str]) -> Call:
+    return Call((image,), {"candidate_labels": labels})
 
 
-def classify(task: Task, values: Mapping[str, Any], language: str) -> str:
-    return f"pipe({code(IMAGE)}, candidate_labels={code(LABELS[language])})"
+def classify(task: Task, image: str, values: Mapping[str, Any], labels: list[str]) -> Call:
+    return Call((image,), {"candidate_labels": labels})
 
 
-def summarize(task: Task, values: Mapping[str, Any], language: str) -> str:
-    return f'pipe({code(next(iter(values.values())))})[0]["summary_text"]'
+def summarize(task: Task, image: str, values: Mapping[str, Any], labels: list[str]) -> Call:
+    return Call((next(iter(values.values())),), key="summary_text")
 
 
-def classify_text(task: Task, values: Mapping[str, Any], language: str) -> str:
-    return f"pipe({code(values)})"
+def classify_text(task: Task, image: str, values: Mapping[str, Any], labels: list[str]) -> Call:
+    return Call((dict(values),))
 
 
-CALLS: dict[str, Callable[[Task, Mapping[str, Any], str], str]] = {
+CALLS: dict[str, Callable[[Task, str, Mapping[str, Any], list[str]], Call]] = {
     "image-to-text": ask_about_image,
     "visual-question-answering": ask_question,
     "zero-shot-object-detection": locate,
@@ -68,11 +84,15 @@ CALLS: dict[str, Callable[[Task, Mapping[str, Any], str], str]] = {
 }
 
 
+def call_for(task: Task, language: str, image: str = IMAGE) -> Call:
+    """A call of the task's pipeline, with example texts."""
+    return CALLS[task.pipeline](task, image, example_values(task, language), LABELS[language])
+
+
 def snippet(task: Task, language: str, model: str) -> str:
     """Python lines that load a model by its Hub id or folder and print answers of one of its tasks."""
-    call = CALLS[task.pipeline](task, example_values(task, language), language)
     return (
         "from transformers import pipeline\n\n"
         f"pipe = pipeline({code(task.pipeline)}, model={code(model)}, trust_remote_code=True)\n"
-        f"print({call})"
+        f"print({call_for(task, language).text()})"
     )

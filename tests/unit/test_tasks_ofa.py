@@ -2,7 +2,7 @@ import pytest
 
 from ofa_hf.configuration_ofa import PIPELINE_CLASSES
 from ofa_hf.evaluation import METRICS
-from ofa_hf.tasks_ofa import TASKS, Task, checkpoint_task, default_prompt, find_task
+from ofa_hf.tasks_ofa import TASKS, Task, checkpoint_task, find_task
 
 
 def test_the_prompts_are_the_official_ones():
@@ -70,13 +70,6 @@ def test_a_checkpoint_changes_only_what_it_says():
     assert checkpoint_task("caption", {}, "en") == TASKS["caption"]
     with pytest.raises(ValueError, match=r"\['promt'\]. Accepted: prompt, answer"):
         checkpoint_task("caption", {"promt": "?"}, "zh")
-
-
-def test_the_default_prompt_is_read_from_configs_of_every_age():
-    assert default_prompt({}) == "图片描述了什么内容?"
-    assert default_prompt({"prompt": "图片描述了什么?"}) == "图片描述了什么?"
-    new = {"tasks": {"caption": {}, "color": {"prompt": "{product}?"}}, "default_task": "color", "language": "zh"}
-    assert default_prompt(new) == "{product}?"
 
 
 def test_a_row_with_one_field_more_gets_the_longer_prompt():

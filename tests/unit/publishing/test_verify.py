@@ -3,6 +3,7 @@
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ofa_hf.conversion.convert import convert
 from ofa_hf.errors import UserError
 from ofa_hf.publishing import verify
 
@@ -28,8 +29,22 @@ def test_weights_are_compared_with_their_source_number_by_number(model_folder, c
 def test_versions_that_caption_differently_are_an_error(model_folder, tmp_path, monkeypatch):
     (tmp_path / "overlay" / "transformers").mkdir(parents=True)
     monkeypatch.setattr(verify, "ask_stranger", stranger("红", "绿"))
-    with pytest.raises(UserError, match="different texts"):
+    with pytest.raises(UserError, match="different answers"):
         verify.verify_folder(model_folder, overlays=[tmp_path / "overlay"])
+
+
+def test_answers_are_compared_without_their_scores():
+    assert verify.text_of([{"generated_text": "红"}]) == "红"
+    boxes = [{"score": 0.9, "label": "a", "box": {"xmin": 1.5}}, {"score": 0.1, "label": "b", "box": {"xmin": 2.0}}]
+    assert verify.text_of(boxes) == '["a", {"xmin": 1.5}, "b", {"xmin": 2.0}]'
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_task_is_asked_through_its_own_pipeline(checkpoints, tmp_path):
+    convert(checkpoints / "tiny.pt", tmp_path / "boxes", checkpoints / "vocab.txt", task="grounding", verify=False)
+    (report,) = verify.verify_folder(tmp_path / "boxes")
+    assert "红色裙子" in report.text
+    assert "xmin" in report.text
 
 
 def test_the_image_shows_something():
