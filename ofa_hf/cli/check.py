@@ -48,14 +48,18 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(check.as_dict(), ensure_ascii=False) if args.json else check.text())
     if check.why_empty:
         print(f"ofa-hf check: {check.why_empty}", file=sys.stderr)
-    elif unknown is None and not args.json:
-        print("ofa-hf check: pass --model to count characters that its vocabulary lacks.", file=sys.stderr)
+    elif not args.model and not args.vocab:
+        print(
+            "ofa-hf check: of characters that a vocabulary lacks, only those that the published Chinese checkpoints "
+            "lack for certain, such as emoji, were counted; pass --model to count those of your model.",
+            file=sys.stderr,
+        )
     return 1 if check.why_empty else 0
 
 
 def task_and_vocabulary(args: argparse.Namespace):
-    """The task, and a function that tells which characters the vocabulary lacks, if there is one."""
-    from ofa_hf.data.text_check import unknown_to, unknown_to_list
+    """The task, and a function that tells which characters the vocabulary lacks."""
+    from ofa_hf.data.text_check import unknown_to, unknown_to_list, unknown_to_published
     from ofa_hf.errors import UserError
     from ofa_hf.tasks_ofa import find_task
 
@@ -65,6 +69,6 @@ def task_and_vocabulary(args: argparse.Namespace):
 
             processor = load_processor(args.model)
             return processor.find_task(args.task), unknown_to(processor.tokenizer)
-        return find_task(args.task or "caption"), unknown_to_list(args.vocab) if args.vocab else None
+        return find_task(args.task or "caption"), unknown_to_list(args.vocab) if args.vocab else unknown_to_published
     except ValueError as error:
         raise UserError(str(error)) from error

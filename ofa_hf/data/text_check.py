@@ -20,6 +20,8 @@ FILE_INSIDE = re.compile(rf"(?:^|[,;\t\n\"]){FILE.pattern}(?:[,;\t\"]|$)", re.IG
 CAMERA_NAME = re.compile(
     r"(?:IMG|DSC|DSCN|DSCF|PXL|MVIMG|P|微信图片|mmexport|Screenshot)[_-]?\d{3,}\w*", re.IGNORECASE
 )
+PUBLISHED_LACK = frozenset("“”‘’—…\u200d\ufe0f")
+FIRST_EMOJI = "\U0001f000"
 BATCH = 1000
 EXAMPLES = 3  # of each kind
 
@@ -118,6 +120,14 @@ def unknown_to(tokenizer) -> Callable[[Iterable[str]], set[str]]:
         return {char for char, ids in zip(visible, pieces, strict=True) if unknown_ids.intersection(ids)}
 
     return find
+
+
+def unknown_to_published(characters: Iterable[str]) -> set[str]:
+    """Which of some characters the published Chinese checkpoints lack for certain: emoji, curly quotes and long dashes.
+
+    They lack more; only a checkpoint's own vocabulary tells, see `unknown_to`.
+    """
+    return {char for char in characters if char in PUBLISHED_LACK or char >= FIRST_EMOJI}
 
 
 def unknown_to_list(path: str) -> Callable[[Iterable[str]], set[str]]:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ofa_hf.data.checking import check_data
 from ofa_hf.data.sources import TableForm
-from ofa_hf.data.text_check import check_texts, unknown_to, unknown_to_list, why_odd
+from ofa_hf.data.text_check import check_texts, unknown_to, unknown_to_list, unknown_to_published, why_odd
 from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import TASKS
 
@@ -62,6 +62,7 @@ def test_characters_that_the_vocabulary_lacks_are_counted_by_character(tiny_proc
     assert faults.counts["caption with characters that the vocabulary lacks"] == 2
     assert faults.counts["caption repeated for one image"] == 1
     assert "🍎 2" in faults.line()
+    assert unknown_to_published("红🍎…a") == {"🍎", "…"}
     (tmp_path / "vocab.txt").write_text("红\n色\n围\n##巾\na\n", encoding="utf-8")
     assert unknown_to_list(str(tmp_path / "vocab.txt"))("红巾A🍎 ") == {"🍎"}
 
