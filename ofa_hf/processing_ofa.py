@@ -383,9 +383,9 @@ class OFAProcessor(ProcessorMixin):
         places = [index - first for index in ids[1:5]]
         if len(places) < 4 or not all(0 <= place < NUM_PLACES for place in places):
             return None
-        return places_to_box(places, tuple(map(int, image_size)), self._model_size(task))
+        return places_to_box(places, tuple(map(int, image_size)), self.model_size(task))
 
-    def _model_size(self, task: Task) -> tuple[int, int]:
+    def model_size(self, task: Task) -> tuple[int, int]:
         """`(width, height)` that the model reads for a task."""
         size = task.image.get("size", self.image_processor.size)
         return (size, size) if isinstance(size, int) else (size["width"], size["height"])
@@ -512,7 +512,7 @@ class OFAProcessor(ProcessorMixin):
                 f"Got {len(images)} images, {len(texts)} texts and {len(boxes)} boxes. Pass one of each, or one text "
                 f"or box for all images."
             )
-        size = self._model_size(task)
+        size = self.model_size(task)
         boxes = [check_box(box, image.size) for box, image in zip(boxes, images)]
         places = [self.encode_bins(box_to_places(box, image.size, size)) for box, image in zip(boxes, images)]
         return images, [{**(row or {}), BOX_SLOT: ""} for row in texts], places
@@ -602,20 +602,21 @@ class OFAProcessor(ProcessorMixin):
         labels = self.encode_labels(targets)
         return labels.tolist() if return_tensors is None else labels
 
-    def encode_labels(self, texts: Sequence[str], max_tokens: int | None = None) -> torch.LongTensor:
+    def encode_labels(
+        self, texts: Sequence[str], max_tokens: int | None = None, blank_before: bool = True
+    ) -> torch.LongTensor:
         """Targets → labels `(batch, tokens)`: target and `</s>`, no `<s>`, −100 after the end.
-
-        An English target gets a blank in front if it has none, as in the official training.
 
         Args:
             texts: one per row.
             max_tokens: longer targets are cut, keeping `</s>`, which counts; at most and by default
                 `max_target_tokens`.
+            blank_before: an English target gets a blank in front if it has none, as in most of the official training.
         """
         limit = min(max_tokens or self.max_target_tokens, self.max_target_tokens)
         options = {"add_special_tokens": False, "truncation": True, "max_length": limit - 1}
         texts = self._clean(texts)
-        if self._is_byte_level():
+        if blank_before and self._is_byte_level():
             texts = [text if text[:1].isspace() else f" {text}" for text in texts]
         with TURNS:
             encoding = self.tokenizer(texts, **options)

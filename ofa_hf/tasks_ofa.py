@@ -194,7 +194,11 @@ class Task:
         answer: kind of answer, one of `ANSWERS`: a text, a box in pixels of the original image, or the best answer of
             a list.
         choices: the list of answers, where it belongs to the task.
+        labels: other names that data has for these answers, such as `entailment` for `yes`.
+        target: name of the column of answers in a table; by default the task's own.
         starts_with: what the answer's text begins with, one of `STARTS`; the last is the question with its `</s>`.
+        ends: whether training also teaches the answer's `</s>`.
+        blank_before: whether an English answer follows a blank, as in `" yes"`.
         cleaning: what happens to a text before it fills a slot: a key of `CLEANING`, or one for each slot.
         longer_prompts: field that a row may bring besides those of the prompt → language → the prompt that has a slot
             for it too.
@@ -210,7 +214,11 @@ class Task:
     prompts: Mapping[str, str]
     answer: str = "text"
     choices: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    target: str = ""
     starts_with: str = ""
+    ends: bool = True
+    blank_before: bool = True
     cleaning: str | Mapping[str, str] = ""
     longer_prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     needs_image: bool = True
@@ -235,6 +243,11 @@ class Task:
             raise ValueError(f"The prompts of the task {self.name!r} must end with {{box}}: {dict(self.prompts)}.")
         if len({slots(prompt) for prompt in self.prompts.values()}) > 1:
             raise ValueError(f"The prompts of the task {self.name!r} must have the same slots: {dict(self.prompts)}.")
+
+    @property
+    def target_column(self) -> str:
+        """Name of the column of answers in a table."""
+        return self.target or self.name
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -291,14 +304,23 @@ def official_generation(beam: int, min_tokens: int, max_tokens: int, no_repeat_n
     }
 
 
-def glue_task(name: str, prompt: str, choices: tuple[str, ...] = ("no", "yes"), metric: str = "accuracy") -> Task:
+def glue_task(
+    name: str,
+    prompt: str,
+    choices: tuple[str, ...] = ("no", "yes"),
+    labels: Mapping[str, str] | None = None,
+    metric: str = "accuracy",
+) -> Task:
     """A task about sentences whose answer is one word of a list. Source: OFA `data/nlu_data/`, `run_scripts/glue/`."""
     return Task(
         name=name,
         prompts={"en": prompt},
         answer="choice",
         choices=choices,
+        labels=labels or {},
+        target="label",
         starts_with="question and end",
+        ends=False,
         cleaning="sentence",
         needs_image=False,
         metric=metric,
@@ -321,6 +343,7 @@ TASKS = {
                 "en": ' which region does the text " {text} " describe?',
             },
             answer="boxes",
+            target="box",
             cleaning="phrase",
             generation=official_generation(beam=5, min_tokens=4, max_tokens=4, no_repeat_ngram=3),
             metric="box",
@@ -329,6 +352,7 @@ TASKS = {
         Task(
             name="ocr",
             prompts={"zh": "图片上的文字是什么?", "en": " what are the texts on the image?"},
+            target="text",
             image={"fit": "center"},
             official_text="without blanks",
             generation=official_generation(beam=5, min_tokens=1, max_tokens=64, no_repeat_ngram=0),
@@ -337,6 +361,7 @@ TASKS = {
         Task(
             name="vqa",
             prompts={"zh": "{question}", "en": " {question}"},
+            target="answer",
             longer_prompts={"objects": {"zh": "{question} object: {objects}", "en": " {question} object: {objects}"}},
             starts_with="question",
             cleaning={"question": "question", "objects": "objects"},
@@ -358,7 +383,9 @@ TASKS = {
                 "caption": {"en": ' can image and text1 " {caption} " imply text2 " {hypothesis} "?'},
             },
             answer="choice",
-            choices=("no", "yes", "maybe"),  # contradiction, entailment, neutral
+            choices=("no", "yes", "maybe"),
+            labels={"contradiction": "no", "entailment": "yes", "neutral": "maybe"},
+            target="label",
             starts_with="question",
             cleaning="phrase",
             metric="accuracy",
@@ -368,6 +395,7 @@ TASKS = {
             name="classification",
             prompts={"en": " what does the image describe?"},
             answer="choice",
+            target="label",
             image=IMAGENET_COLORS,
             metric="accuracy",
             pipeline="zero-shot-image-classification",
@@ -378,7 +406,9 @@ TASKS = {
                 "zh": "{article} 请用一个句子简单总结上文：",
                 "en": ' what is the summary of article " {article} "?',
             },
+            target="summary",
             cleaning="article",
+            blank_before=False,
             official_text="as in Gigaword",
             needs_image=False,
             generation={
@@ -388,16 +418,52 @@ TASKS = {
             metric="rouge",
             pipeline="summarization",
         ),
-        glue_task("cola", ' is the text " {sentence} " grammatically correct?', metric="matthews"),
-        glue_task("sst2", ' is the sentiment of text " {sentence} " positive or negative?', ("negative", "positive")),
         glue_task(
-            "mrpc", ' does text1 " {sentence1} " and text2 " {sentence2} " have the same semantics?', metric="f1"
+            "cola",
+            ' is the text " {sentence} " grammatically correct?',
+            labels={"0": "no", "1": "yes", "unacceptable": "no", "acceptable": "yes"},
+            metric="matthews",
         ),
-        glue_task("qqp", ' is question " {question1} " and question " {question2} " equivalent?', metric="f1"),
-        glue_task("qnli", ' does " {sentence} " contain the answer to question " {question} "?'),
-        glue_task("rte", ' can text1 " {sentence1} " imply text2 " {sentence2} "?'),
-        glue_task("mnli", ' can text1 " {sentence1} " imply text2 " {sentence2} "?', ("maybe", "yes", "no")),
-        Task(name="region_caption", prompts={"en": "  what does the region describe? region:{box}"}),
+        glue_task(
+            "sst2",
+            ' is the sentiment of text " {sentence} " positive or negative?',
+            ("negative", "positive"),
+            labels={"0": "negative", "1": "positive"},
+        ),
+        glue_task(
+            "mrpc",
+            ' does text1 " {sentence1} " and text2 " {sentence2} " have the same semantics?',
+            labels={"0": "no", "1": "yes", "not_equivalent": "no", "equivalent": "yes"},
+            metric="f1",
+        ),
+        glue_task(
+            "qqp",
+            ' is question " {question1} " and question " {question2} " equivalent?',
+            labels={"0": "no", "1": "yes", "not_duplicate": "no", "duplicate": "yes"},
+            metric="f1",
+        ),
+        # the numbers of the labels of the next three mean the opposite in the original's files and on the Hub
+        glue_task(
+            "qnli",
+            ' does " {sentence} " contain the answer to question " {question} "?',
+            labels={"not_entailment": "no", "entailment": "yes"},
+        ),
+        glue_task(
+            "rte",
+            ' can text1 " {sentence1} " imply text2 " {sentence2} "?',
+            labels={"not_entailment": "no", "entailment": "yes"},
+        ),
+        glue_task(
+            "mnli",
+            ' can text1 " {sentence1} " imply text2 " {sentence2} "?',
+            ("maybe", "yes", "no"),
+            labels={"neutral": "maybe", "entailment": "yes", "contradiction": "no"},
+        ),
+        Task(
+            name="region_caption",
+            prompts={"en": "  what does the region describe? region:{box}"},
+            target="caption",
+        ),
     )
 }
 
@@ -418,6 +484,8 @@ SETTINGS = (
     "prompt",
     "answer",
     "choices",
+    "labels",
+    "target",
     "starts_with",
     "cleaning",
     "longer_prompts",

@@ -1,7 +1,7 @@
 """Which columns of a table hold images, targets, ids and the fields of a task."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ofa_hf.data.column_names import FIELDS, IDS, IMAGES, TARGETS, matches, plain_name
@@ -26,6 +26,9 @@ class Columns:
     Args:
         fields: of the task.
         field_columns: the columns that hold them; those of the same names by default.
+        optional: fields that a row may leave empty.
+        confidence: of a target, a number.
+        usual_target, usual_confidence: their names, where the user gave none and there are such columns.
     """
 
     image: str | None = "image"  # None: rows without images
@@ -33,13 +36,19 @@ class Columns:
     id: str | None = None
     fields: tuple[str, ...] = ()
     field_columns: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    confidence: str | None = None
+    usual_target: str | None = None
+    usual_confidence: str | None = None
 
     def by_field(self) -> dict[str, str]:
         """Column of each field."""
         return dict(zip(self.fields, self.field_columns or self.fields, strict=True))
 
     def names(self) -> list[str]:
-        return [name for name in (self.image, self.target, self.id, *self.by_field().values()) if name]
+        return [
+            name for name in (self.image, self.target, self.id, self.confidence, *self.by_field().values()) if name
+        ]
 
     def texts(self) -> list[str]:
         """The columns that can be read without the images."""
@@ -83,7 +92,11 @@ def find_columns(
     Raises:
         UserError: a column is missing, or several have names that usually mean the target.
     """
-    taken = {name for name in (wanted.image, wanted.target, wanted.id) if name}
+    usual_target, confidence = (
+        name if name in found else None for name in (wanted.usual_target, wanted.usual_confidence)
+    )
+    wanted = replace(wanted, target=wanted.target or usual_target, confidence=wanted.confidence or confidence)
+    taken = {name for name in (wanted.image, wanted.target, wanted.id, wanted.confidence) if name}
     by_field = {}
     for field in wanted.fields:
         named = field if field in found else next(iter(matches(_free(found, taken), FIELDS.get(field, ()))), field)
@@ -97,7 +110,7 @@ def find_columns(
     ids = matches(_free(found, taken | {target}), IDS) if has_images else []
     # A number in a column called id may name the row; two captions of one image then have two.
     row_id = wanted.id or next((name for name in ids if plain_name(name) in IMAGE_IDS), None)
-    columns = Columns(image, target, row_id, tuple(by_field), tuple(by_field.values()))
+    columns = replace(wanted, image=image, target=target, id=row_id, field_columns=tuple(by_field.values()))
     missing = ["image"] * (has_images and image is None) + ["caption"] * (needs_targets and target is None)
     missing += [name for name in columns.names() if name not in found]
     if missing:

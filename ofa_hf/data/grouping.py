@@ -61,11 +61,31 @@ class GroupedTargets(torch.utils.data.Dataset):
         item = dict((self._texts if is_known else self.dataset)[number])
         if chosen is not None:
             item["targets"] = [item["targets"][place] for place in chosen]
+            if "tasks" in item:  # without targets, a row still has a task
+                item["tasks"] = [item["tasks"][place] for place in chosen] or item["tasks"][:1]
         if is_known:
             item["encoded"] = self.encoded[number]
         if self.encoded is not None:
             item["row_number"] = number
         return item
+
+
+class MixedTargets(torch.utils.data.Dataset):
+    """Items of several tasks, each from rows of its own.
+
+    The index is a pair `(task, index of GroupedTargets)` of `MixedTargetSampler`. Items name their task in `tasks`.
+    """
+
+    def __init__(self, parts: Mapping[str, GroupedTargets]):
+        self.parts = dict(parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts.values()))
+
+    def __getitem__(self, index: tuple[str, int | tuple[int, Sequence[int]]]) -> dict[str, Any]:
+        task, own = index
+        item = self.parts[task][own]
+        return {**item, "tasks": [task] * max(1, len(item["targets"]))}
 
 
 class StreamedTargets(torch.utils.data.IterableDataset):
@@ -161,3 +181,57 @@ class GroupedTargetSampler(torch.utils.data.Sampler):
         first_group = int(self.group_ends[row - 1]) if row else 0
         start = (number - first_group) * self.targets_per_row
         return row, tuple(targets[start : start + self.targets_per_row].tolist())
+
+
+class MixedTargetSampler(torch.utils.data.Sampler):
+    """Draws batches of one task each from several tasks, whose images may have different sizes.
+
+    An epoch goes through a task's targets as often as its weight says: twice with weight 2, through a random half of
+    its batches with 0.5. All processes work on one task at a time.
+
+    Args:
+        samplers: of each task; each fills up to a multiple of `block`.
+        weights: of each task.
+        block: rows of one step over all processes.
+        shuffle: False goes through the tasks in order.
+    """
+
+    def __init__(
+        self,
+        samplers: Mapping[str, GroupedTargetSampler],
+        weights: Mapping[str, float],
+        block: int,
+        seed: int = 0,
+        shuffle: bool = True,
+    ):
+        self.samplers, self.block, self.seed, self.shuffle = dict(samplers), block, seed, shuffle
+        self.epoch = 0
+        self.blocks = {
+            task: max(1, round(len(sampler) // block * weights.get(task, 1.0)))
+            for task, sampler in self.samplers.items()
+        }
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; called by `OFATrainer` and by accelerate's data loaders."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(self.blocks.values()) * self.block
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        tasks = list(self.samplers)
+        order = np.repeat(np.arange(len(tasks)), list(self.blocks.values()))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        groups = {task: self._passes(task) for task in tasks}
+        for number in order:
+            task = tasks[number]
+            yield from ((task, group) for group in itertools.islice(groups[task], self.block))
+
+    def _passes(self, task: str) -> Iterator[Any]:
+        """The groups of a task, pass after pass, each in another order."""
+        sampler = self.samplers[task]
+        per_epoch = -(-self.blocks[task] * self.block // len(sampler))
+        for number in itertools.count(self.epoch * per_epoch):
+            sampler.set_epoch(number)
+            yield from sampler

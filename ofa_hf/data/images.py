@@ -17,10 +17,14 @@ def stored_image(value: Any) -> dict[str, Any] | None:
     return {"bytes": value.get("bytes"), "path": None if value.get("bytes") else value.get("path")}
 
 
+def measure(image: Any) -> tuple[tuple[int, int] | None, str]:
+    """Try to decode an image. Returns its `(width, height)` and the empty string, or None and what is wrong."""
+    try:
+        return load_image(image).size, ""
+    except ImageError as error:
+        return None, str(error)
+
+
 def why_broken(image: Any) -> str:
     """Try to decode an image. Returns the reason for a failure, or the empty string."""
-    try:
-        load_image(image)
-    except ImageError as error:
-        return str(error)
-    return ""
+    return measure(image)[1]

@@ -19,6 +19,7 @@ BROKEN_IMAGE = "broken image"
 EMPTY_TARGET = "empty target"
 TARGETS_WITHOUT_IMAGE = "targets without image"
 WITHOUT_TARGETS = "no targets"
+UNFIT_ANSWER = "unfit answer"
 
 REPORT_FILE, SUMMARY_FILE = "problems.jsonl", "summary.json"
 

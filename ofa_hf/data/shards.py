@@ -10,10 +10,10 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,31 +21,41 @@ import pyarrow as pa
 from datasets import Features, Image, Value
 from datasets.utils import tqdm
 
-from ofa_hf.data.images import why_broken
-from ofa_hf.data.problems import BROKEN_IMAGE, WITHOUT_TARGETS, Problem
+from ofa_hf.data.answers import AnswerRule, fit_box
+from ofa_hf.data.images import measure
+from ofa_hf.data.problems import BROKEN_IMAGE, UNFIT_ANSWER, WITHOUT_TARGETS, Problem
 from ofa_hf.data.target_index import TargetIndex
 from ofa_hf.errors import UserError
+from ofa_hf.tasks_ofa import BOX_SLOT
 
 
 BATCH_BYTES = 16 * 2**20  # of images held in memory before they are written
 BATCH_ROWS = 1000
-RESERVED_COLUMNS = frozenset({"id", "image", "targets", "row_number", "encoded"})  # of rows and of training items
+# Of rows and of training items.
+RESERVED_COLUMNS = frozenset("id image targets tasks confidence references row_number encoded".split())
 INDEX_FILE = "targets.sqlite"
 
 
-def row_features(fields: Sequence[str] = (), has_images: bool = True) -> Features:
+def row_features(
+    fields: Sequence[str] = (), has_images: bool = True, has_tasks: bool = False, has_confidences: bool = False
+) -> Features:
     """Columns of a task's rows.
 
     Args:
         fields: names of the text columns that fill the task's prompt.
         has_images: False for a task that reads only text.
+        has_tasks: `tasks` names the task that each target answers.
+        has_confidences: `confidence` is that of the target, `references` are all right answers with theirs.
     """
     reserved = RESERVED_COLUMNS.intersection(fields)
     if reserved:
         raise ValueError(f"A task's field cannot be called {', '.join(sorted(reserved))}. Rename it.")
     image = {"image": Image(decode=False)} if has_images else {}
     texts = {name: Value("string") for name in fields}
-    return Features({"id": Value("string"), **image, **texts, "targets": [Value("string")]})
+    tasks = {"tasks": [Value("string")]} if has_tasks else {}
+    known = {"text": Value("string"), "confidence": Value("float64")}
+    confidences = {"confidence": Value("float64"), "references": [known]} if has_confidences else {}
+    return Features({"id": Value("string"), **image, **texts, "targets": [Value("string")], **tasks, **confidences})
 
 
 @dataclass(frozen=True)
@@ -57,19 +67,49 @@ class Options:
     require_targets: bool = True  # skip rows without targets
     fields: tuple[str, ...] = ()  # text columns that fill the task's prompt
     has_images: bool = True
+    has_tasks: bool = False  # each target names the task that it answers
+    has_confidences: bool = False
+    rule: Mapping[str, Any] = field(default_factory=dict)  # of the targets, see `AnswerRule`
 
     @property
     def features(self) -> Features:
-        return row_features(self.fields, self.has_images)
+        return row_features(self.fields, self.has_images, self.has_tasks, self.has_confidences)
+
+
+@dataclass(frozen=True)
+class RowTexts:
+    """The texts of a row.
+
+    Args:
+        tasks: what each target answers, where rows have several tasks.
+        confidences: of the targets, where they have any; the most confident one is trained.
+    """
+
+    fields: Mapping[str, str]
+    targets: Sequence[str]
+    tasks: Sequence[str] = ()
+    confidences: Sequence[float] = ()
+
+    def without_blanks(self) -> "RowTexts":
+        """Without targets that are nothing but blanks."""
+        kept = [place for place, target in enumerate(self.targets) if target.strip()]
+        confidences = [self.confidences[place] for place in kept if self.confidences]
+        return replace(self, targets=[self.targets[place].strip() for place in kept], confidences=confidences)
 
 
 @dataclass(frozen=True)
 class RowRecord:
-    """A row that a shard found. `image` is `{"bytes", "path"}`, one of them None; None for a row without an image."""
+    """A row that a shard found.
+
+    Args:
+        image: `{"bytes", "path"}`, one of them None; None for a row without an image.
+        texts: None where the index of texts has them.
+    """
 
     id: str
     line: int
     image: dict[str, Any] | None = None
+    texts: RowTexts | None = None
 
 
 class Shard(Protocol):
@@ -124,16 +164,52 @@ def read_shard(
 
 
 def make_row(found: RowRecord, file: str, index: TargetIndex | None, options: Options) -> dict | Problem:
-    """Add fields and targets to what a shard found, or return the problem for which the row is skipped."""
-    targets = index.targets(found.id) if index else []
-    if options.require_targets and not targets:
+    """Add texts to what a shard found, or return the problem for which the row is skipped."""
+    texts = found.texts or texts_of(found.id, index, options)
+    if options.require_targets and not texts.targets:
         return Problem(WITHOUT_TARGETS, file, found.line, found.id)
-    fault = why_broken(found.image) if options.check_images and options.has_images else ""
+    size, fault = None, ""
+    if options.check_images and options.has_images:
+        size, fault = measure(found.image)
     if fault:
         return Problem(BROKEN_IMAGE, file, found.line, found.id, fault)
-    image = {"image": found.image} if options.has_images else {}
-    fields = index.fields(found.id) if options.fields else {}
-    return {"id": found.id, **image, **fields, "targets": targets}
+    rule = AnswerRule(**options.rule)
+    try:
+        if BOX_SLOT in texts.fields:
+            fit_box(texts.fields[BOX_SLOT], size)
+        targets = [rule.answer(target, size) for target in texts.targets]
+    except ValueError as error:
+        return Problem(UNFIT_ANSWER, file, found.line, found.id, str(error))
+    return row_of(found, replace(texts, targets=targets), options)
+
+
+def texts_of(row_id: str, index: TargetIndex | None, options: Options) -> RowTexts:
+    """The texts that an index has of a row."""
+    if index is None:
+        return RowTexts({}, ())
+    fields = index.fields(row_id) if options.fields or options.has_tasks else {}
+    if options.has_tasks:
+        cells = {name: text for name, text in fields.items() if text}
+        return RowTexts({}, list(cells.values()), list(cells))
+    confidences = index.confidences(row_id) if options.has_confidences else ()
+    return RowTexts(fields, index.targets(row_id), confidences=confidences)
+
+
+def row_of(found: RowRecord, texts: RowTexts, options: Options) -> dict[str, Any]:
+    """A row as it is stored."""
+    row = {"id": found.id, **({"image": found.image} if options.has_images else {})}
+    row |= {name: texts.fields.get(name) for name in options.fields}
+    if not options.has_confidences:
+        return {**row, "targets": texts.targets, **({"tasks": texts.tasks} if options.has_tasks else {})}
+    confidences = list(texts.confidences) or [1.0] * len(texts.targets)
+    best = max(range(len(confidences)), key=confidences.__getitem__, default=0)  # of several the first
+    known = [{"text": text, "confidence": value} for text, value in zip(texts.targets, confidences, strict=True)]
+    return {
+        **row,
+        "targets": texts.targets[best : best + 1],
+        "confidence": confidences[best] if confidences else None,
+        "references": known,
+    }
 
 
 class ArrowFile:

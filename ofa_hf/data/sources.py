@@ -1,7 +1,7 @@
 """One door for data in files: MUGE, tables with folders of images, packed shards, and public sets by name."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 from datasets import Dataset
 
+from ofa_hf.data.answers import TargetForm
 from ofa_hf.data.columns import Columns, find_columns
 from ofa_hf.data.muge import load_muge
 from ofa_hf.data.packed import is_packed
@@ -58,6 +59,7 @@ def load_source(
     fields: Sequence[str] = (),
     needs_images: bool = True,
     form: TableForm | None = None,
+    targets: TargetForm | None = None,
     **options: Any,
 ) -> Dataset:
     """Rows of a task from files, whatever form they have.
@@ -68,6 +70,7 @@ def load_source(
         images: the folder that the table names, also packed; MUGE's image file. None where `captions` has the images.
         fields: columns that fill the task's prompt.
         form: what the user said about the table.
+        targets: what they are, if they are more than texts.
         options: `num_proc`, `strict`, `check_images`, `require_targets`, as in `load_muge`.
 
     Raises:
@@ -81,6 +84,7 @@ def load_source(
                 "folder of images."
             )
         return load_muge(captions, images, cache_dir=form.cache_dir, **options)
+    options["targets"] = targets
     if images is None and needs_images:
         if is_packed(captions) or "*" in str(captions):
             return load_shards(str(captions), fields=fields, form=form, **options)
@@ -116,19 +120,29 @@ def load_parquet(path: str | Path, *, fields: Sequence[str], form: TableForm, **
 
 
 def load_dataset_rows(
-    rows: Dataset, source: str, *, fields: Sequence[str], form: TableForm, has_images: bool = True, **options: Any
+    rows: Dataset,
+    source: str,
+    *,
+    fields: Sequence[str],
+    form: TableForm,
+    has_images: bool = True,
+    targets: TargetForm | None = None,
+    **options: Any,
 ) -> Dataset:
     """Rows of a data set whose columns have usual names or are named by the user."""
     wanted = Columns(form.image_column, form.caption_column, form.id_column, tuple(fields))
-    columns = find_columns(source, rows.column_names, wanted, has_images=has_images)
+    wanted = replace(wanted, usual_target=targets.column) if targets else wanted
+    has_cells = bool(targets and targets.cells)
+    columns = find_columns(source, rows.column_names, wanted, has_images=has_images, needs_targets=not has_cells)
     renamed = {column: field for field, column in columns.by_field().items() if column != field}
     return load_rows(
         rows.rename_columns(renamed),
         image_column=columns.image,
-        target_column=columns.target,
+        target_column=None if has_cells else columns.target,
         id_column=columns.id,
         fields=fields,
         cache_dir=form.cache_dir,
+        targets=targets,
         **options,
     )
 

@@ -4,20 +4,21 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Image, IterableDataset
+from datasets import ClassLabel, Dataset, Image, IterableDataset
 
+from ofa_hf.data.answers import TargetForm, confidences_in, is_box, targets_in, text_of_box
 from ofa_hf.data.build import Recipe, build, cache_root, file_identity
 from ofa_hf.data.columns import Columns, find_columns
 from ofa_hf.data.folders import walk_images
 from ofa_hf.data.image_finder import ImageFinder, is_one_image, without_suffix
-from ofa_hf.data.images import stored_image, why_broken
-from ofa_hf.data.lines import parse_id, target_list, whole_characters
+from ofa_hf.data.images import stored_image
+from ofa_hf.data.lines import parse_id, whole_characters
 from ofa_hf.data.links import LinkedImages, is_link
 from ofa_hf.data.packed import unpacked
 from ofa_hf.data.problems import (
@@ -30,7 +31,7 @@ from ofa_hf.data.problems import (
     WITHOUT_TARGETS,
     Problem,
 )
-from ofa_hf.data.shards import Options, RowRecord, row_features
+from ofa_hf.data.shards import Options, RowRecord, RowTexts, make_row
 from ofa_hf.data.table_files import Table, open_table
 from ofa_hf.data.target_index import MISSING, TargetIndex
 from ofa_hf.data.text_files import TEXT_FILE, texts_identity
@@ -57,6 +58,7 @@ def load_table(
     check_images: bool = True,
     require_targets: bool = True,
     cache_dir: str | Path | None = None,
+    targets: TargetForm | None = None,
 ) -> Dataset:
     """Load a table, and the folder of images that it names, as rows `{"id", "image", <fields>, "targets"}`.
 
@@ -71,14 +73,18 @@ def load_table(
         fields: columns that fill the task's prompt, such as a question.
         encoding, separator: of a text table; told from the file by default.
         num_proc, strict, check_images, require_targets, cache_dir: as in `load_muge`.
+        targets: what they are, if they are more than texts.
 
     Raises:
         UserError: a file, folder or column is missing, the encoding is wrong, no row is usable.
     """
     opened = open_table(table, encoding=encoding, separator=separator)
-    wanted = Columns(image_column, target_column, id_column, tuple(fields))
-    has_images = folder is not None
-    columns = find_columns(str(table), opened.columns, wanted, has_images=has_images, needs_targets=require_targets)
+    targets = targets or TargetForm()
+    wanted = wanted_columns(Columns(image_column, target_column, id_column, tuple(fields)), targets)
+    has_images, needs_targets = folder is not None, require_targets and not targets.cells
+    columns = find_columns(str(table), opened.columns, wanted, has_images=has_images, needs_targets=needs_targets)
+    columns = replace(columns, target=None) if targets.cells else columns
+    options = options_of(Options(strict, check_images, require_targets, has_images=has_images), columns, targets)
     assumed = {**opened.assumed, "columns": columns.assumed()}
     identity = {"source": "table", "table": table_identity(opened.path), "assumed": assumed, "columns": vars(columns)}
     finder = links = None
@@ -96,7 +102,6 @@ def load_table(
         explain_missing=partial(explain_missing, finder, links) if finder else None,
         notes=partial(notes_of, assumed, finder),
     )
-    options = Options(strict, check_images, require_targets, fields=columns.fields, has_images=bool(folder))
     return build(recipe, options, num_proc, cache_dir)
 
 
@@ -145,7 +150,7 @@ def index_table(
             yield Problem(MISSING_ID, file, line, detail=f"no text in column {columns.image}")
             continue
         path = image_path(name, finder, links) if finder else name
-        default = name if name and not columns.fields else str(line)
+        default = name if name and set(columns.fields) <= set(columns.optional) else str(line)
         if finder and path and not columns.id and not columns.fields:
             default = index.id_of_name(path) or name
             if default != name and not is_one_image(default, name):
@@ -173,35 +178,42 @@ def index_row(
     if isinstance(parsed, Problem):
         yield parsed
         return
-    row_id, fields, targets = parsed
-    if row_id in index and (index.name(row_id), index.fields(row_id)) != (name, fields):
+    row_id, texts = parsed
+    if columns.image and columns.fields and not columns.id:  # several answers to one question about an image
+        row_id = index.id_of(name, texts.fields) or row_id
+    if row_id in index and (index.name(row_id), index.fields(row_id)) != (name, texts.fields):
         seen = ", ".join(filter(None, (index.name(row_id).removeprefix(MISSING), *index.fields(row_id).values())))
         yield Problem(DUPLICATE_ID, file, line, row_id, f"it already stands for {seen}")
         return
-    usable = [target.strip() for target in targets if target.strip()]
-    index.add(row_id, usable, file, line, name, fields)
-    yield from (Problem(EMPTY_TARGET, file, line, row_id) for _ in range(len(targets) - len(usable)))
+    usable = texts.without_blanks()
+    index.add(row_id, usable.targets, file, line, name, texts.fields, usable.confidences)
+    num_blank = len(texts.targets) - len(usable.targets)
+    yield from (Problem(EMPTY_TARGET, file, line, row_id) for _ in range(num_blank))
 
 
-def parse_texts(
-    row: dict, columns: Columns, file: str, line: int, default_id: str
-) -> tuple[str, dict[str, str], list[str]] | Problem:
-    """Id, fields and targets of one row of a table, or the problem it has."""
+def parse_texts(row: dict, columns: Columns, file: str, line: int, default_id: str) -> tuple[str, RowTexts] | Problem:
+    """Id and texts of one row of a table, or the problem it has."""
     row_id = parse_id(row.get(columns.id)) if columns.id else default_id
-    targets = target_list(row.get(columns.target)) if columns.target else []
+    targets = targets_in(row.get(columns.target)) if columns.target else []
     fields = {name: plain_text(row.get(column)) for name, column in columns.by_field().items()}
     if targets is None:
         return Problem(MALFORMED_LINE, file, line, row_id, f"no text in column {columns.target}")
     if not row_id:
         return Problem(MISSING_ID, file, line)
-    blank = [name for name, text in fields.items() if not text]
+    blank = [name for name, text in fields.items() if not text and name not in columns.optional]
     if blank:
         return Problem(MISSING_FIELD, file, line, row_id, f"no text in column {', '.join(blank)}")
-    return row_id, fields, targets
+    confidences = confidences_in(row.get(columns.confidence), len(targets)) if columns.confidence else []
+    if confidences is None:
+        detail = f"no number from 0 to 1 for each target in column {columns.confidence}"
+        return Problem(MALFORMED_LINE, file, line, row_id, detail)
+    return row_id, RowTexts(fields, targets, confidences=confidences)
 
 
 def plain_text(value: Any) -> str:
-    """A string or number of a table as text; anything else gives the empty string."""
+    """A string, a number or a box of a table as text; anything else gives the empty string."""
+    if is_box(value):
+        return text_of_box(value)
     is_text = isinstance(value, (str, int, float)) and not isinstance(value, bool)
     return whole_characters(str(value)).strip() if is_text else ""
 
@@ -271,13 +283,14 @@ def load_rows(
     dataset: Dataset,
     *,
     image_column: str | None = "image",
-    target_column: str = "caption",
+    target_column: str | None = "caption",
     id_column: str | None = None,
     fields: Sequence[str] = (),
     num_proc: int = 1,
     strict: bool = False,
     check_images: bool = True,
     cache_dir: str | Path | None = None,
+    targets: TargetForm | None = None,
 ) -> Dataset:
     """Convert any data set of the `datasets` library (local, parquet, from the Hub) to rows of a task.
 
@@ -288,12 +301,16 @@ def load_rows(
         id_column: rows with the same id are joined: the first one gives the image, all of them the targets.
         fields: columns that fill the task's prompt, such as a question.
         num_proc, strict, check_images, cache_dir: as in `load_muge`.
+        targets: as in `load_table`.
 
     Raises:
         UserError: a column is missing, no row is usable, the disk is full.
     """
-    columns = Columns(image_column, target_column, id_column, tuple(fields))
+    targets = targets or TargetForm()
+    columns = wanted_columns(Columns(image_column, target_column, id_column, tuple(fields)), targets)
+    columns = with_confidences(columns, dataset.column_names)
     columns.require_in(dataset.column_names, "The data set")
+    options = options_of(Options(strict, check_images, has_images=bool(image_column)), columns, targets)
     stored = undecoded(dataset.select_columns(sorted(set(columns.names()))), image_column)
     recipe = Recipe(
         name=f"rows-{dataset.split or 'all'}",
@@ -302,7 +319,6 @@ def load_rows(
         make_shards=lambda index: split_rows(stored, columns, num_proc),
         total=len(dataset),
     )
-    options = Options(strict, check_images, fields=columns.fields, has_images=bool(image_column))
     return build(recipe, options, num_proc, cache_dir)
 
 
@@ -315,7 +331,9 @@ def undecoded(dataset: Dataset | IterableDataset, image_column: str | None) -> D
 
 
 def index_rows(dataset: Dataset, columns: Columns, index: TargetIndex) -> Iterator[Problem]:
+    names = label_names(dataset, columns.target)
     for number, row in enumerate(dataset.select_columns(columns.texts())):
+        row = with_label(row, columns.target, names)
         yield from index_row(index, DATASET, number + 1, row, columns, str(number))
 
 
@@ -358,50 +376,98 @@ def stream_rows(
     id_column: str | None = None,
     fields: Sequence[str] = (),
     strict: bool = False,
+    targets: TargetForm | None = None,
 ) -> IterableDataset:
     """Convert a streaming data set to rows of a task while it streams; nothing is stored.
 
     Rows with the same id are not joined. Rows with a problem are skipped and logged with their row number; in strict
     mode the first problem is raised as `UserError`.
+
+    Args:
+        targets: as in `load_table`.
     """
-    columns = Columns(image_column, target_column, id_column, tuple(fields))
+    targets = targets or TargetForm()
+    columns = wanted_columns(Columns(image_column, target_column, id_column, tuple(fields)), targets)
+    columns = with_confidences(columns, dataset.column_names or ())
+    options = options_of(Options(strict, has_images=bool(image_column)), columns, targets)
     if dataset.column_names:
         columns.require_in(dataset.column_names, "The data set")
     return undecoded(dataset, image_column).map(
-        partial(stream_batch, columns=columns, strict=strict),
+        partial(stream_batch, columns=columns, options=options, names=label_names(dataset, target_column)),
         batched=True,
         batch_size=8,
         with_indices=True,
         remove_columns=dataset.column_names,
-        features=row_features(columns.fields, bool(image_column)),
+        features=options.features,
     )
 
 
-def stream_batch(batch: dict[str, list], numbers: list[int], columns: Columns, strict: bool) -> dict[str, list]:
+def stream_batch(
+    batch: dict[str, list], numbers: list[int], columns: Columns, options: Options, names: Sequence[str]
+) -> dict[str, list]:
     rows = []
     for position, number in enumerate(numbers):
-        found = stream_row({name: values[position] for name, values in batch.items()}, number, columns)
+        row = with_label({name: values[position] for name, values in batch.items()}, columns.target, names)
+        found = stream_row(row, number, columns, options)
         if isinstance(found, dict):
             rows.append(found)
-        elif strict:
+        elif options.strict:
             raise UserError(f"{found}. Fix it, or turn strict mode off to skip it.")
         else:
             logger.warning(f"Skipped: {found}")
-    return {name: [row[name] for row in rows] for name in row_features(columns.fields, bool(columns.image))}
+    return {name: [row[name] for row in rows] for name in options.features}
 
 
-def stream_row(row: dict[str, Any], number: int, columns: Columns) -> dict | Problem:
+def stream_row(row: dict[str, Any], number: int, columns: Columns, options: Options) -> dict | Problem:
     parsed = parse_texts(row, columns, DATASET, number + 1, str(number))
     if isinstance(parsed, Problem):
         return parsed
-    row_id, fields, targets = parsed
-    targets = [target.strip() for target in targets if target.strip()]
-    if not targets:
-        return Problem(WITHOUT_TARGETS, DATASET, number + 1, row_id)
-    if not columns.image:
-        return {"id": row_id, **fields, "targets": targets}
-    image = stored_image(row.get(columns.image))
-    fault = why_broken(image or b"")
-    if fault:
-        return Problem(BROKEN_IMAGE, DATASET, number + 1, row_id, fault)
-    return {"id": row_id, "image": image, **fields, "targets": targets}
+    row_id, texts = parsed
+    image = stored_image(row.get(columns.image)) if columns.image else None
+    if columns.image and image is None:
+        return Problem(BROKEN_IMAGE, DATASET, number + 1, row_id, "none")
+    return make_row(RowRecord(row_id, number + 1, image, texts.without_blanks()), DATASET, None, options)
+
+
+def label_names(dataset: Dataset | IterableDataset, column: str) -> list[str]:
+    """What the numbers in a column of labels stand for; empty for other columns."""
+    feature = (dataset.features or {}).get(column)
+    return list(feature.names) if isinstance(feature, ClassLabel) else []
+
+
+def with_label(row: dict[str, Any], column: str, names: Sequence[str]) -> dict[str, Any]:
+    """A row whose label is a name; −1, which means that nobody knows it, becomes empty."""
+    number = row.get(column)
+    if not names or not isinstance(number, int):
+        return row
+    return {**row, column: names[number] if 0 <= number < len(names) else ""}
+
+
+def wanted_columns(columns: Columns, targets: TargetForm) -> Columns:
+    """The columns that are wanted of a source, with those that its targets need."""
+    more = (*targets.more_fields, *targets.cells)
+    return replace(
+        columns,
+        fields=(*columns.fields, *more),
+        optional=more,
+        confidence=targets.confidence,
+        usual_target=targets.column,
+        usual_confidence="confidence" if targets.has_confidences else None,
+    )
+
+
+def with_confidences(columns: Columns, found: Sequence[str]) -> Columns:
+    """Columns of a data set with that of confidences, if there is one of the usual name."""
+    usual = columns.usual_confidence if columns.usual_confidence in found else None
+    return replace(columns, confidence=columns.confidence or usual)
+
+
+def options_of(options: Options, columns: Columns, targets: TargetForm) -> Options:
+    """Options of a source whose columns were found."""
+    return replace(
+        options,
+        fields=() if targets.cells else columns.fields,
+        has_tasks=bool(targets.cells),
+        has_confidences=bool(columns.confidence),
+        rule=targets.rule.as_dict(),
+    )

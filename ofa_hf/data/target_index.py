@@ -12,8 +12,8 @@ SCHEMA = """
 CREATE TABLE entries (
     number INTEGER PRIMARY KEY, id TEXT UNIQUE, name TEXT, fields TEXT, file TEXT, line INTEGER, found INTEGER
 );
-CREATE TABLE targets (entry INTEGER, text TEXT);
-CREATE INDEX entries_by_name ON entries (name);
+CREATE TABLE targets (entry INTEGER, text TEXT, confidence REAL);
+CREATE INDEX entries_by_name ON entries (name, fields);
 CREATE INDEX targets_of_entry ON targets (entry);
 """
 
@@ -42,20 +42,24 @@ class TargetIndex:
         line: int = 0,
         name: str = "",
         fields: Mapping[str, str] | None = None,
+        confidences: Sequence[float] = (),
     ) -> bool:
         """Append targets to a row. Returns False if the row was known already; its name and fields stay.
 
         Args:
             name: file name of the row's image.
             fields: text columns that fill the task's prompt.
+            confidences: of the targets, if they have any.
         """
         added = self._database.execute(
             "INSERT OR IGNORE INTO entries (id, name, fields, file, line, found) VALUES (?, ?, ?, ?, ?, 0)",
-            (row_id, name, json.dumps(dict(fields or {})), file, line),
+            (row_id, name, _stored(fields), file, line),
         )
         is_new = added.rowcount == 1
         number = added.lastrowid if is_new else self._value("number", row_id)
-        self._database.executemany("INSERT INTO targets VALUES (?, ?)", ((number, text) for text in targets))
+        values = confidences or [None] * len(targets)
+        rows = ((number, text, value) for text, value in zip(targets, values, strict=True))
+        self._database.executemany("INSERT INTO targets VALUES (?, ?, ?)", rows)
         return is_new
 
     def _value(self, column: str, row_id: str) -> int | str | None:
@@ -82,6 +86,12 @@ class TargetIndex:
         query = f"SELECT 1 FROM entries WHERE name IN ({', '.join('?' * len(names))}) LIMIT 1"
         return self._database.execute(query, tuple(names)).fetchone() is not None
 
+    def id_of(self, name: str, fields: Mapping[str, str]) -> str | None:
+        """Id of the first row whose image has this file name and whose prompt has these fields."""
+        query = "SELECT id FROM entries WHERE name = ? AND fields = ? ORDER BY number LIMIT 1"
+        row = self._database.execute(query, (name, _stored(fields))).fetchone()
+        return row[0] if row else None
+
     def id_of_name(self, name: str) -> str | None:
         """Id of the first row whose image has this file name."""
         query = "SELECT id FROM entries WHERE name = ? ORDER BY number LIMIT 1"
@@ -92,6 +102,12 @@ class TargetIndex:
         """Targets of the row in the order they were added; empty if the id is unknown."""
         query = "SELECT text FROM targets WHERE entry = ? ORDER BY rowid"
         return [text for (text,) in self._database.execute(query, (self._value("number", row_id),))]
+
+    def confidences(self, row_id: str) -> list[float]:
+        """Confidences of the row's targets; empty if they have none."""
+        query = "SELECT confidence FROM targets WHERE entry = ? ORDER BY rowid"
+        found = [value for (value,) in self._database.execute(query, (self._value("number", row_id),))]
+        return [] if None in found else found
 
     def entries(self, first: int, last: int) -> Iterator[tuple[str, str, str, int]]:
         """Id, name, file and line of the entries first … last − 1, counted from 0 in the order they were added."""
@@ -117,3 +133,7 @@ class TargetIndex:
     def close(self) -> None:
         self._database.execute("COMMIT")
         self._database.close()
+
+
+def _stored(fields: Mapping[str, str] | None) -> str:
+    return json.dumps(dict(fields or {}))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_hf.boxes_ofa import SIDES
+from ofa_hf.data.answers import is_box
 from ofa_hf.data.column_names import IDS, IMAGES, TARGETS, matches
 from ofa_hf.data.columns import missing_columns
 from ofa_hf.data.image_finder import clean_name, fold, without_suffix
@@ -145,13 +146,6 @@ def answers_in(value: Any) -> list[Any] | dict[str, float] | None:
     if not all(isinstance(each, str) or is_box(each) for each in answers):
         return None
     return [whole_characters(each) if isinstance(each, str) else each for each in answers]
-
-
-def is_box(value: Any) -> bool:
-    """Whether a JSON value is a box: four numbers, or a mapping of four sides."""
-    sides = list(value.values()) if isinstance(value, dict) and set(SIDES) == value.keys() else value
-    is_list = isinstance(sides, list) and len(sides) == len(SIDES)
-    return is_list and all(isinstance(side, (int, float)) and not isinstance(side, bool) for side in sides)
 
 
 def malformed_line(path: str | Path, number: int, line: str, form: str) -> UserError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
@@ -74,11 +75,27 @@ ENCODER_DTYPES = ("float32", "bfloat16")
 FILES_OR_DICTS = ("accelerator_config", "fsdp_config", "deepspeed")  # the Trainer would even open a number as a file
 DROP_PATH_RATES = ("encoder_drop_path_rate", "decoder_drop_path_rate", "resnet_drop_path_rate")
 
-KINDS = {str: "a string", bool: "true or false", int: "an integer", float: "a number", type(None): "null"}
+# Arguments that each task of a run of several may have for itself, besides its weight.
+PER_TASK = frozenset(
+    "weight train_caption_file train_image_file test_caption_file test_image_file dataset_name dataset_split "
+    "eval_split image_column target_column id_column confidence_column more_fields choices_file data_format "
+    "selected_cols".split()
+)
+KINDS = {
+    dict: "an object",
+    list[str]: "a list of strings",
+    str: "a string",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    type(None): "null",
+}
 
 
 def _fits(value: Any, kind: type) -> bool:
     """Whether a value is of this kind. A switch is not a number; an integer is a float."""
+    if kind == list[str]:
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
     if kind in (int, float):
         is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
         return is_number and abs(value) < 2**63  # false of NaN too
@@ -93,9 +110,25 @@ class FinetuneArguments:
     task: str | None = field(
         default=None, metadata={"help": "Task to train, such as caption. Default: the default task of the model."}
     )
+    tasks: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Several tasks: an object of task → its `weight` and its own data arguments (in a JSON file), or "
+            "the path of a JSON file that holds it. Data arguments outside apply to all."
+        },
+    )
+    columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of the table to learn: each becomes a question of its name."}
+    )
+    closed_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Those of `columns` whose values are a closed list. Default: few values, often repeated."},
+    )
     train_caption_file: str | None = field(
         default=None,
-        metadata={"help": "MUGE captions (IC_train.jsonl), your own table (CSV, JSON, xlsx, …), or a folder."},
+        metadata={
+            "help": "MUGE captions (IC_train.jsonl), your own table (CSV, JSON, xlsx, …), or a TSV of OFA's own."
+        },
     )
     train_image_file: str | None = field(
         default=None,
@@ -119,7 +152,23 @@ class FinetuneArguments:
     )
     target_column: str | None = field(
         default=None,
-        metadata={"help": "Column of targets or of lists of them, also --caption_column. Default: as for images."},
+        metadata={"help": "Column of targets or of lists of them, also --caption_column. Default: the task's."},
+    )
+    confidence_column: str | None = field(
+        default=None, metadata={"help": "Column that says how right a target is, 0 to 1: a factor of its loss."}
+    )
+    more_fields: list[str] | None = field(
+        default=None, metadata={"help": "Columns that the task's longer prompt asks for, such as objects of vqa."}
+    )
+    choices_file: str | None = field(
+        default=None,
+        metadata={"help": "Answers to choose from, one a line. Default: the task's, or those in the data."},
+    )
+    data_format: str | None = field(
+        default=None, metadata={"help": "official: files of the original OFA (TSV without header, images inside)."}
+    )
+    selected_cols: str | None = field(
+        default=None, metadata={"help": "Columns of an official file, as in the original's scripts, such as 0,4,2."}
     )
     id_column: str | None = field(
         default=None, metadata={"help": "Column of row ids; rows with the same id are joined into one."}
@@ -201,14 +250,15 @@ class FinetuneArguments:
 
     def __post_init__(self):
         for name, kind in get_type_hints(FinetuneArguments).items():  # a JSON file may hold anything
-            kinds = get_args(kind) or (kind,)
+            kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
             if not any(_fits(getattr(self, name), each) for each in kinds):
                 accepted = " or ".join(KINDS[each] for each in kinds)
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be {accepted}.")
         for name in ("train", "test"):
             if getattr(self, f"{name}_image_file") and not getattr(self, f"{name}_caption_file"):
                 raise UserError(f"{name}_image_file needs {name}_caption_file. Pass both, or neither.")
-        if (self.train_caption_file is None) == (self.dataset_name is None):
+        self._check_tasks()
+        if (self.train_caption_file is None) == (self.dataset_name is None) and not self.tasks:
             raise UserError(
                 "A run trains on files or on a data set. Pass train_caption_file and train_image_file, or pass "
                 "dataset_name."
@@ -221,6 +271,34 @@ class FinetuneArguments:
         for name in ("label_smoothing", "drop_worst_ratio", "dropout", *DROP_PATH_RATES):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be from 0 to below 1.")
+
+    def _check_tasks(self) -> None:
+        if isinstance(self.tasks, str):
+            self.tasks = read_json(self.tasks, "Pass a JSON file with an object of task → its data arguments.")
+        asked = [name for name in ("task", "tasks", "columns") if getattr(self, name)]
+        if len(asked) > 1:
+            raise UserError(f"{' and '.join(asked)} both say what to train. Pass one of them.")
+        if self.data_format not in (None, "official"):
+            raise UserError(f"data_format is {self.data_format!r}; it must be official, or left out for tables.")
+        others = [name for name in self.closed_columns or () if name not in (self.columns or ())]
+        if others:
+            raise UserError(f"closed_columns has {', '.join(others)}, which is not among columns. Add it there.")
+        for task, own in (self.tasks or {}).items():
+            unknown = sorted(own.keys() - PER_TASK) if isinstance(own, dict) else [repr(own)]
+            if unknown:
+                accepted = ", ".join(sorted(PER_TASK))
+                raise UserError(f"tasks has {', '.join(unknown)} for {task}; it must be an object of {accepted}.")
+            if not _fits(own.get("weight", 1), float) or own.get("weight", 1) <= 0:
+                raise UserError(f"The weight of the task {task} is {own['weight']!r}; it must be a number above 0.")
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each task of a run of several."""
+        return {task: float(own.get("weight", 1)) for task, own in (self.tasks or {}).items()}
+
+    def of_task(self, task: str) -> "FinetuneArguments":
+        """The arguments of one task of a run of several."""
+        own = {name: value for name, value in self.tasks[task].items() if name != "weight"}
+        return dataclasses.replace(self, tasks=None, task=task, **own)
 
 
 def parse_arguments(

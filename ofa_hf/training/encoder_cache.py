@@ -25,10 +25,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 import ofa_hf
-from ofa_hf.data.collator import ENCODED, IS_ENCODED, ROW_NUMBERS
+from ofa_hf.data.collator import ENCODED, IMAGE_ROWS, IS_ENCODED, ROW_NUMBERS
 from ofa_hf.errors import UserError, is_full_disk
 from ofa_hf.fast_ofa import is_slow
 from ofa_hf.files import write_json
+from ofa_hf.tasks_ofa import BOX_SLOT
 from ofa_hf.training.row_store import RowStore, bytes_on_disk
 
 
@@ -77,17 +78,23 @@ class CachePlan:
 
 
 def plan_caches(
-    model, processor, data_sets: Iterable[Dataset], parent: str | Path, dtype: torch.dtype
+    model,
+    processor,
+    data_sets: Iterable[Dataset],
+    parent: str | Path,
+    dtype: torch.dtype,
+    has_several_tasks: bool = False,
 ) -> list[CachePlan]:
     """Plan a cache of a locked encoder's results for each data set.
 
     Args:
         parent: parent folder of the caches. The name of each holds a digest of all that its numbers depend on.
+        has_several_tasks: rows are asked with several prompts.
 
     Raises:
         UserError: the encoder is not locked, the task has no images, or images have no common size.
     """
-    kind = what_can_be_kept(model, processor)
+    kind = what_can_be_kept(model, processor, has_several_tasks)
     identity = {
         "format": FORMAT_VERSION,
         "package": ofa_hf.__version__,
@@ -108,7 +115,7 @@ def plan_caches(
     return plans
 
 
-def what_can_be_kept(model, processor) -> str:
+def what_can_be_kept(model, processor, has_several_tasks: bool = False) -> str:
     trained = [name for name, parameter in model.get_encoder().named_parameters() if parameter.requires_grad]
     if trained and trained != [WORD_EMBEDDING]:
         raise UserError(
@@ -120,12 +127,16 @@ def what_can_be_kept(model, processor) -> str:
         raise UserError(
             f"cache_encoder_outputs keeps the results of images, but the task {task.name} has none. Drop it."
         )
+    if task.answer == "boxes" or BOX_SLOT in task.fields:
+        raise UserError(
+            f"cache_encoder_outputs replaces images, but boxes of the task {task.name} need their sizes. Drop it."
+        )
     if not processor.image_processor.do_resize:
         raise UserError(
             "cache_encoder_outputs needs images of one size, but the processor has do_resize off. Set do_resize to "
             "true in preprocessor_config.json, or drop cache_encoder_outputs."
         )
-    return CELLS if trained or task.fields else OUTPUTS
+    return CELLS if trained or task.fields or has_several_tasks else OUTPUTS
 
 
 @torch.no_grad()
@@ -201,8 +212,12 @@ class LockedEncoder:
             store: cache of the data set that the batch comes from. Missing rows are computed and written.
         """
         batch = dict(batch)
+        shared = batch.pop(IMAGE_ROWS, None)
         inputs = {name: batch.pop(name) for name in IMAGE_INPUTS if name in batch}
         if store is None:
+            if shared is not None:
+                with self._precision(shared.device):
+                    inputs["image_embeds"] = model.embed_image_cells(inputs.pop("pixel_values"))[shared]
             return {**batch, "encoder_outputs": self._encode(model, **inputs)}
         rows, is_encoded, encoded = batch.pop(ROW_NUMBERS), batch.pop(IS_ENCODED), batch.pop(ENCODED, None)
         pixel_values = inputs.pop("pixel_values", None)
@@ -215,6 +230,7 @@ class LockedEncoder:
             self._write(store, rows[~is_encoded].tolist(), states[~is_encoded])
         if not torch.is_autocast_enabled(states.device.type):
             states = states.float()
+        states = states if shared is None else states[shared]
         if is_outputs(store.shape):
             return {**batch, "encoder_outputs": (states, self.plans[0].positions.to(states.device))}
         if self.passes_gradients:
@@ -302,7 +318,8 @@ def make_locked_encoder(args, trainer_args, model, processor, train_rows, eval_r
         return LockedEncoder(dtype)
     parent = Path(args.encoder_cache_dir or Path(trainer_args.output_dir) / "encoder_cache")
     data_sets = [train_rows] + ([eval_rows] if eval_rows is not None and trainer_args.eval_strategy != "no" else [])
-    plans = plan_caches(model, processor, data_sets, parent, dtype)
+    has_several_tasks = len(args.columns or ()) > 1
+    plans = plan_caches(model, processor, data_sets, parent, dtype, has_several_tasks)
     require_room(plans, parent)
     return LockedEncoder(dtype, plans, args.embed_gradient_through_encoder and plans[0].kind == CELLS)
 

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ofa_hf.data import GroupedTargets, OFACollator, count_targets
-from ofa_hf.data.grouping import StreamedTargets
+from ofa_hf.data.grouping import MixedTargets, StreamedTargets
 from ofa_hf.errors import UserError
 from ofa_hf.fast_ofa import is_slow
 from ofa_hf.models import load_model
@@ -36,9 +36,9 @@ from ofa_hf.training.locking import lock
 from ofa_hf.training.regularization import regularize
 from ofa_hf.training.result import repository_name, save_result
 from ofa_hf.training.resume import checkpoint_to_resume, refuse_old_run, saving_to
-from ofa_hf.training.sources import load_data
+from ofa_hf.training.sources import RunData, load_data
 from ofa_hf.training.summary import describe_run
-from ofa_hf.training.task import load_task_processor, with_task_metric
+from ofa_hf.training.task import load_task_processor, tasks_of_run, with_answers_of_data, with_task_metric
 from ofa_hf.training.trainer import OFATrainer
 
 
@@ -72,6 +72,7 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
         UserError: data, model or arguments do not fit together; the disk is full; the loss is NaN or inf.
         TrainingStopped: Ctrl-C or SIGTERM; a checkpoint was saved first.
     """
+    args = sharing_images(args, trainer_args)
     given_args, trainer_args = trainer_args, adapt(args, trainer_args)
     refuse_old_run(trainer_args)
     publishes = given_args.push_to_hub and trainer_args.process_index == 0
@@ -79,18 +80,19 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
     set_seed(trainer_args.seed)
     with quiet(trainer_args), saving_to(trainer_args.output_dir), explain_dead_workers():
         processor = load_task_processor(args)
-        train_rows, eval_rows = load_data(args, processor.find_task())
+        data = load_data(args, processor)
+        processor = with_answers_of_data(processor, args, data)
         model, _ = load_model(args.model_name_or_path, device="cpu", dtype=torch.float32)
         regularize(model, args)
         lock(model, args)
         if args.lora_rank:
             model = add_lora(model, args)
-        trainer = make_trainer(args, trainer_args, model, processor, train_rows, eval_rows)
+        trainer = make_trainer(args, trainer_args, model, processor, data)
         if trainer.is_world_process_zero():
-            sys.stderr.write(describe_run(args, trainer, train_rows, eval_rows) + "\n")
+            sys.stderr.write(describe_run(args, trainer, data) + "\n")
 
         metrics = train(trainer)
-        if eval_rows is not None:
+        if data.test is not None:
             metrics.update(trainer.evaluate())
         save_result(trainer, metrics)
         if repository:
@@ -99,6 +101,14 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
     if num_cut:
         logger.warning(f"{num_cut:,} targets were cut to {args.max_seq_length} tokens (max_seq_length).")
     return FinetuneResult(Path(trainer_args.output_dir), metrics, trainer.state.global_step, num_cut)
+
+
+def sharing_images(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> FinetuneArguments:
+    """Arguments with which the columns of a row share a batch, and so its image."""
+    if not args.columns or args.targets_per_row > 1:
+        return args
+    together = min(len(args.columns), trainer_args.per_device_train_batch_size)
+    return dataclasses.replace(args, targets_per_row=together)
 
 
 def adapt(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> Seq2SeqTrainingArguments:
@@ -163,7 +173,10 @@ def refuse_impossible(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArgu
             "encoder_dtype is for an encoder without gradients, but embed_gradient_through_encoder sends them through "
             "it. Drop one of them."
         )
-    scored = (args.eval_split if args.dataset_name else args.test_caption_file) and not args.merge_test
+    refuse_mixtures(args)
+    parts = [args.of_task(task) for task in args.tasks] if args.tasks else [args]
+    scored = any(part.eval_split if part.dataset_name else part.test_caption_file for part in parts)
+    scored = scored and not args.merge_test
     if not scored and (trainer_args.eval_strategy != "no" or args.early_stopping_patience):
         raise UserError(
             "The run should evaluate during training, but there is nothing to evaluate on. Pass test_caption_file and "
@@ -173,6 +186,17 @@ def refuse_impossible(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArgu
         raise UserError(
             "early_stopping_patience compares scores with the best checkpoint, so it needs load_best_model_at_end "
             "true and the same eval_strategy and save_strategy (steps or epoch)."
+        )
+
+
+def refuse_mixtures(args: FinetuneArguments) -> None:
+    option = next((name for name in ("streaming", "cache_encoder_outputs") if getattr(args, name)), None)
+    if args.tasks and option:
+        raise UserError(f"{option} is for a run of one task or of columns, but tasks has several. Drop {option}.")
+    if args.columns and args.dataset_name:
+        raise UserError(
+            "columns are those of a table with a folder of images, but dataset_name was given. Save the data set as a "
+            "table, and pass it as train_caption_file with train_image_file."
         )
 
 
@@ -252,22 +276,25 @@ def add_lora(model, args: FinetuneArguments):
 
 
 def make_trainer(
-    args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments, model, processor, train_rows, eval_rows
+    args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments, model, processor, data: RunData
 ) -> OFATrainer:
     """A Trainer for batch sizes that count targets, as the argument files do; its data loader counts rows."""
-    trainer_args = with_task_metric(trainer_args, processor.find_task())
+    tasks = tasks_of_run(args, processor)
+    trainer_args = with_task_metric(trainer_args, *tasks)
+    if trainer_args.world_size > 1 and len({task.needs_image for task in tasks}) > 1:
+        trainer_args.ddp_find_unused_parameters = True  # batches without images leave the ResNet out
     trainer_args.per_device_train_batch_size //= args.targets_per_row
-    trainer_args.warmup_steps = warmup_steps(args, trainer_args, train_rows)
+    trainer_args.warmup_steps = warmup_steps(args, trainer_args, data.train)
     trainer_args.warmup_ratio = 0.0  # transformers 4 rounds it up
-    encoder = make_locked_encoder(args, trainer_args, model, processor, train_rows, eval_rows)
+    encoder = make_locked_encoder(args, trainer_args, model, processor, data.train, data.test)
     stores = [*(encoder.stores if encoder else ()), None, None]
     if args.streaming:
-        train_dataset = StreamedTargets(train_rows, args.targets_per_row, trainer_args.seed)
+        train_dataset = StreamedTargets(data.train, args.targets_per_row, trainer_args.seed)
         # Each process reads its own batches: accelerate would split a batch without regard to which labels belong to
         # which row.
         trainer_args.accelerator_config = dataclasses.replace(trainer_args.accelerator_config, dispatch_batches=False)
     else:
-        train_dataset = GroupedTargets(train_rows, stores[0])
+        train_dataset = grouped(data.train, stores[0])
     callbacks = [KeepCurve(), StopOnSignal(), PrintLines() if trainer_args.disable_tqdm else ShowProgress()]
     callbacks += [FlushCache(encoder)] if encoder else []
     if args.early_stopping_patience:
@@ -277,7 +304,7 @@ def make_trainer(
             model=model,
             args=trainer_args,
             train_dataset=train_dataset,
-            eval_dataset=None if eval_rows is None else GroupedTargets(eval_rows, stores[1]),
+            eval_dataset=None if data.test is None else grouped(data.test, stores[1]),
             data_collator=OFACollator(processor, max_target_tokens=args.max_seq_length),
             finetune_args=args,
             processor=processor,
@@ -292,6 +319,22 @@ def make_trainer(
     return trainer
 
 
+def grouped(rows, store) -> GroupedTargets | MixedTargets:
+    """Rows as items of a batch; those of several tasks by task."""
+    if isinstance(rows, dict):
+        return MixedTargets({task: GroupedTargets(own) for task, own in rows.items()})
+    return GroupedTargets(rows, store)
+
+
+def num_batches(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments, rows) -> int:
+    """Batches of an epoch, over all processes."""
+    if isinstance(rows, dict):
+        weights = args.weights()
+        return sum(max(1, round(num_batches(args, trainer_args, own) * weights[name])) for name, own in rows.items())
+    groups = int((-(-count_targets(rows) // args.targets_per_row)).sum())
+    return math.ceil(groups / (trainer_args.train_batch_size * trainer_args.world_size))
+
+
 def warmup_steps(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments, train_rows) -> int:
     """Warm-up steps as an integer, for transformers 4 and 5. A ratio is rounded down, as in fairseq."""
     given = trainer_args.warmup_steps or getattr(trainer_args, "warmup_ratio", 0)
@@ -299,8 +342,7 @@ def warmup_steps(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments
         return int(given)
     total = trainer_args.max_steps
     if total <= 0:
-        groups = int((-(-count_targets(train_rows) // args.targets_per_row)).sum())
-        batches = math.ceil(groups / (trainer_args.train_batch_size * trainer_args.world_size))
+        batches = num_batches(args, trainer_args, train_rows)
         updates = max(1, math.ceil(batches / trainer_args.gradient_accumulation_steps))
         total = math.ceil(updates * trainer_args.num_train_epochs)
     return int(total * given)

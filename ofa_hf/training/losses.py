@@ -4,6 +4,8 @@
 compute logits, which need far more memory than the rest.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,9 @@ def smoothed_cross_entropy(
     num_items_in_batch: int | Tensor | None = None,
     label_smoothing: float = 0.0,
     drop_worst_ratio: float = 0.0,
+    word_sets: Tensor | None = None,
+    set_numbers: Tensor | None = None,
+    confidences: Tensor | None = None,
     **kwargs,
 ) -> Tensor:
     """Smoothed cross entropy over the real tokens: their mean, or their sum divided by `num_items_in_batch`.
@@ -31,22 +36,92 @@ def smoothed_cross_entropy(
         weight: `(V, C)`, of the output projection.
         labels: `(rows, T)`, the token that each position should predict; −100 = ignored.
         label_smoothing: share ε of the target spread over the vocabulary. With `ε_i = ε / (V - 1)` a token's loss is
-            `(1 - ε - ε_i) * nll + ε_i * Σ_v -log p_v`.
+            `(1 - ε - ε_i) * nll + ε_i * Σ_v -log p_v`. Where only some words may stand, these are the vocabulary.
         drop_worst_ratio: share of the real tokens, those with the highest loss, that is left out.
+        word_sets: `(sets, W)`, words that may stand at a position, −1 after the last.
+        set_numbers: `(rows, T)`, the set of each position; −1 where any word may stand.
+        confidences: `(rows,)`, factors of the rows' losses.
 
     Source: OFA `criterions/label_smoothed_cross_entropy.py`.
     """
     is_real = labels != IGNORED_LABEL
-    features, labels = features[is_real], labels[is_real]
+    tokens = Tokens(
+        features[is_real],
+        labels[is_real],
+        None if set_numbers is None else set_numbers[is_real],
+        None if confidences is None else confidences[:, None].expand_as(labels)[is_real],
+    )
     if drop_worst_ratio:
-        losses = token_losses(features, weight, labels, label_smoothing)
-        kept = losses.topk(int(len(losses) * (1 - drop_worst_ratio)), largest=False).indices
-        features, labels = features[kept], labels[kept]
+        losses = losses_of(tokens, weight, label_smoothing, word_sets)
+        tokens = tokens.at(losses.topk(int(len(losses) * (1 - drop_worst_ratio)), largest=False).indices)
     if torch.is_grad_enabled():
-        total = FusedCrossEntropy.apply(features, weight, labels, label_smoothing)
+        total = total_loss(tokens, weight, label_smoothing, word_sets)
     else:  # the fused one would compute gradients that nobody asked for
-        total = token_losses(features, weight, labels, label_smoothing).sum()
-    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+        total = losses_of(tokens, weight, label_smoothing, word_sets).sum()
+    return total / (len(tokens.labels) if num_items_in_batch is None else num_items_in_batch)
+
+
+class Tokens(NamedTuple):
+    """Tokens to predict: `(N, C)` features, `(N,)` ids, and if there are any the sets and the confidences of each."""
+
+    features: Tensor
+    labels: Tensor
+    sets: Tensor | None = None
+    confidences: Tensor | None = None
+
+    def at(self, places: Tensor) -> "Tokens":
+        return Tokens(*(None if tensor is None else tensor[places] for tensor in self))
+
+    def free_and_bound(self) -> tuple["Tokens", "Tokens | None"]:
+        """The tokens that any word may take, and those that only some words may."""
+        if self.sets is None:
+            return self, None
+        return self.at(self.sets < 0), self.at(self.sets >= 0)
+
+
+def total_loss(tokens: Tokens, weight: Tensor, smoothing: float, word_sets: Tensor | None) -> Tensor:
+    """Sum of the tokens' losses, for training."""
+    free, bound = tokens.free_and_bound()
+    if free.confidences is None:
+        total = FusedCrossEntropy.apply(free.features, weight, free.labels, smoothing)
+    else:
+        total = free.features.new_zeros((), dtype=torch.float32)
+        for value in free.confidences.unique():
+            part = free.at(free.confidences == value)
+            total = total + value * FusedCrossEntropy.apply(part.features, weight, part.labels, smoothing)
+    return total if bound is None else total + bound_losses(bound, weight, smoothing, word_sets).sum()
+
+
+@torch.no_grad()
+def losses_of(tokens: Tokens, weight: Tensor, smoothing: float, word_sets: Tensor | None) -> Tensor:
+    """Loss of each token, `(N,)` float32."""
+    free, bound = tokens.free_and_bound()
+    losses = token_losses(free.features, weight, free.labels, smoothing)
+    losses = losses if free.confidences is None else losses * free.confidences
+    if bound is None:
+        return losses
+    everything = losses.new_zeros(len(tokens.labels))
+    everything[tokens.sets < 0] = losses
+    everything[tokens.sets >= 0] = bound_losses(bound, weight, smoothing, word_sets)
+    return everything
+
+
+def bound_losses(tokens: Tokens, weight: Tensor, smoothing: float, word_sets: Tensor) -> Tensor:
+    """Loss of each token among the words that may stand at its place, `(N,)` float32.
+
+    Only these words' logits are computed. A word that stands alone at its place costs nothing.
+    """
+    words, places = word_sets.unique(return_inverse=True)  # −1 first, if there is any
+    rows, losses = weight[words.clamp(min=0)], tokens.features.new_zeros(len(tokens.labels), dtype=torch.float32)
+    for number in tokens.sets.unique():
+        here = tokens.sets == number
+        own = places[number][word_sets[number] >= 0]
+        log_probabilities = linear(tokens.features[here], rows[own]).float().log_softmax(-1)
+        target = (words[own] == tokens.labels[here, None]).long().argmax(-1, keepdim=True)
+        nll = -log_probabilities.gather(-1, target)[:, 0]
+        spread = smoothing / (len(own) - 1 + 1e-6)
+        losses[here] = (1 - smoothing - spread) * nll - spread * log_probabilities.sum(-1)
+    return losses if tokens.confidences is None else losses * tokens.confidences
 
 
 def mask_of_labels(labels: Tensor) -> Tensor:

@@ -1,47 +1,98 @@
 """The data of a run: rows to train on and rows to evaluate on, from files or from a data set."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 
+from ofa_hf import OFAProcessor
 from ofa_hf.data import stream_rows
+from ofa_hf.data.answers import TargetForm
+from ofa_hf.data.official import FORMS, load_official
 from ofa_hf.data.sources import TableForm, has_its_images, load_dataset_rows, load_source
 from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import Task
 from ofa_hf.training.arguments import FinetuneArguments
 
 
+OFFICIAL = "official"  # data_format
+
 Rows = datasets.Dataset | datasets.IterableDataset
 
 
-def load_data(args: FinetuneArguments, task: Task) -> tuple[Rows, datasets.Dataset | None]:
+@dataclass(frozen=True)
+class RunData:
+    """The rows of a run.
+
+    Args:
+        train, test: rows to train on, and to evaluate on if there are any; of several tasks with files of their own
+            one data set for each.
+    """
+
+    train: Rows | dict[str, datasets.Dataset]
+    test: datasets.Dataset | dict[str, datasets.Dataset] | None
+
+    def stored(self) -> list[datasets.Dataset]:
+        """All data sets that are stored, those to train on first."""
+        sets = [
+            one for rows in (self.train, self.test) for one in (rows.values() if isinstance(rows, dict) else [rows])
+        ]
+        return [rows for rows in sets if isinstance(rows, datasets.Dataset)]
+
+
+def load_data(args: FinetuneArguments, processor: OFAProcessor) -> RunData:
     """Rows to train on, streamed if asked for, and rows to evaluate on.
 
     Raises:
         UserError: files, columns or splits are missing or do not fit the task.
     """
+    if not args.tasks:
+        return RunData(*load_rows_of(args, processor))
+    parts = {task: load_rows_of(args.of_task(task), processor) for task in args.tasks}
+    test = {task: rows for task, (_, rows) in parts.items() if rows is not None}
+    return RunData({task: rows for task, (rows, _) in parts.items()}, test or None)
+
+
+def load_rows_of(args: FinetuneArguments, processor: OFAProcessor) -> tuple[Rows, datasets.Dataset | None]:
+    """Rows of a run of one task, or of columns of one table."""
+    task = processor.find_task(args.task if args.task in processor.tasks else None)
     if args.dataset_name:
         train_rows = stream_split(args, task) if args.streaming else load_split(args, task, args.dataset_split)
         return train_rows, load_split(args, task, args.eval_split) if args.eval_split else None
-    train_rows = load_files(args, task, "train")
+    train_rows = load_files(args, processor, task, "train")
     if args.test_caption_file is None:
         return train_rows, None
-    test_rows = load_files(args, task, "test")
+    test_rows = load_files(args, processor, task, "test")
     if args.merge_test:
         return datasets.concatenate_datasets([train_rows, test_rows]), None
     return train_rows, test_rows
 
 
-def load_files(args: FinetuneArguments, task: Task, name: str) -> datasets.Dataset:
-    """Rows of the files named `train` or `test`, see `load_source`."""
+def load_files(args: FinetuneArguments, processor: OFAProcessor, task: Task, name: str) -> datasets.Dataset:
+    """Rows of the files named `train` or `test`: the original's, or those of `load_source`."""
     table, images = getattr(args, f"{name}_caption_file"), getattr(args, f"{name}_image_file")
+    options = {"num_proc": args.num_proc, "strict": args.strict}
+    if is_official(args, task, table, images):
+        named = {"is_test": name == "test", "selected_cols": args.selected_cols, "more_fields": args.more_fields or ()}
+        return load_official(table, task, processor.language, **named, **options, cache_dir=args.cache_dir)
     if images is None and task.needs_image and not has_its_images(table, form_of(args)):
         raise UserError(
             f"{name}_image_file is missing: the task {task.name} needs images. Pass MUGE's image file, or the folder "
             f"of the images that {table} names."
         )
-    options = {"fields": task.fields, "needs_images": task.needs_image, "form": form_of(args)}
-    return load_source(table, images, **options, num_proc=args.num_proc, strict=args.strict)
+    options |= {"fields": task.fields, "needs_images": task.needs_image, "form": form_of(args)}
+    return load_source(table, images, **options, targets=targets_of(args, task))
+
+
+def is_official(args: FinetuneArguments, task: Task, table: str, images: str | None) -> bool:
+    """Whether files are the original's: the user says so, or a task with images has nothing but a TSV."""
+    if args.data_format == OFFICIAL and images is not None:
+        raise UserError(
+            f"data_format is official, whose files hold their images, but {images} was given too. Leave the image "
+            f"file out, or data_format."
+        )
+    is_alone = images is None and task.needs_image and not args.columns
+    return args.data_format == OFFICIAL or (is_alone and Path(table).suffix == ".tsv" and task.name in FORMS)
 
 
 def form_of(args: FinetuneArguments) -> TableForm:
@@ -49,6 +100,13 @@ def form_of(args: FinetuneArguments) -> TableForm:
     return TableForm(
         args.encoding, args.separator, args.image_column, args.target_column, args.id_column, args.cache_dir
     )
+
+
+def targets_of(args: FinetuneArguments, task: Task) -> TargetForm:
+    """What the arguments and the task say about targets."""
+    if args.columns:
+        return TargetForm(cells=tuple(args.columns))
+    return TargetForm.of(task, args.more_fields or (), args.confidence_column)
 
 
 def load_split(args: FinetuneArguments, task: Task, split: str) -> datasets.Dataset:
@@ -60,7 +118,8 @@ def load_split(args: FinetuneArguments, task: Task, split: str) -> datasets.Data
             raise UserError(f"{name} has no split {split}; it has {', '.join(rows)}. Pass one of them.")
         rows = rows[split]
     options = {"fields": task.fields, "form": form_of(args), "has_images": task.needs_image}
-    return load_dataset_rows(rows, name, **options, num_proc=args.num_proc, strict=args.strict)
+    options |= {"targets": targets_of(args, task), "num_proc": args.num_proc, "strict": args.strict}
+    return load_dataset_rows(rows, name, **options)
 
 
 def stream_split(args: FinetuneArguments, task: Task) -> datasets.IterableDataset:
@@ -71,10 +130,9 @@ def stream_split(args: FinetuneArguments, task: Task) -> datasets.IterableDatase
         rows = rows.to_iterable_dataset()
     else:
         rows = datasets.load_dataset(args.dataset_name, split=args.dataset_split, streaming=True)
-    columns = {"image_column": args.image_column or "image", "target_column": args.target_column or "caption"}
-    if not task.needs_image:
-        columns["image_column"] = None
-    return stream_rows(rows, **columns, id_column=args.id_column, fields=task.fields, strict=args.strict)
+    columns = {"image_column": (args.image_column or "image") if task.needs_image else None}
+    columns |= {"target_column": args.target_column or task.target_column, "id_column": args.id_column}
+    return stream_rows(rows, **columns, fields=task.fields, strict=args.strict, targets=targets_of(args, task))
 
 
 def is_saved_to_disk(name: str) -> bool:

@@ -10,17 +10,19 @@ from datasets import Dataset, IterableDataset
 from ofa_hf.data import count_targets, report_of
 from ofa_hf.errors import UserError
 from ofa_hf.training.arguments import FinetuneArguments
+from ofa_hf.training.columns import describe_columns
 from ofa_hf.training.locking import count_parameters
+from ofa_hf.training.sources import RunData
 
 
-def describe_run(args: FinetuneArguments, trainer, train_rows, eval_rows: Dataset | None) -> str:
+def describe_run(args: FinetuneArguments, trainer, data: RunData) -> str:
     """Model, data, batch, steps and device of a run, one line each."""
     lines = {
         "model": f"{args.model_name_or_path}: {count_parameters(trainer.model)}",
-        "task": describe_task(trainer.processor),
+        **describe_tasks(args, trainer.processor, data),
         "trained": describe_locks(args),
-        "data": describe_data(train_rows),
-        "scored on": "nothing" if eval_rows is None else describe_data(eval_rows),
+        "data": describe_data(data.train),
+        "scored on": "nothing" if data.test is None else describe_data(data.test),
         "batch": describe_batch(args, trainer.args),
         "steps": describe_steps(trainer),
         "device": describe_device(trainer.args),
@@ -30,9 +32,19 @@ def describe_run(args: FinetuneArguments, trainer, train_rows, eval_rows: Datase
     return "\n".join(f"{name:10} {text}" for name, text in lines.items())
 
 
-def describe_task(processor) -> str:
-    task = processor.find_task()
-    return f"{task.name}: {task.prompts[processor.language]}"
+def describe_tasks(args: FinetuneArguments, processor, data: RunData) -> dict[str, str]:
+    """The question of the task; of several tasks or columns a line each."""
+    if args.columns:
+        found = describe_columns({name: processor.tasks[name] for name in args.columns}, data.train)
+        return {f"column {name}": text for name, text in found.items()}
+    weights = args.weights()
+    lines = {}
+    for name in weights or [None]:
+        task = processor.find_task(name)
+        answers = f", one of {len(task.choices):,} answers" if task.answer == "choice" else ""
+        weight = f", weight {weights[name]:g}" if name else ""
+        lines["task" if name is None else f"task {name}"] = f"{task.prompts[processor.language]}{answers}{weight}"
+    return {"task": f"{processor.default_task}: {lines['task']}"} if None in (weights or [None]) else lines
 
 
 def describe_locks(args: FinetuneArguments) -> str:
@@ -46,7 +58,9 @@ def describe_locks(args: FinetuneArguments) -> str:
     return _and(parts) + (f"; locked: {_and(locked)}" if locked else "")
 
 
-def describe_data(rows: Dataset | IterableDataset) -> str:
+def describe_data(rows: Dataset | IterableDataset | dict[str, Dataset]) -> str:
+    if isinstance(rows, dict):
+        return "; ".join(f"{task}: {describe_data(own)}" for task, own in rows.items())
     if isinstance(rows, IterableDataset):
         return "streamed, not counted"
     try:

@@ -1,63 +1,159 @@
-"""The task of a run: its processor, and the metric that picks the best checkpoint."""
+"""The tasks of a run: its processor, the answers to choose from, and the metric that picks the best checkpoint."""
 
 import copy
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
+from datasets import Dataset
 from transformers import Seq2SeqTrainingArguments
 
 from ofa_hf import OFAProcessor
 from ofa_hf.errors import UserError
-from ofa_hf.evaluation import METRICS
+from ofa_hf.evaluation.metrics import metric_of
 from ofa_hf.models import load_processor
 from ofa_hf.tasks_ofa import Task
 from ofa_hf.training.arguments import TASK_METRIC, FinetuneArguments
+from ofa_hf.training.columns import closed_list, column_task, column_tasks
+from ofa_hf.training.scoring import MEAN_SCORE
+from ofa_hf.training.sources import RunData
+
+
+MAX_ANSWERS = 100_000  # of a list that is made of the data
 
 
 def load_task_processor(args: FinetuneArguments) -> OFAProcessor:
-    """The model's processor with the run's task as its default task. A task that the model lacks is added.
+    """The model's processor with the run's tasks, the first of which is its default. Those that it lacks are added.
 
     Raises:
-        UserError: there is no such model or task.
+        UserError: there is no such model or task, or a metric needs a package that is not installed.
     """
     processor = load_processor(args.model_name_or_path)
-    if args.task not in (None, processor.default_task):
-        processor = _with_task(processor, args)
-    refuse_untrainable(processor.find_task())
+    if args.columns:
+        tasks = {column: column_task(column, processor.language) for column in args.columns}
+    else:
+        tasks = {name: {} for name in args.tasks or ([args.task] if args.task else [])}
+    processor = with_tasks(processor, {name: {**own, **processor.tasks.get(name, {})} for name, own in tasks.items()})
+    for name in args.tasks or [None]:
+        own = args.of_task(name) if name else args
+        if own.choices_file:
+            processor = with_choices(processor, name, read_choices(own.choices_file))
+    for task in tasks_of_run(args, processor):
+        metric_of(task)
     return processor
 
 
-def refuse_untrainable(task: Task) -> None:
-    """Refuse a task whose targets training does not know how to write.
+def with_tasks(processor: OFAProcessor, tasks: Mapping[str, Mapping[str, Any]]) -> OFAProcessor:
+    """A processor with more tasks, or other settings of those that it has; the first of them is its default.
 
     Raises:
-        UserError: its answer is no text, or begins with the question.
+        UserError: a task that is not defined, or not in the processor's language.
     """
-    if task.answer != "text" or task.starts_with:
-        kind = f"its answers are {task.answer}" if task.answer != "text" else "its answers begin with the question"
-        raise UserError(
-            f"The task {task.name} cannot be trained: {kind}, but training writes texts as targets. Accepted: tasks "
-            f"whose answer is a text of its own, such as caption or ocr. Pass one of them as --task."
-        )
-
-
-def _with_task(processor: OFAProcessor, args: FinetuneArguments) -> OFAProcessor:
+    if not tasks:
+        return processor
     try:
         return OFAProcessor(
             processor.image_processor,
             processor.tokenizer,
-            tasks={**processor.tasks, args.task: processor.tasks.get(args.task, {})},
-            default_task=args.task,
+            tasks={**processor.tasks, **tasks},
+            default_task=next(iter(tasks)),
             language=processor.language,
             max_prompt_tokens=processor.max_prompt_tokens,
             max_target_tokens=processor.max_target_tokens,
             chat_template=processor.chat_template,
         )
     except ValueError as error:
-        raise UserError(f"{args.model_name_or_path} cannot be trained for the task {args.task}: {error}") from error
+        raise UserError(f"The model cannot be trained for the task {', '.join(tasks)}: {error}") from error
 
 
-def with_task_metric(trainer_args: Seq2SeqTrainingArguments, task: Task) -> Seq2SeqTrainingArguments:
-    """A copy of the arguments with the task's metric where they leave the choice to the task."""
+def tasks_of_run(args: FinetuneArguments, processor: OFAProcessor) -> list[Task]:
+    """The tasks that a run trains."""
+    return [processor.find_task(name) for name in args.columns or args.tasks or [None]]
+
+
+# --------------------------------------------------------------------------------------- answers to choose from
+
+
+def read_choices(file: str) -> list[str]:
+    """Answers of a file, one a line.
+
+    Raises:
+        UserError: it cannot be read, or has none.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"{file} cannot be read: {reason}. Pass a text file with an answer a line.") from error
+    choices = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not choices:
+        raise UserError(f"{file} has no answers. Pass a text file with an answer a line.")
+    return choices
+
+
+def with_choices(
+    processor: OFAProcessor, name: str | None, choices: Iterable[str], labels: Mapping[str, str] | None = None
+) -> OFAProcessor:
+    """A processor whose task chooses among these answers.
+
+    Args:
+        labels: other names of these answers.
+
+    Raises:
+        UserError: the vocabulary cannot write an answer, or two are the same to it.
+    """
+    name, default = name or processor.default_task, processor.default_task
+    choices = list(choices)
+    try:
+        processor.encode_choices(choices)
+    except ValueError as error:
+        raise UserError(f"The task {name} cannot choose among these answers. {error}") from error
+    settings = {**processor.tasks[name], "answer": "choice", "choices": choices}
+    settings |= {"labels": dict(labels)} if labels else {}
+    tasks = {**processor.tasks, name: settings}
+    return with_tasks(processor, {default: tasks[default], **tasks})
+
+
+def with_answers_of_data(processor: OFAProcessor, args: FinetuneArguments, data: RunData) -> OFAProcessor:
+    """A processor whose columns and lists without answers know the answers that the data has.
+
+    Raises:
+        UserError: a task needs a list, but the data is streamed or has no usable answers.
+    """
+    if args.columns:
+        train_rows, *others = data.stored()
+        return with_tasks(processor, column_tasks(processor, args.columns, args.closed_columns, train_rows, others))
+    for task in tasks_of_run(args, processor):
+        if task.answer == "choice" and not task.choices:
+            sets = [rows[task.name] if isinstance(rows, dict) else rows for rows in (data.train, data.test) if rows]
+            answers = sum((answers_in(rows) for rows in sets if isinstance(rows, Dataset)), Counter())
+            processor = with_choices(processor, task.name, *list_of(processor, task, answers))
+    return processor
+
+
+def answers_in(rows: Dataset) -> Counter:
+    """How often each target comes. The images are not read."""
+    return Counter(target for row in rows.select_columns("targets") for target in row["targets"])
+
+
+def list_of(processor: OFAProcessor, task: Task, answers: Counter) -> tuple[list[str], dict[str, str]]:
+    """The answers of a list, and other spellings of them."""
+    if not 2 <= len(answers) <= MAX_ANSWERS:
+        raise UserError(
+            f"The task {task.name} chooses among answers, but the data has {len(answers):,} different ones. Pass "
+            f"them as choices_file, an answer a line."
+        )
+    try:
+        usual = closed_list(processor, answers)
+    except ValueError as error:
+        raise UserError(f"The task {task.name} cannot choose among the answers of the data. {error}") from error
+    return sorted(set(usual.values())), {text: main for text, main in usual.items() if text != main}
+
+
+def with_task_metric(trainer_args: Seq2SeqTrainingArguments, *tasks: Task) -> Seq2SeqTrainingArguments:
+    """A copy of the arguments with the metric of the run's tasks where they leave the choice to them."""
     trainer_args = copy.copy(trainer_args)
     if trainer_args.metric_for_best_model == TASK_METRIC:
-        trainer_args.metric_for_best_model = METRICS[task.metric].best
+        trainer_args.metric_for_best_model = metric_of(tasks[0]).best if len(tasks) == 1 else MEAN_SCORE
     return trainer_args

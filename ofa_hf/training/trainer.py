@@ -15,9 +15,15 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from ofa_hf.data.grouping import GroupedTargets, GroupedTargetSampler, count_targets
+from ofa_hf.data.collator import IMAGE_ROWS
+from ofa_hf.data.grouping import (
+    GroupedTargets,
+    GroupedTargetSampler,
+    MixedTargets,
+    MixedTargetSampler,
+    count_targets,
+)
 from ofa_hf.errors import UserError
-from ofa_hf.evaluation import METRICS
 from ofa_hf.modeling_ofa import IGNORED_LABEL
 from ofa_hf.prediction.loop import predict, show_progress
 from ofa_hf.publishing.push import publish_folder
@@ -27,6 +33,7 @@ from ofa_hf.training.encoder_cache import LockedEncoder
 from ofa_hf.training.losses import smoothed_cross_entropy, without_logits
 from ofa_hf.training.result import latest_metrics, repository_name, save_result
 from ofa_hf.training.resume import checkpoints_in, saving_to
+from ofa_hf.training.scoring import questions_of, references_of, score_tasks
 
 
 logger = logging.get_logger(__name__)
@@ -98,25 +105,27 @@ class OFATrainer(Seq2SeqTrainer):
 
     def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not isinstance(dataset, GroupedTargets):  # batches of the caller's own
+        if not isinstance(dataset, (GroupedTargets, MixedTargets)):  # batches of the caller's own
             return super()._get_train_sampler(dataset)
         sampler = self._sampler(dataset, self.finetune_args.targets_per_row, shuffle=True)
         self.remove_callback(SetSamplerEpoch)  # of an earlier call of train()
         self.add_callback(SetSamplerEpoch(sampler))
         return sampler
 
-    def _get_eval_sampler(self, eval_dataset: GroupedTargets) -> torch.utils.data.Sampler:
+    def _get_eval_sampler(self, eval_dataset: GroupedTargets | MixedTargets) -> torch.utils.data.Sampler:
         return self._sampler(eval_dataset, 0, shuffle=False)
 
-    def _sampler(self, dataset: GroupedTargets, targets_per_row: int, shuffle: bool) -> GroupedTargetSampler:
+    def _sampler(
+        self, dataset: GroupedTargets | MixedTargets, targets_per_row: int, shuffle: bool
+    ) -> GroupedTargetSampler | MixedTargetSampler:
         batch_size = self.args.train_batch_size if shuffle else self.args.eval_batch_size
-        return GroupedTargetSampler(
-            count_targets(dataset.dataset),
-            targets_per_row,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            shuffle=shuffle,
-            fill_to=batch_size * self.args.world_size,
-        )
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        block = batch_size * self.args.world_size
+        if isinstance(dataset, MixedTargets):
+            parts = {task: self._sampler(part, targets_per_row, shuffle) for task, part in dataset.parts.items()}
+            weights = self.finetune_args.weights() if shuffle else {}
+            return MixedTargetSampler(parts, weights, block, seed, shuffle)
+        return GroupedTargetSampler(count_targets(dataset.dataset), targets_per_row, seed, shuffle, fill_to=block)
 
     # -- loss
 
@@ -146,18 +155,30 @@ class OFATrainer(Seq2SeqTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs):
         ours, inputs = self.finetune_args, self._encoded(dict(inputs), self.train_dataset)
         if model.training:
-            base = self.accelerator.unwrap_model(model)
-            inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(inputs["labels"])
+            if "decoder_input_ids" not in inputs:
+                base = self.accelerator.unwrap_model(model)
+                inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(inputs["labels"])
             inputs["labels"] = self._kept_labels(inputs["labels"])
             inputs["label_smoothing"] = ours.label_smoothing
             inputs["drop_worst_ratio"] = ours.drop_worst_ratio if self._drops_worst() else 0.0
         return super().compute_loss(model, inputs | without_logits(inputs["labels"]), *args, **kwargs)
 
     def _encoded(self, inputs: dict[str, Any], dataset) -> dict[str, Any]:
-        """Inputs of `forward`, with images replaced by the locked encoder's results."""
+        """Inputs of `forward`, with images replaced by the locked encoder's results, or shared by several rows."""
         if self.encoder is None:
-            return inputs
+            return self._with_shared_images(inputs)
         return self.encoder(self.accelerator.unwrap_model(self.model), inputs, getattr(dataset, "encoded", None))
+
+    def _with_shared_images(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs in which every question has its image; the ResNet runs once for each image."""
+        if IMAGE_ROWS not in inputs:
+            return inputs
+        inputs = dict(inputs)
+        rows, images = inputs.pop(IMAGE_ROWS), inputs.pop("pixel_values")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # no part of the model runs on its own
+            return {**inputs, "pixel_values": images[rows]}
+        encoder = self.accelerator.unwrap_model(self.model).get_encoder()
+        return {**inputs, "image_embeds": encoder.embed_image_cells(images)[rows]}
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
         self._refuse_bad_loss()  # of the previous step: reading this step's would wait for the device
@@ -258,7 +279,7 @@ class OFATrainer(Seq2SeqTrainer):
         self._refuse_bad_loss()
         model = self._wrap_model(self.model, training=False, dataloader=dataloader).eval()
         dataset = dataloader.dataset
-        if not isinstance(dataset, GroupedTargets):
+        if not isinstance(dataset, (GroupedTargets, MixedTargets)):
             raise UserError(
                 f"OFATrainer got a {type(dataset).__name__} to evaluate on; it needs GroupedTargets. Wrap the rows: "
                 "GroupedTargets(rows)."
@@ -279,26 +300,32 @@ class OFATrainer(Seq2SeqTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
 
-    def _scores(self, dataset: GroupedTargets) -> dict[str, float]:
-        """Predict the first `eval_rows` rows, split among the processes, and score them together."""
-        number = min(self.finetune_args.eval_rows or len(dataset), len(dataset))
-        rows = (dataset.dataset[index] for index in range(self.args.process_index, number, self.args.world_size))
+    def _scores(self, dataset: GroupedTargets | MixedTargets) -> dict[str, float]:
+        """Predict the first `eval_rows` rows of each task, split among the processes, and score them together."""
+        parts = dataset.parts if isinstance(dataset, MixedTargets) else {None: dataset}
+        answered: dict[str | None, tuple[dict, dict]] = {}
+        for task, part in parts.items():
+            number = min(self.finetune_args.eval_rows or len(part), len(part))
+            predictions = self._predict(part, task, number)
+            for name, references in references_of(part.dataset, number, task).items():
+                answered[name] = {id_: predictions.get((name, id_), "") for id_ in references}, references
+        self.last_predictions = {id_: text for texts, _ in answered.values() for id_, text in texts.items()}
+        return score_tasks(answered, self.processor)
+
+    def _predict(self, part: GroupedTargets, task: str | None, number: int) -> dict[tuple[str | None, str], Any]:
+        """The best answers of all processes to the first rows, by task and id."""
+        rows = (part.dataset[index] for index in range(self.args.process_index, number, self.args.world_size))
         generate = {"num_beams": self.args.generation_num_beams, "max_length": self.args.generation_max_length}
         generate = {name: value for name, value in generate.items() if value}
         model = self.accelerator.unwrap_model(self.model)
         batch_size = max(1, self.args.per_device_eval_batch_size)
         with self.accelerator.autocast():
-            predictions = predict(model, self.processor, rows, batch_size=batch_size, **generate)
+            asked = (question for row in rows for question in questions_of(row, task))
+            predictions = predict(model, self.processor, asked, batch_size=batch_size, **generate)
             if self.is_world_process_zero() and not self.args.disable_tqdm:
                 predictions = show_progress(predictions, -(-number // self.args.world_size))
-            answers = [(prediction.id, prediction.text) for prediction in predictions]
-        predictions = dict(gather_object(answers))
-        texts = dataset.dataset.select_columns(["id", "targets"]).select(range(number))
-        references = {row["id"]: row["targets"] for row in texts}
-        metric = METRICS[self.processor.find_task().metric]
-        scores = metric.score(predictions, references)
-        self.last_predictions = predictions
-        return {name: scores[name] for name in metric.titles}
+            answers = [(prediction.id, prediction.best) for prediction in predictions]
+        return dict(gather_object(answers))
 
     # -- publishing
 

@@ -160,3 +160,63 @@ def test_evaluation_leaves_padding_out_too(model, tiny_batch, real_lengths):
         loss = model(**tiny_batch | without_logits(tiny_batch["labels"])).loss
         assert loss.item() == pytest.approx(model(**tiny_batch).loss.item(), rel=1e-6)
     assert real_lengths
+
+
+@pytest.fixture
+def tokens():
+    """Features, weight and labels of two rows, and the words that may stand at some places."""
+    features, weight = torch.randn(2, 3, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    labels = torch.tensor([[4, 5, -100], [6, 7, 8]])
+    bound = {
+        "word_sets": torch.tensor([[5, 6, 9], [4, 7, -1]]),
+        "set_numbers": torch.tensor([[1, 0, -1], [-1, 1, -1]]),
+    }
+    return features, weight, labels, bound
+
+
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_a_rows_confidence_is_a_factor_of_its_loss(tokens, is_bound):
+    features, weight, labels, bound = tokens
+    options = {"num_items_in_batch": 1, "label_smoothing": 0.1, **(bound if is_bound else {})}
+    confidences = torch.tensor([0.3, 2.0])
+    whole = smoothed_cross_entropy(features, weight, labels, confidences=confidences, **options)
+    parts = []
+    for row in (0, 1):
+        alone = labels.clone()
+        alone[1 - row] = -100
+        parts.append(smoothed_cross_entropy(features, weight, alone, **options))
+    assert whole.item() == pytest.approx((0.3 * parts[0] + 2.0 * parts[1]).item(), rel=1e-5)
+    with torch.no_grad():
+        found = smoothed_cross_entropy(features, weight, labels, confidences=confidences, **options)
+    assert found.item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_only_the_words_that_may_stand_at_a_place_count(tokens, smoothing):
+    features, weight, labels, bound = tokens
+    loss = smoothed_cross_entropy(features, weight, labels, num_items_in_batch=1, label_smoothing=smoothing, **bound)
+    expected = 0.0
+    for row, column in torch.nonzero(labels != -100).tolist():
+        number = int(bound["set_numbers"][row, column])
+        words = bound["word_sets"][number] if number >= 0 else torch.arange(11)
+        logits = (features[row, column].double() @ weight.double().T)[words[words >= 0]]
+        log_probabilities = logits.log_softmax(-1)
+        spread = smoothing / (len(logits) - 1 + (1e-6 if number >= 0 else 0))
+        own = log_probabilities[words[words >= 0] == labels[row, column]]
+        expected -= (1 - smoothing - spread) * own.sum() + spread * log_probabilities.sum()
+    assert loss.item() == pytest.approx(float(expected), rel=1e-5)
+    ours = torch.autograd.grad(loss, tokens[:2], retain_graph=True)
+    theirs = torch.autograd.grad(expected, tokens[:2])
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine - other).norm() < 1e-5 * other.norm()
+
+
+def test_the_worst_tokens_are_left_out_of_bound_ones_too(tokens):
+    features, weight, labels, bound = tokens
+    all_losses = [
+        smoothed_cross_entropy(features, weight, labels.where(torch.arange(6).view(2, 3) == place, -100), 1, **bound)
+        for place in (0, 1, 3, 4, 5)
+    ]
+    kept = sorted(loss.item() for loss in all_losses)[:3]
+    found = smoothed_cross_entropy(features, weight, labels, 1, drop_worst_ratio=0.4, **bound)
+    assert found.item() == pytest.approx(sum(kept), rel=1e-5)

@@ -29,7 +29,7 @@ def build(parse):
         model, processor = load_model(args.model_name_or_path, device="cpu")
         regularize(model, args)
         lock(model, args)
-        return make_trainer(args, adapt(args, trainer_args), model, processor, *load_data(args, processor.find_task()))
+        return make_trainer(args, adapt(args, trainer_args), model, processor, load_data(args, processor))
 
     return build
 

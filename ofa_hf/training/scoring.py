@@ -1,0 +1,49 @@
+"""What an evaluation during training asks and compares: rows of one task, of several, and questions per column."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from ofa_hf.evaluation.metrics import metric_of
+from ofa_hf.evaluation.scores import References
+
+
+MEAN_SCORE = "mean_score"  # of a run of several tasks: the mean of what picks the best checkpoint of each
+
+
+def questions_of(row: Mapping[str, Any], task: str | None) -> Iterator[dict[str, Any]]:
+    """Rows for `predict`, named `(task, id)`: one for each task of the row, which share its image."""
+    for name in dict.fromkeys(row.get("tasks") or [task]):
+        asked = {**row, "id": (name, row["id"])}
+        yield asked if name is None else {**asked, "task": name}
+
+
+def references_of(rows: Dataset, number: int, task: str | None) -> dict[str | None, References]:
+    """Right answers of the first rows by task and id. The images are not read."""
+    names = {"id", "targets", "tasks", "references"} & set(rows.column_names)
+    found: dict[str | None, dict[str, Any]] = {}
+    for row in rows.select_columns(sorted(names)).select(range(number)):
+        if row.get("references"):
+            own = {each["text"]: each["confidence"] for each in row["references"]}
+            found.setdefault(task, {})[row["id"]] = own
+            continue
+        for name, target in zip(row.get("tasks") or [task] * len(row["targets"]), row["targets"]):
+            found.setdefault(name, {}).setdefault(row["id"], []).append(target)
+    return found
+
+
+def score_tasks(answered: Mapping[str | None, tuple[dict[str, Any], References]], processor) -> dict[str, float]:
+    """Scores of a run: those of its metric, or of several tasks `<task>_<score>` and their mean.
+
+    Args:
+        answered: task → answers and right answers, both by id; None is the default task.
+    """
+    scores, best = {}, []
+    for name, (predictions, references) in answered.items():
+        metric = metric_of(processor.find_task(name))
+        found = metric.score(predictions, references)
+        start = "" if len(answered) == 1 else f"{name}_"
+        scores |= {start + score: found[score] for score in metric.titles}
+        best.append(found[metric.best])
+    return scores if len(answered) == 1 else {**scores, MEAN_SCORE: sum(best) / len(best)}
