@@ -328,15 +328,18 @@ def boxes_html(image: NamedImage, boxes: Sequence[dict]) -> str:
     upright.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     upright.save(shown := io.BytesIO(), "JPEG", quality=85)
     source = base64.b64encode(shown.getvalue()).decode()
-    drawn = "".join(
-        f'<rect x="{min(box["xmin"], box["xmax"]):.1f}" y="{min(box["ymin"], box["ymax"]):.1f}" '
-        f'width="{abs(box["xmax"] - box["xmin"]):.1f}" height="{abs(box["ymax"] - box["ymin"]):.1f}" stroke="{BOX_COLORS[number % len(BOX_COLORS)]}"/>'
-        for number, box in enumerate(boxes)
-    )
+    drawn = "".join(rect_html(number, *box.values()) for number, box in enumerate(boxes))
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img"><image href="data:image/jpeg;base64,{source}" '
         f'width="{width}" height="{height}"/>{drawn}</svg>'
     )
+
+
+def rect_html(number: int, xmin: float, ymin: float, xmax: float, ymax: float) -> str:
+    """A box, which the model may write with its sides exchanged."""
+    color, left, top = BOX_COLORS[number % len(BOX_COLORS)], min(xmin, xmax), min(ymin, ymax)
+    size = f'width="{abs(xmax - xmin):.1f}" height="{abs(ymax - ymin):.1f}"'
+    return f'<rect x="{left:.1f}" y="{top:.1f}" {size} stroke="{color}"/>'
 
 
 def error_html(head: str, text: str = "") -> str:
