@@ -123,7 +123,7 @@ def unknown_to(tokenizer) -> Callable[[Iterable[str]], set[str]]:
 
 
 def unknown_to_published(characters: Iterable[str]) -> set[str]:
-    """Which of some characters the published Chinese checkpoints lack for certain: emoji, curly quotes and long dashes.
+    """Which of some characters the published Chinese checkpoints lack for certain: emoji, curly quotes, long dashes.
 
     They lack more; only a checkpoint's own vocabulary tells, see `unknown_to`.
     """
