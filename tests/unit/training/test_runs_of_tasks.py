@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 from tiny_shop import COLOURS, SIDE
 
 from ofa_hf import tasks_ofa
+from ofa_hf.cli import main
 from ofa_hf.errors import UserError
 from ofa_hf.models import load_processor
 from ofa_hf.tasks_ofa import Task
@@ -59,6 +61,17 @@ def test_boxes_are_learned_and_scored_and_those_outside_are_reported(train, tabl
     messages = capsys.readouterr().err
     assert "9 rows with 9 targets; skipped: 3 × unfit answer" in messages
     assert load_processor(ran.folder).default_task == "grounding"
+    scores = evaluate(ran.folder, files, capsys)
+    assert scores["num_rows"] == 11, "boxes of an image that nobody opens are not measured"
+    assert {"box_accuracy", "mean_iou"} <= scores.keys()
+
+
+def evaluate(model, files, capsys, *options) -> dict[str, float]:
+    """What `ofa-hf evaluate` says of a model on the files that it was scored on."""
+    names = ["--model", str(model), "--captions", files["test_caption_file"], "--images", files["test_image_file"]]
+    capsys.readouterr()
+    assert main(["evaluate", *names, "--device", "cpu", "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def test_answers_with_confidences_train_the_best_and_are_scored_by_all(train, table, monkeypatch):
@@ -113,6 +126,11 @@ def test_columns_are_learned_together_and_fill_themselves(train, table, capsys):
     messages = capsys.readouterr().err
     assert "one of 2 values, 1 of 12 cells are empty" in messages
     assert ran.metrics["eval_色_accuracy"] == 100
+    scores = evaluate(ran.folder, files, capsys, "--columns")
+    assert (scores["色_accuracy"], scores["num_cells"]) == (100, 35)
+    expected = [ran.metrics[f"eval_{name}_accuracy"] for name in ("描述", "色", "大小")]
+    assert [scores[f"{name}_accuracy"] for name in ("描述", "色", "大小")] == pytest.approx(expected)
+    assert evaluate(ran.folder, files, capsys, "--columns", "色")["num_cells"] == 11
     assert {"eval_描述_accuracy", "eval_描述_ned", "eval_大小_accuracy", "eval_mean_score"} <= ran.metrics.keys()
     processor = load_processor(ran.folder)
     colour = processor.find_task("色")

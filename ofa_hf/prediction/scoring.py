@@ -1,12 +1,13 @@
-"""What an evaluation during training asks and compares: rows of one task, of several, and questions per column."""
+"""What an evaluation asks and compares: rows of one task, of several, and questions per column."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from datasets import Dataset
 
-from ofa_hf.evaluation.metrics import metric_of
-from ofa_hf.evaluation.scores import References
+from ofa_hf.evaluation.answers import mean_of, score_answers
+from ofa_hf.evaluation.metrics import Metric, metric_of
+from ofa_hf.evaluation.scores import References, Scores
 
 
 MEAN_SCORE = "mean_score"  # of a run of several tasks: the mean of what picks the best checkpoint of each
@@ -47,3 +48,17 @@ def score_tasks(answered: Mapping[str | None, tuple[dict[str, Any], References]]
         scores |= {start + score: found[score] for score in metric.titles}
         best.append(found[metric.best])
     return scores if len(answered) == 1 else {**scores, MEAN_SCORE: sum(best) / len(best)}
+
+
+def score_columns(answered: Mapping[str, tuple[dict[str, Any], References]]) -> tuple[Metric, Scores]:
+    """Share of cells that are right, in all columns and in each.
+
+    Args:
+        answered: column → answers and right answers, both by id.
+    """
+    found = {column: score_answers(*both) for column, both in answered.items()}
+    each = {f"{column}: {id_}": value for column, one in found.items() for id_, value in one.each["accuracy"].items()}
+    totals = {"accuracy": mean_of(each), **{f"{column}_accuracy": one["accuracy"] for column, one in found.items()}}
+    titles = {"accuracy": "Cells right", **{f"{column}_accuracy": column for column in found}}
+    metric = Metric("columns", best="accuracy", titles=titles, score=score_answers)
+    return metric, Scores({**totals, "num_cells": len(each)}, {"accuracy": each})
