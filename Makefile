@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 OUT ?= outputs/demo
 JOBS ?= logical
 ARGS ?=
-BENCHES ?= speed memory training folder
+BENCHES ?= speed tasks memory training folder
 # Exactly the tests that are skipped without one of the optional libraries.
 EXTRAS_TESTS = $(addprefix tests/,unit/serving unit/export/test_int8.py unit/export/test_onnx.py unit/test_fast_ofa_int8.py unit/test_reference.py \
 unit/prediction/test_ray_data.py end_to_end/test_export.py \

@@ -3,7 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from ofa_hf.files import refuse_unwritable
 
 
 MODELS = "folder of a converted model, or Hub id; several run one after another, and each line names its model"
@@ -75,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
     parser.add_argument("--num-beams", type=positive, metavar="N", help="beams (default: the model's)")
     parser.add_argument("--max-length", type=positive, metavar="N", help="tokens at most (default: the model's)")
     parser.add_argument("--json", action="store_true", help="one JSON object per line, with scores")
-    parser.add_argument("--output", metavar="FILE", help="write a .jsonl or .csv file, or resume one")
+    parser.add_argument("--output", metavar="FILE", help="write a .jsonl, .csv or .xlsx file, or resume one")
     parser.add_argument("--report", metavar="FILE", help=REPORT)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help=DTYPES)
@@ -84,10 +86,17 @@ def add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
     if command.has_images:
         text = "folder of the images that a table names (default: the table's own folder)"
         parser.add_argument("--images", metavar="FOLDER", help=text)
-        parser.add_argument("--image-column", metavar="NAME", help="a table's column of images (image, 图片, …)")
+        text = "write the answers to each image into a .txt file beside it; images that have one are done"
+        parser.add_argument("--txt", action="store_true", help=text)
+        text = "a table's column of images (image, 图片, …)"
+        parser.add_argument("--image-column", "--image_column", metavar="NAME", help=text)
+    text = "of a table, such as gb18030 (default: told from the file)"
+    parser.add_argument("--encoding", metavar="NAME", help=text)
+    text = "of a table: a character, or its name, such as tab (default: told from the file)"
+    parser.add_argument("--separator", metavar="CHARACTER", help=text)
     text = "with --engine ray and parquet or a saved data set: the column that names a row (image_id, id, file, …)"
     parser.add_argument("--id-column", metavar="NAME", help=text)
-    parser.set_defaults(usage_error=parser.error, images=None, image_column=None, texts=None, choices=None)
+    parser.set_defaults(usage_error=parser.error, txt=False, images=None, image_column=None, texts=None, choices=None)
 
 
 def say(command: Command, text: str) -> None:
@@ -125,6 +134,7 @@ def run(args: argparse.Namespace, command: Command, reports: Sequence[object] = 
 
     reports = list(reports)
     if args.report:
+        refuse_unwritable([args.report])
         from ofa_hf.pages.comparison import ComparisonReport
 
         reports.append(ComparisonReport(args.report))
@@ -142,6 +152,7 @@ def make_request(args: argparse.Namespace, command: Command, **more: object):
     options = {"prompt": args.prompt, "num_beams": args.num_beams, "max_length": args.max_length}
     options["batch_size"] = args.batch_size
     inputs = Inputs(args.inputs, texts_of(args, command), args.images, args.image_column, command.ask_with)
+    inputs = replace(inputs, reading={"encoding": args.encoding, "separator": args.separator})
     settings = {
         "command": command.name,
         "answer": command.answer,
@@ -150,6 +161,7 @@ def make_request(args: argparse.Namespace, command: Command, **more: object):
         "task": args.task or (None if args.prompt else command.task),
         "choices": args.choices or (),
         "output": args.output,
+        "beside": args.txt,
         "as_json": args.json,
         "num_answers": args.num_answers,
         "as_probabilities": command.as_probabilities,
@@ -173,9 +185,9 @@ def texts_of(args: argparse.Namespace, command: Command) -> dict[str, list[str]]
 
 def check_usage(args: argparse.Namespace, has_reports: bool = False) -> None:
     if args.engine == "ray":
-        if not args.output or args.report or has_reports or args.device or len(args.model) > 1:
+        if not args.output or args.txt or args.report or has_reports or args.device or len(args.model) > 1:
             args.usage_error(
-                "--engine ray needs --output FILE and one --model, and takes no --device, no --report and no drawings"
+                "--engine ray needs --output FILE and one --model, and takes no --device, --txt, --report or drawings"
             )
     elif args.workers or args.id_column:
         args.usage_error("--workers and --id-column are for --engine ray")

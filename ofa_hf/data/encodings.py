@@ -168,3 +168,8 @@ def _first_bad_line(path: str | Path, encoding: str) -> int:
             except UnicodeError:
                 return number
     return 0
+
+
+def is_gb18030(data: bytes) -> bool:
+    """Whether bytes that are no UTF-8 are Chinese text in GB18030."""
+    return _chinese_encoding(data) == "gb18030"

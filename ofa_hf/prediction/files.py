@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -16,13 +17,14 @@ from ofa_hf.evaluation.evaluate import package_versions
 from ofa_hf.models import LoadedModel, load_model, load_processor, read_tasks
 from ofa_hf.prediction.choices import read_choices, usable_choices
 from ofa_hf.prediction.loop import Prediction, check_beams, predict
+from ofa_hf.prediction.output_files import TextFiles, check_output, record_of, write_sheet
 from ofa_hf.prediction.outputs import AnswerFile, AnswerPrinter, Answers, Format, Name
 from ofa_hf.prediction.processes import Processes, SharedAnswerFile, open_answer_file
 from ofa_hf.prediction.questions import Inputs, Rows, find_rows, notes_of
 from ofa_hf.tasks_ofa import Task
 
 
-Output = AnswerFile | AnswerPrinter | SharedAnswerFile
+Output = AnswerFile | AnswerPrinter | SharedAnswerFile | TextFiles
 DEFAULT_ANSWER = "answer"
 
 
@@ -54,7 +56,9 @@ class Request:
         models: folders or Hub ids, run one after another.
         task: one of the checkpoints'; None is their default task.
         choices: lists of answers to choose from and files with one per line, in place of the task's own.
-        output: `.jsonl` or `.csv` file, resumed if it exists; without it and without reports, answers are printed.
+        output: `.jsonl` or `.csv` file, resumed if it exists, or `.xlsx`, made at the end from a `.jsonl` beside it,
+            which is resumed; without it and without reports, answers are printed.
+        beside: write the answers to each image into a `.txt` file beside it; images that have one are done.
         num_answers: per row.
         as_probabilities: scores are probabilities; else they are log-probabilities.
         threshold: boxes with a lower score are not there.
@@ -68,6 +72,7 @@ class Request:
     task: str | None = None
     choices: Sequence[str] = ()
     output: str | None = None
+    beside: bool = False
     as_json: bool = False
     num_answers: int = 1
     as_probabilities: bool = True
@@ -114,6 +119,8 @@ def answer_files(request: Request, reports: Sequence[Report] = ()) -> int:
     if processes.is_first:
         request = with_usable_choices(request, models)
     rows = find_rows(request.inputs, task, language, lambda file: any(report.owns(file) for report in reports))
+    if request.beside and (rows.columns != ("file",) or task.answer == "boxes"):
+        raise UserError(f"--txt writes texts about images, but the task {task.name} asks for more. Use --output FILE.")
     for report in reports:
         report.check(rows, task)
     with processes, tempfile.TemporaryDirectory(prefix="ofa_hf_") as scratch:
@@ -167,12 +174,19 @@ def with_usable_choices(request: Request, models: Sequence[str]) -> Request:
 def _check(request: Request, reports: Sequence[Report], processes: Processes) -> None:
     if not request.choices:  # a search needs beams, a list of answers none
         check_beams(request.num_answers, request.options.get("num_beams"))
+    if request.beside and (len(request.models) > 1 or request.output):
+        raise UserError("--txt writes one text beside each image: use it with one --model and without --output.")
+    if processes.count > 1 and request.output and record_of(request.output) != Path(request.output):
+        raise UserError(
+            f"{processes.count} processes cannot write the spreadsheet {request.output}. Write a .csv or .jsonl."
+        )
     if processes.count > 1 and reports:
         raise UserError(
             f"{processes.count} processes write one output, but only one process can make pages and drawings of it. "
             f"Run the command without them first, then with them and without torchrun."
         )
-    if processes.count > 1 and not request.output:
+    check_output(request.output)
+    if processes.count > 1 and not (request.output or request.beside):
         raise UserError(
             f"{processes.count} processes need a file to write to. Add --output answers.jsonl, or run the command "
             f"without torchrun."
@@ -212,7 +226,7 @@ class Job:
 
     @property
     def is_printed(self) -> bool:
-        return not (self.request.output or self.has_reports)
+        return not (self.request.output or self.request.beside or self.has_reports)
 
     def run(self, model: str) -> dict[Name, list[Any]]:
         """Answer what is not done yet; returns all of the model's answers by key if a report needs them."""
@@ -224,15 +238,27 @@ class Job:
             num_answered = self._answer(model, todo, output) if todo else 0
             self._summarize(model, num_answered, num_before)
             if not self.has_reports:
-                return {}
+                return self._finish(output, format)
+            if isinstance(output, TextFiles):
+                return output.answers_to(self.rows.names)
             found = output.answers()
+            self._finish(output, format)
             return {name: found[key] for name in self.rows.names if (key := format.key(name)) in found}
+
+    def _finish(self, output: Output, format: Format) -> dict:
+        """Make the spreadsheet of what is written; processes other than the only one have theirs merged first."""
+        path = self.request.output
+        if path and record_of(path) != Path(path) and self.processes.count == 1:
+            write_sheet(record_of(path), Path(path), format)
+        return {}
 
     def _open_output(self, format: Format) -> AbstractContextManager[Output]:
         if self.is_printed:
             with_names = self.has_several_rows and "file" in self.rows.columns
             return AnswerPrinter(format, self.request.as_json, with_names)
-        path = self.request.output or os.path.join(self.scratch, "answers.jsonl")
+        if self.request.beside:
+            return TextFiles(self.rows.names)
+        path = record_of(self.request.output or os.path.join(self.scratch, "answers.jsonl"))
         return open_answer_file(path, format, self.processes, self.rows.names)
 
     def _answer(self, name: str, names: Sequence[Name], output: Output) -> int:

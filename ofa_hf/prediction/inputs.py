@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ofa_hf.data import FolderImages, ImagesById, load_muge
@@ -47,23 +46,22 @@ class TableImages:
     """
 
     def __init__(self, table: str | os.PathLike, folder: str | os.PathLike | None = None):
-        self.finder = None
         if folder is not None:
             folder = unpacked(folder, cache_root(None))
             if not os.path.isdir(folder):
                 raise UserError(f"{folder} is not a folder. Pass the folder that holds the images of {table}.")
-            self.finder = ImageFinder(Path(folder))
         self.folder = os.fspath(folder or os.path.dirname(table))
+        self.finder = ImageFinder(self.folder or ".")
 
     def file(self, name: str) -> str:
-        """The file of this name, with or without its suffix; a URL as it is; where nothing is found, the name below
-        the folder."""
-        path = os.path.normpath(os.path.join(self.folder, name))
-        if name.startswith(URL_PREFIXES) or os.path.exists(path):
-            return name if name.startswith(URL_PREFIXES) else path
-        found = self.finder.find(name).path if self.finder else None
-        with_suffix = (path + suffix for suffix in sorted(IMAGE_SUFFIXES) if os.path.exists(path + suffix))
-        return found or next(with_suffix, path)
+        """The file of a name, see `ImageFinder`, as a path through the folder; a URL as it is; where nothing is found,
+        the name below the folder."""
+        if name.startswith(URL_PREFIXES):
+            return name
+        found = self.finder.find(name).path or os.path.join(self.finder.folder, name)
+        is_inside = found.startswith(self.finder.folder + os.sep)
+        below = os.path.join(self.folder, os.path.relpath(found, self.finder.folder)) if is_inside else found
+        return os.path.normpath(below)
 
 
 def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool] = lambda file: False) -> list[str]:

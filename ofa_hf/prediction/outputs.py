@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from ofa_hf.boxes_ofa import SIDES, parse_box
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import URL_PREFIXES
+from ofa_hf.prediction.output_forms import MARK, CsvForm, form_of
 
 
 try:
@@ -102,9 +104,9 @@ class Format(NamedTuple):
         sides = sides_of(answer["box"])
         return sides and dict(zip(SIDES, sides, strict=True))
 
-    def csv_line(self, name: Name, answers: Answers) -> str:
+    def csv_cells(self, name: Name, answers: Answers) -> list[Any]:
         start = [*self.parts(name), *([self.model] if self.model else []), *self._sizes(answers)]
-        return _csv_row([*start, *(value for answer in answers for value in (self.text_of(answer), answer["score"]))])
+        return [*start, *(value for answer in answers for value in (self.text_of(answer), answer["score"]))]
 
     def _sizes(self, answers: Answers) -> tuple[int, ...]:
         return tuple(answers[0]["size"]) if self.has_boxes else ()
@@ -117,10 +119,11 @@ class Format(NamedTuple):
         """Columns before the first answer."""
         return [*self.names, *["model"] * bool(self.model), *["width", "height"] * self.has_boxes]
 
-    def csv_header(self) -> str:
+    @property
+    def csv_header(self) -> list[str]:
         """`file,caption,score`, then `caption_2,score_2` and so on; with `model` after the name."""
         ranks = ["", *(f"_{rank}" for rank in range(2, self.num_answers + 1))]
-        return _csv_row([*self.first_columns, *(f"{name}{rank}" for rank in ranks for name in (self.answer, "score"))])
+        return [*self.first_columns, *(f"{name}{rank}" for rank in ranks for name in (self.answer, "score"))]
 
     def read_csv(self, cells: list[str]) -> tuple[Name, str | None, list[Any]]:
         """Name, model and answers of a line that `csv_line` made."""
@@ -151,12 +154,6 @@ class Format(NamedTuple):
 
 def _score(answer: dict[str, Any]) -> dict[str, float]:
     return {"score": answer["score"]} if "score" in answer else {}
-
-
-def _csv_row(values: list) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue()
 
 
 class AnswerPrinter:
@@ -209,6 +206,9 @@ class OutputRow(NamedTuple):
 class AnswerFile:
     """Append answers to a JSONL or CSV file; `done` holds the keys of rows that an earlier run finished.
 
+    A file's name is written so that it means the same file from any folder: as it was given if it is given in full or
+    from the folder of the output, else in full. A CSV that a spreadsheet has saved again is continued in its form.
+
     Args:
         path: ends in `.jsonl` or `.csv`.
         format: of its lines. `done` is about the format's model.
@@ -225,8 +225,7 @@ class AnswerFile:
                 f"The output {self.path} has no known suffix. Accepted: .jsonl (one JSON object per line) and .csv. "
                 f"Rename the output."
             )
-        self._header = format.csv_header() if self.is_csv else ""
-        self._errors = "surrogateescape" if self.is_csv else "backslashreplace"  # file names that are not UTF-8
+        self._form = CsvForm()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(self.path, "ab+")  # noqa: SIM115 (closed by __exit__)
@@ -266,11 +265,14 @@ class AnswerFile:
         self._stream.seek(0)
         data = self._stream.read()
         kept = whole_lines(data, self.is_csv)
+        if self.is_csv and kept:
+            with self._explain():
+                self._form = form_of(kept, self.format.csv_header)
         done = {row.key for row in self._rows_of(kept)}
         if len(kept) < len(data):
             self._stream.truncate(len(kept))
-        if not kept:
-            self._stream.write(self._header.encode())
+        if not kept and self.is_csv:
+            self._stream.write(MARK + self._form.encode(self._form.line(self.format.csv_header)))
             self._stream.flush()
         return done
 
@@ -295,7 +297,7 @@ class AnswerFile:
         places = {self.format.key(name): place for place, name in enumerate(order)} if rows else {}
         new = [row for name, row in {row[:2]: row for row in rows}.items() if name not in known]
         for row in sorted(new, key=lambda row: places.get(row.key, len(places))):
-            self._stream.write(row.line.encode("utf-8", self._errors))
+            self._stream.write(self._encode(row.line))
         self._sync()
         self.done |= {row.key for row in new if row.model == self.format.model}
         for part in parts:
@@ -306,9 +308,13 @@ class AnswerFile:
         return [row for row in self._all_rows(data) if row.model == self.format.model]
 
     def _all_rows(self, data: bytes) -> list[OutputRow]:
+        with self._explain():
+            return list(self._csv_rows(data) if self.is_csv else self._json_rows(data.decode("utf-8")))
+
+    @contextmanager
+    def _explain(self) -> Iterator[None]:
         try:
-            text = data.decode("utf-8", "surrogateescape" if self.is_csv else "strict")
-            return list((self._csv_rows if self.is_csv else self._json_rows)(text))
+            yield
         except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
             raise UserError(
                 f"The output {self.path} exists and was not written by such a run ({error}). Accepted: a new file, or "
@@ -316,25 +322,53 @@ class AnswerFile:
                 f"or for several as now. Give another name, or move the file away."
             ) from error
 
-    def _csv_rows(self, text: str) -> Iterator[OutputRow]:
-        if text and not text.startswith(self._header):
-            raise ValueError(f"its first line is not {self._header.strip()!r}")
-        for row in islice(csv.reader(io.StringIO(text, newline="")), 1, None):
+    def _csv_rows(self, data: bytes) -> Iterator[OutputRow]:
+        form = form_of(data, self.format.csv_header) if data else self._form
+        lines = csv.reader(io.StringIO(form.decode(data), newline=""), delimiter=form.separator)
+        for row in islice(lines, 1, None):
+            if not any(row):
+                continue
             name, model, answers = self.format.read_csv(row)
-            yield OutputRow(self.format.key(name), model, answers, _csv_row(row))
+            yield OutputRow(self._key(name), model, answers, self._form.line(row))
 
     def _json_rows(self, text: str) -> Iterator[OutputRow]:
         for line in filter(str.strip, text.split("\n")):
             name, model, answers = self.format.read_json(json.loads(line))
-            yield OutputRow(self.format.key(name), model, answers, f"{line}\n")
+            yield OutputRow(self._key(name), model, answers, f"{line}\n")
+
+    def _key(self, name: Name) -> Name:
+        """Key of a name in the file: a path that leads somewhere from the output's folder is meant from there."""
+        return self.format.key(self._with_file(name, self._from_output))
+
+    def _from_output(self, file: str) -> str:
+        place = os.path.join(self.path.parent, file)
+        return place if not os.path.isabs(file) and os.path.exists(place) else file
+
+    def _in_full(self, file: str) -> str:
+        """A path as it is written: in full where it would lead elsewhere from the output's folder."""
+        is_relative = not os.path.isabs(file) and not file.startswith(URL_PREFIXES)
+        is_elsewhere = is_relative and os.path.exists(file) and os.path.abspath(self.path.parent) != os.getcwd()
+        return os.path.abspath(file) if is_elsewhere else file
+
+    def _with_file(self, name: Name, change: Callable[[str], str]) -> Name:
+        parts = zip(self.format.names, self.format.parts(name), strict=True)
+        parts = tuple(change(part) if title == "file" else part for title, part in parts)
+        return parts[0] if isinstance(name, str) else parts
 
     def write(self, name: Name, answers: Answers) -> None:
         """Append one row's line; each answer has a `text`, or a `box` and the `size` of its image, and a `score`."""
-        line = (self.format.csv_line if self.is_csv else self.format.json_line)(name, answers)
-        self._stream.write(line.encode("utf-8", self._errors))
+        name = self._with_file(name, self._in_full)
+        if self.is_csv:
+            line = self._form.line(self.format.csv_cells(name, answers))
+        else:
+            line = self.format.json_line(name, answers)
+        self._stream.write(self._encode(line))
         self._stream.flush()
         if time.monotonic() - self._last_sync > SECONDS_BETWEEN_SYNCS:
             self._sync()
+
+    def _encode(self, line: str) -> bytes:
+        return self._form.encode(line) if self.is_csv else line.encode("utf-8", "backslashreplace")
 
     def _sync(self) -> None:
         self._stream.flush()

@@ -36,6 +36,7 @@ class Inputs:
         texts: field of the task → texts that are asked about every image.
         image_folder: of the images that tables name; by default the folder of each table.
         image_column: of tables, in place of the usual names.
+        reading: encoding and separator of tables, where they cannot be told, see `open_table`.
         ask_with: how a text is given on the command line, for messages.
     """
 
@@ -44,6 +45,7 @@ class Inputs:
     image_folder: str | None = None
     image_column: str | None = None
     ask_with: str = ""
+    reading: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -221,7 +223,7 @@ def _lines(path: str, name: str) -> Iterator[tuple[str, ...] | Problem]:
 
 def _table_rows(path: str, inputs: Inputs, task: Task) -> Iterator[tuple[str, ...] | Problem]:
     """The rows of a table; texts of the command line stand in for columns that it lacks."""
-    table = open_table(path)
+    table = open_table(path, **inputs.reading)
     columns = columns_for(table.columns, task, inputs, path)
     place = TableImages(path, inputs.image_folder)
     for number, row in table:

@@ -27,7 +27,7 @@ def test_a_csv_file_has_one_row_an_image(tmp_path):
     path = tmp_path / "captions.csv"
     with AnswerFile(path, Format("caption", 2)) as output:
         output.write("a, b.jpg", TWO)
-    with path.open(encoding="utf-8", newline="") as stream:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["file"], row["caption"], row["caption_2"], row["score_2"]) for row in rows] == [
         ("a, b.jpg", '红色的"裙子"', "蓝色,裙子", "-0.75")
@@ -118,3 +118,64 @@ def test_the_screen_shows_one_caption_a_line(capsys):
     assert json.loads(lines[3]) == {"file": "a.jpg", **named(ONE[0])}
     assert lines[4] == 'a.jpg\tshop/a\t红色的"裙子"'
     assert json.loads(lines[5]) == {"file": "a.jpg", "model": "shop/a", **named(ONE[0])}
+
+
+def spreadsheet(path, encoding: str, separator: str = ",") -> None:
+    """Save a CSV as a spreadsheet does."""
+    rows = csv.reader(path.read_text(encoding="utf-8-sig").splitlines())
+    text = "".join(separator.join(row) + "\r\n" for row in rows)
+    path.write_bytes(text.encode(encoding))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-8", "utf-8-sig"])
+def test_a_csv_that_a_spreadsheet_saved_again_is_continued_in_its_form(tmp_path, encoding, separator):
+    path, format = tmp_path / "captions.csv", Format("caption", 1)
+    with AnswerFile(path, format) as output:
+        assert path.read_bytes().startswith(b"\xef\xbb\xbf"), "spreadsheets need the mark"
+        output.write("a.jpg", [{"text": "红色裙子", "score": -0.5}])
+    spreadsheet(path, encoding, separator)
+    before = path.read_bytes()
+    with AnswerFile(path, format) as output:
+        assert output.done == {str(tmp_path.cwd() / "a.jpg")}
+        output.write("b.jpg", [{"text": "蓝色裙子", "score": -0.75}])
+        assert list(output.answers().values()) == [["红色裙子"], ["蓝色裙子"]]
+    added = separator.join(("b.jpg", "蓝色裙子", "-0.75")) + "\r\n"
+    assert path.read_bytes() == before + added.encode(encoding.removesuffix("-sig"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("file,caption,score\na.jpg,红,-1\n".encode("utf-16"), "save it as CSV UTF-8"),
+        ("file,caption,score\na.jpg,红色裙子,-1\n".encode("gbk") + "b.jpg,蓝色,-1\n".encode(), "two encodings"),
+        ("file,caption\na.jpg,红\n".encode(), "first line is not"),
+    ],
+)
+def test_a_csv_in_a_form_that_cannot_be_continued_is_refused_and_left_alone(tmp_path, data, message):
+    (tmp_path / "captions.csv").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        AnswerFile(tmp_path / "captions.csv", Format("caption", 1))
+    assert (tmp_path / "captions.csv").read_bytes() == data
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
+def test_an_image_is_known_by_what_it_is_from_whatever_folder(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    for shop in ("shop1", "shop2"):
+        (tmp_path / shop).mkdir()
+        (tmp_path / shop / "front.jpg").touch()
+        monkeypatch.chdir(tmp_path / shop)
+        with AnswerFile(path, Format("caption", 1)) as output:
+            assert str(tmp_path / shop / "front.jpg") not in output.done
+            output.write("front.jpg", ONE)
+    monkeypatch.chdir(tmp_path)
+    with AnswerFile(path, Format("caption", 1)) as output:
+        assert output.done == {str(tmp_path / shop / "front.jpg") for shop in ("shop1", "shop2")}
+        (tmp_path / "own.jpg").touch()
+        output.write("own.jpg", ONE)
+    assert b"own.jpg" in path.read_bytes().splitlines()[-1]
+    assert str(tmp_path / "own.jpg").encode() not in path.read_bytes(), "the folder may move"
+    monkeypatch.chdir("/")
+    with AnswerFile(path, Format("caption", 1)) as output:
+        assert str(tmp_path / "own.jpg") in output.done
