@@ -16,7 +16,7 @@ from ofa_hf.evaluation.predictions import read_references
 from ofa_hf.evaluation.scores import References, some_of
 from ofa_hf.models import load_model, load_processor
 from ofa_hf.prediction.loop import Row, find_task, predict, show_progress
-from ofa_hf.prediction.scoring import questions_of, references_of, score_columns
+from ofa_hf.prediction.scoring import as_answered, questions_of, references_of, score_columns
 from ofa_hf.tasks_ofa import TASKS, Task
 
 
@@ -128,6 +128,7 @@ def evaluate_table(
     predictions = predict(*loaded, asked, batch_size=batch_size, **generate)
     total = sum(map(len, references.values()))
     answers = {prediction.id: prediction.best for prediction in show_progress(predictions, total)}
+    references = {name: as_answered(own, find_task(processor, name)) for name, own in references.items()}
     answered = {name: ({id_: answers.get((name, id_), "") for id_ in own}, own) for name, own in references.items()}
     facts = {"device": str(loaded.model.device), "dtype": str(loaded.model.dtype), "batch_size": batch_size}
     run = {**(run or {}), "task": ", ".join(answered), **facts, **generate}

@@ -8,6 +8,7 @@ from datasets import Dataset
 from ofa_hf.evaluation.answers import mean_of, score_answers
 from ofa_hf.evaluation.metrics import Metric, metric_of
 from ofa_hf.evaluation.scores import References, Scores
+from ofa_hf.tasks_ofa import Task
 
 
 MEAN_SCORE = "mean_score"  # of a run of several tasks: the mean of what picks the best checkpoint of each
@@ -34,6 +35,13 @@ def references_of(rows: Dataset, number: int, task: str | None) -> dict[str | No
     return found
 
 
+def as_answered(references: References, task: Task) -> References:
+    """Right answers in the words of the task's list, where the data has other names for them."""
+    if not task.labels:
+        return references
+    return {id_: [task.labels.get(text, text) for text in texts] for id_, texts in references.items()}
+
+
 def score_tasks(answered: Mapping[str | None, tuple[dict[str, Any], References]], processor) -> dict[str, float]:
     """Scores of a run: those of its metric, or of several tasks `<task>_<score>` and their mean.
 
@@ -42,8 +50,9 @@ def score_tasks(answered: Mapping[str | None, tuple[dict[str, Any], References]]
     """
     scores, best = {}, []
     for name, (predictions, references) in answered.items():
-        metric = metric_of(processor.find_task(name))
-        found = metric.score(predictions, references)
+        task = processor.find_task(name)
+        metric = metric_of(task)
+        found = metric.score(predictions, as_answered(references, task))
         start = "" if len(answered) == 1 else f"{name}_"
         scores |= {start + score: found[score] for score in metric.titles}
         best.append(found[metric.best])
