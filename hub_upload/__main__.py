@@ -18,7 +18,7 @@ STEPS = {
     "publish": "all of it: fetch, convert, card, bundle, verify, upload",
     "upgrade": "publish a legacy Hub repository anew in its own place, keeping its history",
 }
-SPACE = "make a Space: a page that captions images with models on the Hub"
+SPACE = "make a Space: a page that answers about images with models on the Hub"
 DRY_RUN = "Dry run: nothing went to the Hub. Add --upload to publish."
 
 

@@ -24,13 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="end with the result as one JSON object")
     web = parser.add_argument_group("the page, instead of the demo")
-    web.add_argument("--web", action="store_true", help="serve a page that captions images, until Ctrl-C")
+    web.add_argument("--web", action="store_true", help="serve a page for every task of a model, until Ctrl-C")
     web.add_argument(
         "--model",
         action="append",
         default=[],
         metavar="DIR_OR_ID",
-        help="to caption with; several are a choice on the page (default: what a demo left in OUT)",
+        help="to answer with; several are a choice on the page (default: what a demo left in OUT)",
     )
     web.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     web.add_argument("--port", type=int, help="default: the first free one from 7860 on")

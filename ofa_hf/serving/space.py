@@ -1,4 +1,4 @@
-"""A Space that captions images with models on the Hub: a repository with the page of `ofa_hf/serving/web.py`."""
+"""A Space that answers with models on the Hub: a repository with the page of `ofa_hf/serving/web.py`."""
 
 import importlib.metadata
 import re
@@ -25,14 +25,14 @@ MARKER = "page.json"  # what the page reads; also says that a Space is one of th
 EXAMPLE = re.compile(r"example_\d+\.jpg")
 REQUIREMENTS = ("torch", "torchvision", "transformers", "pillow")  # the Space brings Gradio by `sdk_version`
 CODE = "pipeline_ofa.py"  # what a model repository must have for the page to load it
-TITLE = "OFA 看图说话 · image captioning"
-MESSAGE = "Publish a page that captions images with OFA"
+TITLE = "OFA 看图作答 · answers about images"
+MESSAGE = "Publish a page that answers about images with OFA"
 
 TEXT = """
-放上一张图片，OFA 用中文描述它；给出多条描述及其分数。图片一小时后从服务器上删除。
+放上一张图片，OFA 完成模型的各项任务：描述、定位、作答，并给出分数。图片一小时后从服务器上删除。
 
-Add an image, and OFA describes it in Chinese: several captions with their scores. Images are deleted from the
-server after an hour. The address with `?lang=en` shows the page in English.
+Add an image, and OFA answers for each task of the model: captions, boxes, answers, with their scores. Images are
+deleted from the server after an hour. The address with `?lang=en` shows the page in English.
 
 Models: {models}. `page.json` names them; `app.py` is the whole page.
 """
@@ -165,7 +165,7 @@ def space_card(title: str, models: Sequence[str]) -> str:
         app_file="app.py",
         license="apache-2.0",
         models=list(models),
-        short_description="Chinese captions for images, with scores",
+        short_description="Captions, boxes and answers about images",
     )
     names = ", ".join(f"[{model}](https://huggingface.co/{model})" for model in models)
     return f"---\n{data.to_yaml()}\n---\n{TEXT.format(models=names)}"

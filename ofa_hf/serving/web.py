@@ -1,25 +1,29 @@
-"""The page: an image in, captions with their scores out, in Chinese and in English.
+"""The page: an image and a text in, answers with their scores out, for each task of a model; in Chinese and English.
 
 This file is the whole page, and it imports nothing of this package: `ofa-hf demo --web` serves it on this machine, and
 `python -m hub_upload space` uploads it as a Space's `app.py`, with `page.json` and `example_*.jpg` next to it.
 """
 
+import base64
 import functools
 import io
 import json
 import os
+import re
+import sys
 from collections.abc import Callable, Collection, Sequence
 from html import escape
 from math import exp
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which would report itself
 
 import gradio as gr
 import torch
-from transformers import Pipeline, pipeline
+from PIL import Image, ImageOps
+from transformers import AutoConfig, Pipeline, pipeline
 from transformers.utils import logging
 
 
@@ -30,56 +34,80 @@ EXAMPLE_FILES = "example_*.jpg"
 MAX_MEGABYTES = 20  # of an image file
 MAX_CAPTIONS, MAX_BEAMS, MAX_TOKENS, MIN_TOKENS = 5, 10, 160, 4
 DEFAULT_CAPTIONS, DEFAULT_TOKENS = 3, 30
-MAX_PROMPT_CHARACTERS = 200
+MAX_PROMPT_CHARACTERS, MAX_TEXT_CHARACTERS = 200, 4000
+MAX_LABELS = 200
+SHOWN_SIDE = 1000  # pixels of an image with boxes
+BOX_COLORS = ("#e11d48", "#2563eb", "#16a34a", "#d97706", "#9333ea", "#0891b2")
 MAX_WAITING = 32  # visitors; the next one is asked to come back later
 SECONDS_KEPT = 3600  # of visitors' images
 
 WORDS = {
     "zh": {
-        "title": "# OFA 看图说话\n放上一张图片，模型用中文描述它。",
+        "title": "# OFA 看图作答\n放上一张图片，模型描述它、在图中定位，或回答问题。",
         "image": "图片",
         "drop": "把图片拖到这里、粘贴\n或点按选择",
         "examples": "示例",
-        "ask": "生成描述",
-        "num_captions": "描述条数",
+        "ask": "作答",
+        "num_captions": "答案个数",
         "model": "模型",
+        "task": "任务",
+        "text": "文字",
+        "text_info": "填入提示的问题、短语或文章；多个短语各占一行",
+        "labels": "候选答案",
+        "labels_info": "用逗号或换行分隔；留空则由模型自由作答，或用任务自带的答案",
         "settings": "更多设置",
         "prompt": "问题",
         "prompt_info": "留空则用模型训练时的问题",
         "num_beams": "束宽",
-        "num_beams_info": "越大越细致，也越慢；至少与描述条数相同",
+        "num_beams_info": "越大越细致，也越慢；至少与答案个数相同",
         "max_length": "长度上限",
         "max_length_info": "词元数；一个汉字约一个词元",
-        "hint": "分数是每个词元的平均对数概率：越接近 0，模型越有把握。",
+        "hint": "负的分数是每个词元的平均对数概率：越接近 0 越有把握；百分数是概率。",
         "no_image": "还没有图片",
         "no_image_advice": "请先放上一张图片，或点选一个示例。",
+        "no_text": "还没有文字",
+        "no_text_advice": "请填写“文字”一栏。",
+        "no_labels": "还没有候选答案",
+        "no_labels_advice": "请填写“候选答案”一栏。",
+        "nothing_found": "没有找到",
         "large_image": "图片太大",
         "large_image_advice": "文件有 {megabytes:.1f} MB，最多 {most} MB。请先把图片缩小。",
-        "bad_image": "这张图片无法使用",
+        "bad_input": "无法作答",
         "bad_model": "这个模型无法载入",
         "failed": "没有成功，原因已写入服务器日志",
     },
     "en": {
-        "title": "# OFA image captioning\nAdd an image, and the model describes it in Chinese.",
+        "title": "# OFA about images\nAdd an image: the model describes it, finds things or answers questions.",
         "image": "Image",
         "drop": "Drop or paste an image here\nor tap to choose one",
         "examples": "Examples",
-        "ask": "Caption",
-        "num_captions": "Number of captions",
+        "ask": "Answer",
+        "num_captions": "Number of answers",
         "model": "Model",
+        "task": "Task",
+        "text": "Text",
+        "text_info": "What the prompt asks about: a question, a phrase, an article; several phrases one a line",
+        "labels": "Answers to choose from",
+        "labels_info": "Divided by commas or lines; empty: the model answers freely, or by the task's own list",
         "settings": "More settings",
         "prompt": "Question",
         "prompt_info": "Leave empty for the one the model was trained with",
         "num_beams": "Beams",
-        "num_beams_info": "More search longer and slower; at least one per caption",
+        "num_beams_info": "More search longer and slower; at least one per answer",
         "max_length": "Maximum length",
         "max_length_info": "In tokens; a Chinese character is about one",
-        "hint": "The score is the mean log-probability per token: the closer to 0, the more confident the model.",
+        "hint": "A negative score is the mean log-probability per token: the closer to 0, the surer. Percentages are "
+        "probabilities.",
         "no_image": "There is no image yet",
         "no_image_advice": "Add an image first, or choose an example.",
+        "no_text": "There is no text yet",
+        "no_text_advice": "Fill in the field Text.",
+        "no_labels": "There are no answers to choose from yet",
+        "no_labels_advice": "Fill in the field below the text.",
+        "nothing_found": "Nothing found",
         "large_image": "The image is too large",
         "large_image_advice": "The file has {megabytes:.1f} MB, the most is {most} MB. Make the image smaller.",
-        "bad_image": "This image cannot be used",
+        "bad_input": "This cannot be answered",
         "bad_model": "This model cannot be loaded",
         "failed": "Something went wrong; see the server log",
     },
@@ -103,12 +131,14 @@ STYLE = """
 #result .caption { font-size: 1.15rem; font-weight: 600; line-height: 1.5; overflow-wrap: anywhere; }
 #result .score { font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued); }
 #result .bar { height: 4px; margin-top: .35rem; border-radius: 2px; background: var(--color-accent); opacity: .75; }
+#result svg { display: block; width: 100%; height: auto; max-height: 70vh; }
+#result rect { fill: none; stroke-width: 3px; vector-effect: non-scaling-stroke; }
 #result .empty { color: var(--body-text-color-subdued); text-align: center; padding: 2rem 0; }
 #result .error { border-left: 4px solid var(--error-icon-color, #dc2626); padding: .25rem 0 .25rem .9rem; }
 #result .error p { margin: .25rem 0 0; overflow-wrap: anywhere; }
 #hint p { color: var(--body-text-color-subdued); font-size: .85rem; }
 """
-EMPTY = '<p class="empty">描述会出现在这里<br>Captions appear here</p>'
+EMPTY = '<p class="empty">答案会出现在这里<br>Answers appear here</p>'
 # Ctrl-V anywhere on the page chooses an image; images that browsers cannot show, such as TIFF, leave no broken icon.
 SCRIPT = """() => {
     document.addEventListener("paste", event => {
@@ -136,13 +166,14 @@ def theme() -> gr.Theme:
     return look.set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
 
 
-# --------------------------------------------------------------------------------------------------- captions
+# ---------------------------------------------------------------------------------------------------- answers
 
 
 def load_from_hub(model: str) -> Pipeline:
     """Load a model with its own code, as on a machine without this package."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return pipeline("image-to-text", model=model, trust_remote_code=True, device=device)
+    known = getattr(AutoConfig.from_pretrained(model, trust_remote_code=True), "custom_pipelines", None)
+    return pipeline(next(iter(known or ["image-to-text"])), model=model, trust_remote_code=True, device=device)
 
 
 def loader(models: Collection[str], load: Callable[[str], Pipeline]) -> Callable[[str], Pipeline]:
@@ -157,6 +188,15 @@ def loader(models: Collection[str], load: Callable[[str], Pipeline]) -> Callable
     return load_once
 
 
+def pipeline_for(loaded: Pipeline, name: str) -> Pipeline:
+    """The pipeline of this name for a model that is loaded: its class stands in the file of the loaded one's."""
+    if name == loaded.pipeline_name:
+        return loaded
+    code = sys.modules[type(loaded).__module__]
+    kinds = [kind for kind in vars(code).values() if getattr(kind, "pipeline_name", None) == name]
+    return kinds[0](model=loaded.model, processor=loaded.processor, device=loaded.device)
+
+
 class NamedImage(io.BytesIO):
     """An image file's bytes under the name its owner gave it, which error messages use."""
 
@@ -165,100 +205,211 @@ class NamedImage(io.BytesIO):
         self.name = name
 
 
-def describe(
-    captioner: Pipeline,
-    path: str | Path,
-    name: str,
-    num_captions: float,
-    num_beams: float,
-    max_length: float,
-    prompt: str | None,
-) -> list[dict]:
-    """Caption an image file; numbers are limited to what the page allows.
+class Wish(NamedTuple):
+    """What a visitor asks for, within what the page allows."""
 
-    Args:
-        name: of the file, for messages.
-        num_beams: one for each caption if it is less.
-        prompt: empty for the model's own.
+    image: NamedImage | None
+    task: Any  # a row of the model's processor
+    text: str
+    labels: list[str]
+    number: int
+    beams: int
+    length: int
+    prompt: str | None
 
-    Returns:
-        `{"generated_text", "score"}`, best first.
+    @property
+    def lines(self) -> list[str]:
+        return [line.strip() for line in self.text.splitlines() if line.strip()]
 
-    Raises:
-        ValueError: the image cannot be read; the message is for the visitor.
-    """
-    num_captions = within(num_captions, 1, MAX_CAPTIONS)
-    return captioner(
-        NamedImage(Path(path).read_bytes(), name),
-        prompt=(prompt or "").strip()[:MAX_PROMPT_CHARACTERS] or None,
-        num_return_sequences=num_captions,
-        num_beams=within(num_beams, num_captions, MAX_BEAMS),
-        max_length=within(max_length, MIN_TOKENS, limits(captioner)["most_tokens"]),
+    @property
+    def values(self) -> dict[str, Any]:
+        """What fills the slots of the prompt: the whole text, or a line each."""
+        fields = self.task.fields
+        values = dict(zip(fields, self.lines if len(fields) > 1 else [self.text], strict=False))
+        if "box" in values:
+            values["box"] = [part.strip() for part in values["box"].replace("，", ",").split(",")]
+        return values
+
+
+# One function per pipeline: a wish → the pipeline's answers.
+
+
+def ask_about_image(pipe: Pipeline, wish: Wish) -> list[dict]:
+    return pipe(
+        {"image": wish.image, "text": wish.values} if wish.values else wish.image,
+        task=wish.task.name,
+        **({} if wish.values else {"prompt": wish.prompt}),
+        num_return_sequences=wish.number,
+        num_beams=wish.beams,
+        max_length=wish.length,
         return_scores=True,
     )
+
+
+def ask_question(pipe: Pipeline, wish: Wish) -> list[dict]:
+    settings = {"candidate_answers": wish.labels} if wish.labels else {"max_new_tokens": wish.length}
+    return pipe(image=wish.image, question=wish.text, task=wish.task.name, top_k=wish.number, **settings)
+
+
+def locate(pipe: Pipeline, wish: Wish) -> list[dict]:
+    return pipe(wish.image, candidate_labels=wish.lines, task=wish.task.name)
+
+
+def classify(pipe: Pipeline, wish: Wish) -> list[dict]:
+    return pipe(wish.image, candidate_labels=wish.labels, task=wish.task.name, top_k=wish.number)
+
+
+def summarize(pipe: Pipeline, wish: Wish) -> list[dict]:
+    return pipe(wish.text, task=wish.task.name, num_beams=wish.beams, max_length=wish.length)
+
+
+def classify_text(pipe: Pipeline, wish: Wish) -> list[dict]:
+    return pipe(wish.values, task=wish.task.name, candidate_labels=wish.labels or None)
+
+
+ASK = {
+    "image-to-text": ask_about_image,
+    "visual-question-answering": ask_question,
+    "zero-shot-object-detection": locate,
+    "zero-shot-image-classification": classify,
+    "summarization": summarize,
+    "text-classification": classify_text,
+}
 
 
 def within(number: float, least: int, most: int) -> int:
     return int(min(max(number, least), most))
 
 
-def limits(captioner: Pipeline) -> dict[str, Any]:
-    """A model's settings within what the page allows: `num_beams`, `max_length`, `most_tokens`, `prompt`."""
-    settings = captioner.model.generation_config
-    most_tokens = min(MAX_TOKENS, captioner.model.config.max_position_embeddings)
+def limits(loaded: Pipeline) -> dict[str, Any]:
+    """A model's settings within what the page allows: `num_beams`, `max_length`, `most_tokens`, `tasks`."""
+    settings, processor = loaded.model.generation_config, loaded.processor
+    most_tokens = min(MAX_TOKENS, loaded.model.config.max_position_embeddings)
+    length = settings.max_new_tokens or settings.max_length or DEFAULT_TOKENS
     return {
         "num_beams": within(settings.num_beams or 1, 1, MAX_BEAMS),
-        "max_length": within(settings.max_length or DEFAULT_TOKENS, MIN_TOKENS, most_tokens),
+        "max_length": within(length, MIN_TOKENS, most_tokens),
         "most_tokens": most_tokens,
-        "prompt": captioner.processor.prompt_for(),
+        "tasks": [name for name in processor.tasks if processor.find_task(name).pipeline in ASK],
+        "task": processor.default_task,
     }
 
 
-def captions_html(captions: Sequence[dict]) -> str:
-    """Captions as a list; the length of the bar is the mean probability of a token."""
-    return f"<ol>{''.join(map(caption_html, captions))}</ol>"
+def answers_html(answers: Sequence[dict], image: NamedImage | None, words: dict[str, str]) -> str:
+    """Answers as a list under the image with its boxes; a bar's length is a probability."""
+    boxes = [answer["box"] for answer in answers if answer.get("box")]
+    if not answers:
+        return f'<p class="empty">{escape(words["nothing_found"])}</p>'
+    drawn = boxes_html(image, boxes) if boxes and image is not None else ""
+    return f"{drawn}<ol>{''.join(answer_html(number, answer) for number, answer in enumerate(answers))}</ol>"
 
 
-def caption_html(caption: dict) -> str:
-    score = caption["score"]
+def answer_html(number: int, answer: dict) -> str:
+    """An answer, its score as a log-probability (below 0) or a probability, and for a box a dot in its color."""
+    names = ("generated_text", "answer", "label", "summary_text")
+    text, score = next((answer[name] for name in names if name in answer), ""), answer.get("score")
+    shown = "" if score is None else f"{score:.2f}" if score < 0 else f"{score:.1%}"
+    width = 0.0 if score is None else exp(score) if score < 0 else score
+    color = f' style="color: {BOX_COLORS[number % len(BOX_COLORS)]}"' if "box" in answer else ""
+    box = "，".join(f"{side:.0f}" for side in answer["box"].values()) if answer.get("box") else ""
     return (
-        f'<li><div class="line"><span class="caption" lang="zh">{escape(caption["generated_text"]) or "—"}</span>'
-        f'<span class="score">{score:.2f}</span></div>'
-        f'<div class="bar" style="width: {exp(min(score, 0.0)):.1%}"></div></li>'
+        f'<li><div class="line"><span class="caption"{color}>{escape(text or box) or "—"}</span>'
+        f'<span class="score">{shown}</span></div>'
+        f'<div class="bar" style="width: {min(width, 1.0):.1%}"></div></li>'
     )
 
 
+def boxes_html(image: NamedImage, boxes: Sequence[dict]) -> str:
+    """An image with boxes in pixels drawn over it."""
+    image.seek(0)
+    with Image.open(image) as opened:
+        upright = ImageOps.exif_transpose(opened).convert("RGB")
+    width, height = upright.size
+    upright.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    upright.save(shown := io.BytesIO(), "JPEG", quality=85)
+    source = base64.b64encode(shown.getvalue()).decode()
+    drawn = "".join(rect_html(number, *box.values()) for number, box in enumerate(boxes))
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img"><image href="data:image/jpeg;base64,{source}" '
+        f'width="{width}" height="{height}"/>{drawn}</svg>'
+    )
+
+
+def rect_html(number: int, xmin: float, ymin: float, xmax: float, ymax: float) -> str:
+    """A box, which the model may write with its sides exchanged."""
+    color, left, top = BOX_COLORS[number % len(BOX_COLORS)], min(xmin, xmax), min(ymin, ymax)
+    size = f'width="{abs(xmax - xmin):.1f}" height="{abs(ymax - ymin):.1f}"'
+    return f'<rect x="{left:.1f}" y="{top:.1f}" {size} stroke="{color}"/>'
+
+
 def error_html(head: str, text: str = "") -> str:
-    """What went wrong and what to do, shown in place of captions."""
+    """What went wrong and what to do, shown in place of answers."""
     return f'<div class="error" role="alert"><strong>{escape(head)}</strong><p>{escape(text)}</p></div>'
 
 
-def answer(load: Callable[[str], Pipeline], image: dict | None, model: str, language: str, *settings: Any) -> str:
-    """What the page shows for an image and its settings: captions, or an error message.
+def split_labels(text: str | None) -> list[str]:
+    """Labels divided by commas or lines, each once."""
+    labels = [label.strip() for label in re.split(r"[\n,，]", text or "")]
+    return list(dict.fromkeys(filter(None, labels)))[:MAX_LABELS]
+
+
+def wish_of(loaded: Pipeline, image: NamedImage | None, task: Any, asked: Sequence[Any]) -> Wish:
+    """What is asked, limited to what the page allows; `asked` are the values of `SETTINGS_ASKED`."""
+    text, labels, number, beams, length, prompt = asked
+    number = within(number, 1, MAX_CAPTIONS)
+    return Wish(
+        image,
+        task,
+        (text or "").strip()[:MAX_TEXT_CHARACTERS],
+        split_labels(labels),
+        number,
+        within(beams, number, MAX_BEAMS),
+        within(length, MIN_TOKENS, limits(loaded)["most_tokens"]),
+        (prompt or "").strip()[:MAX_PROMPT_CHARACTERS] or None,
+    )
+
+
+def missing_of(wish: Wish) -> str:
+    """What a visitor has still to fill in, a key of `WORDS`."""
+    if wish.task.fields and not wish.text:
+        return "no_text"
+    return "no_labels" if wish.task.answer == "choice" and not wish.task.choices and not wish.labels else ""
+
+
+def answer(load: Callable[[str], Pipeline], image: dict | None, model: str, language: str, name: str, *asked) -> str:
+    """What the page shows for an image and its settings: answers, or an error message.
 
     Args:
         load: model name → pipeline.
         image: Gradio's description of the uploaded file, with `path` and `orig_name`; None if there is none.
-        settings: of `describe`, in its order.
+        name: of the task; None or a name that the model has not stands for its default task.
+        asked: the values of `SETTINGS_ASKED`.
     """
     words = WORDS["en" if language == "en" else "zh"]
+    try:
+        loaded = load(model)
+    except Exception as error:
+        return broken_model(model, error, words)
+    processor = loaded.processor
+    task = processor.find_task(name if name in processor.tasks else None)
     path = (image or {}).get("path") or ""
-    if not os.path.isfile(path):  # none was added, or it expired
+    if task.needs_image and not os.path.isfile(path):  # none was added, or it expired
         return error_html(words["no_image"], words["no_image_advice"])
-    megabytes = os.path.getsize(path) / 1e6
+    megabytes = os.path.getsize(path) / 1e6 if task.needs_image else 0
     if megabytes > MAX_MEGABYTES:
         advice = words["large_image_advice"].format(megabytes=megabytes, most=MAX_MEGABYTES)
         return error_html(words["large_image"], advice)
     try:
-        captioner = load(model)
-    except Exception as error:
-        return broken_model(model, error, words)
-    try:
-        return captions_html(describe(captioner, path, image.get("orig_name") or "", *settings))
+        file = NamedImage(Path(path).read_bytes(), image.get("orig_name") or "") if task.needs_image else None
+        wish = wish_of(loaded, file, task, asked)
+        missing = missing_of(wish)
+        if missing:
+            return error_html(words[missing], words[f"{missing}_advice"])
+        return answers_html(ASK[task.pipeline](pipeline_for(loaded, task.pipeline), wish), file, words)
     except ValueError as error:  # ImageError is one; its text is for the visitor
-        return error_html(words["bad_image"], str(error))
+        return error_html(words["bad_input"], str(error))
     except Exception:  # out of memory or a bug: a visitor can fix neither
-        logger.exception("an image was not captioned")
+        logger.exception("a visitor got no answer")
         return error_html(words["failed"])
 
 
@@ -270,7 +421,8 @@ def broken_model(model: str, error: Exception, words: dict[str, str]) -> str:
 # ------------------------------------------------------------------------------------------------------- page
 
 # Parts whose values `answer` takes, in its order.
-ASKED = ("image", "model", "language", "num_captions", "num_beams", "max_length", "prompt")
+SETTINGS_ASKED = ("text", "labels", "num_captions", "num_beams", "max_length", "prompt")
+ASKED = ("image", "model", "language", "task", *SETTINGS_ASKED)
 
 
 def build_page(
@@ -284,14 +436,14 @@ def build_page(
         examples: image files.
     """
     load = loader(models, load)
-    first = limits(load(models[0]))
-    with gr.Blocks(analytics_enabled=False, title="OFA 看图说话", delete_cache=(SECONDS_KEPT, SECONDS_KEPT)) as page:
+    first = load(models[0])
+    with gr.Blocks(analytics_enabled=False, title="OFA 看图作答", delete_cache=(SECONDS_KEPT, SECONDS_KEPT)) as page:
         parts = head()
         with gr.Row():
             with gr.Column():
-                parts |= question(examples)
+                parts |= question(examples, first)
             with gr.Column():
-                parts |= reply() | settings(models, first)
+                parts |= reply() | settings(models, limits(first))
         react(page, parts, load)
     return page
 
@@ -313,7 +465,11 @@ def head() -> dict[str, Any]:
     return {"title": title, "language": language}
 
 
-def question(examples: Sequence[str | Path]) -> dict[str, Any]:
+def question(examples: Sequence[str | Path], first: Pipeline) -> dict[str, Any]:
+    its, task = limits(first), first.processor.find_task()
+    chosen = gr.Dropdown(
+        its["tasks"], value=task.name, label=FIRST_WORDS["task"], visible=len(its["tasks"]) > 1, elem_id="task"
+    )
     image = gr.Image(
         type="filepath",
         sources=["upload"],
@@ -322,6 +478,18 @@ def question(examples: Sequence[str | Path]) -> dict[str, Any]:
         placeholder=FIRST_WORDS["drop"],
         height="min(20rem, 45vh)",
         elem_id="image",
+        visible=task.needs_image,
+    )
+    text = gr.Textbox(
+        label=FIRST_WORDS["text"],
+        info=FIRST_WORDS["text_info"],
+        lines=2,
+        max_length=MAX_TEXT_CHARACTERS,
+        elem_id="text",
+        **shown_of_text(first, task),
+    )
+    labels = gr.Textbox(
+        label=FIRST_WORDS["labels"], info=FIRST_WORDS["labels_info"], elem_id="labels", **shown_of_labels(task)
     )
     shown = gr.Examples(
         list(map(str, examples)),
@@ -329,9 +497,23 @@ def question(examples: Sequence[str | Path]) -> dict[str, Any]:
         label=FIRST_WORDS["examples"],
         elem_id="examples",
         api_visibility="private",
+        visible=task.needs_image,
     )
     ask = gr.Button(FIRST_WORDS["ask"], variant="primary", elem_id="ask")
-    return {"image": image, "shown": shown, "examples": shown.dataset, "ask": ask}
+    parts = {"task": chosen, "image": image, "text": text, "labels": labels}
+    return parts | {"shown": shown, "examples": shown.dataset, "ask": ask}
+
+
+def shown_of_text(loaded: Pipeline, task: Any) -> dict[str, Any]:
+    """The field of a text is there if the prompt has slots; it shows the prompt."""
+    prompt = task.prompts[loaded.processor.language].strip()
+    return {"visible": bool(task.fields), "placeholder": prompt if task.fields else ""}
+
+
+def shown_of_labels(task: Any) -> dict[str, Any]:
+    """The field of answers is there if a list decides, or may decide; it shows the task's own list."""
+    can_choose = task.answer == "choice" or task.pipeline == "visual-question-answering"
+    return {"visible": can_choose, "placeholder": ", ".join(task.choices)}
 
 
 def reply() -> dict[str, Any]:
@@ -348,7 +530,6 @@ def settings(models: Sequence[str], first: dict[str, Any]) -> dict[str, Any]:
         parts["prompt"] = gr.Textbox(
             label=FIRST_WORDS["prompt"],
             info=FIRST_WORDS["prompt_info"],
-            placeholder=first["prompt"],
             max_length=MAX_PROMPT_CHARACTERS,
         )
         parts["num_beams"] = slider("num_beams", 1, MAX_BEAMS, first["num_beams"])
@@ -376,9 +557,11 @@ def react(page: gr.Blocks, parts: dict[str, Any], load: Callable[[str], Pipeline
     parts["shown"].load_input_event.then(**asking)
     parts["image"].clear(lambda: EMPTY, None, parts["result"], **at_once)
 
-    model, language = parts["model"], parts["language"]
-    changed = [parts[name] for name in ("prompt", "num_beams", "max_length", "result")]
+    model, language, task = parts["model"], parts["language"], parts["task"]
+    asked = [parts[name] for name in ("image", "examples", "text", "labels", "prompt", "result")]
+    changed = [*(parts[name] for name in ("task", "num_beams", "max_length")), *asked]
     model.input(functools.partial(choose, load), [model, language], changed, **with_model)
+    task.input(functools.partial(choose_task, load), [model, task], asked, **with_model)
     named = [name for name in parts if name in FIRST_WORDS]
     translated = [parts[name] for name in named]
     language.change(functools.partial(translate, named), language, translated, js=TELL_LANGUAGE, **at_once)
@@ -386,13 +569,25 @@ def react(page: gr.Blocks, parts: dict[str, Any], load: Callable[[str], Pipeline
 
 
 def choose(load: Callable[[str], Pipeline], model: str, language: str) -> list:
-    """Load the chosen model and show its settings: updates of prompt, beams, length and result."""
+    """Load the chosen model and show its tasks and settings: updates of task, beams, length and `choose_task`'s."""
     try:
         its = limits(load(model))
     except Exception as error:
-        return [gr.skip(), gr.skip(), gr.skip(), broken_model(model, error, WORDS[language])]
+        return [gr.skip()] * 8 + [broken_model(model, error, WORDS[language])]
+    tasks = gr.update(choices=its["tasks"], value=its["task"], visible=len(its["tasks"]) > 1)
     length = gr.update(maximum=its["most_tokens"], value=its["max_length"])
-    return [gr.update(placeholder=its["prompt"]), gr.update(value=its["num_beams"]), length, EMPTY]
+    return [tasks, gr.update(value=its["num_beams"]), length, *choose_task(load, model, its["task"])]
+
+
+def choose_task(load: Callable[[str], Pipeline], model: str, name: str) -> list:
+    """Show what a task needs: updates of image, examples, text, labels, prompt and result."""
+    loaded = load(model)
+    task = loaded.processor.find_task(name)
+    has_image = gr.update(visible=task.needs_image)
+    text, labels = gr.update(**shown_of_text(loaded, task)), gr.update(**shown_of_labels(task))
+    own = task.pipeline == "image-to-text" and not task.fields
+    prompt = gr.update(visible=own, placeholder=task.prompts[loaded.processor.language].strip())
+    return [has_image, has_image, text, labels, prompt, EMPTY]
 
 
 def translate(names: Sequence[str], language: str) -> list:

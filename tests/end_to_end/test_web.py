@@ -17,6 +17,7 @@ from loopback_hub import LoopbackHub, use_in_this_process
 from PIL import Image
 
 from hub_upload.__main__ import main
+from ofa_hf import OFAProcessor
 from ofa_hf.models import load_pipeline
 from ofa_hf.serving import space
 
@@ -49,7 +50,11 @@ PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touc
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     pytest.importorskip("gradio", reason="the page needs gradio")
-    return tiny_shop.write_model(tmp_path_factory.mktemp("model") / "tiny")
+    folder = tiny_shop.write_model(tmp_path_factory.mktemp("model") / "tiny")
+    own = OFAProcessor.from_pretrained(folder)
+    tasks = {"caption": {}, "grounding": {}, "vqa": {}}
+    OFAProcessor(own.image_processor, own.tokenizer, tasks, max_prompt_tokens=32).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +187,41 @@ def test_a_bad_file_is_explained_in_the_visitors_language(visit, tmp_path):
     upload(page, bad)
     page.wait_for_selector("#result .error")
     told = page.inner_text("#result")
-    assert "这张图片无法使用" in told
+    assert "无法作答" in told
     assert "<b>bad.jpg" in told
     page.click("text=English")
-    page.wait_for_function("document.querySelector('#ask').innerText === 'Caption'")
+    page.wait_for_function("document.querySelector('#ask').innerText === 'Answer'")
     page.click("#ask")
-    page.wait_for_selector("#result >> text=This image cannot be used")
+    page.wait_for_selector("#result >> text=This cannot be answered")
+
+
+def choose(page, task: str) -> None:
+    page.click("#task input")
+    page.click(f"[role=option] >> text={task}")
+
+
+def test_each_task_has_its_fields_and_boxes_are_drawn_on_the_image(visit, photo):
+    page = visit("?lang=en")
+    assert not page.is_visible("#text")
+    choose(page, "grounding")
+    page.wait_for_selector("#text textarea")
+    page.fill("#text textarea", "红色\n蓝色的方块")
+    upload(page, photo)
+    page.wait_for_selector("#result svg rect", state="attached")
+    assert page.locator("#result svg rect").count() == 2
+    assert page.evaluate("document.querySelector('#result svg[role=img]').getBoundingClientRect().width") > 100
+    assert {text for text, _ in shown(page)} == {"红色", "蓝色的方块"}
+    choose(page, "vqa")
+    page.wait_for_selector("#labels textarea, #labels input")
+    page.fill("#text textarea", "什么颜色")
+    page.fill("#labels textarea, #labels input", "红色, 蓝色")
+    page.click("#ask")
+    page.wait_for_selector("#result >> text=%")
+    page.wait_for_function("!document.querySelector('#result rect')")
+    assert {text for text, _ in shown(page)} == {"红色", "蓝色"}
+    page.fill("#text textarea", "")
+    page.click("#ask")
+    page.wait_for_selector("#result >> text=There is no text yet")
 
 
 @pytest.mark.parametrize("query", ["", "?lang=en"])

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +10,14 @@ import pytest
 import tiny_shop
 from PIL import Image
 
+from ofa_hf import OFAImageProcessor, OFAImageToTextPipeline, OFAProcessor
 from ofa_hf.models import load_pipeline
+from ofa_hf.tasks_ofa import TASKS
 
 
 web = pytest.importorskip("ofa_hf.serving.web", reason="the page needs gradio", exc_type=ImportError)
 
-SETTINGS = (3, 4, 12, "")  # captions, beams, tokens, question
+SETTINGS = ("", "", 3, 4, 12, "")  # text, labels, answers, beams, tokens, question
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +34,14 @@ def photo(tmp_path):
 class Recorder:
     """Stands for a pipeline and remembers what it was asked."""
 
+    pipeline_name = "image-to-text"
+
     def __init__(self, error: Exception | None = None):
-        settings = SimpleNamespace(num_beams=None, max_length=None)
+        settings = SimpleNamespace(num_beams=None, max_length=None, max_new_tokens=None)
         self.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=32), generation_config=settings)
-        self.processor = SimpleNamespace(prompt_for=lambda: "图片描述了什么?")
+        self.processor = SimpleNamespace(
+            tasks={"caption": {}}, default_task="caption", language="zh", find_task=lambda name=None: TASKS["caption"]
+        )
         self.error = error
 
     def __call__(self, image, **asked) -> list[dict]:
@@ -44,8 +51,8 @@ class Recorder:
         return [{"generated_text": "红<b>色", "score": -0.5}]
 
 
-def answer(captioner, image, *settings, language="zh") -> str:
-    return web.answer(lambda model: captioner, image, "tiny", language, *(settings or SETTINGS))
+def answer(captioner, image, *settings, language="zh", task=None) -> str:
+    return web.answer(lambda model: captioner, image, "tiny", language, task, *(settings or SETTINGS))
 
 
 def test_the_page_is_one_file_that_imports_nothing_of_this_package():
@@ -58,18 +65,18 @@ def test_the_page_is_one_file_that_imports_nothing_of_this_package():
 
 def test_captions_and_scores_are_the_pipelines(captioner, photo):
     rows = captioner(photo["path"], num_return_sequences=3, num_beams=4, max_length=12, return_scores=True)
-    assert answer(captioner, photo) == web.captions_html(rows)
-    assert web.captions_html(rows).count("<li>") == 3
+    assert answer(captioner, photo) == web.answers_html(rows, None, {})
+    assert answer(captioner, photo).count("<li>") == 3
 
 
 def test_captions_are_text_not_markup_and_their_bars_show_the_probability():
-    html = web.captions_html([{"generated_text": "红<b>色", "score": -0.6931}])
+    html = web.answers_html([{"generated_text": "红<b>色", "score": -0.6931}], None, {})
     assert "红&lt;b&gt;色" in html
     assert ">-0.69<" in html
     assert "width: 50.0%" in html
 
 
-@pytest.mark.parametrize(("language", "head"), [("zh", "这张图片无法使用"), ("en", "This image cannot be used")])
+@pytest.mark.parametrize(("language", "head"), [("zh", "无法作答"), ("en", "This cannot be answered")])
 def test_a_bad_file_is_explained_by_name_and_without_a_traceback(captioner, tmp_path, language, head):
     (tmp_path / "upload").write_bytes(b"this is no image at all")
     image = {"path": str(tmp_path / "upload"), "orig_name": "<i>notes.jpg"}
@@ -102,18 +109,18 @@ def test_a_fault_of_the_code_is_logged_and_its_words_stay_there(photo, caplog):
 @pytest.mark.parametrize(
     ("wishes", "given"),
     [
-        ((3, 1, 12, " "), {"num_return_sequences": 3, "num_beams": 3, "max_length": 12, "prompt": None}),
+        (("", "", 3, 1, 12, " "), {"num_return_sequences": 3, "num_beams": 3, "max_length": 12, "prompt": None}),
         (
-            (99, 1e9, 1e9, "问" * 999),
+            ("", "", 99, 1e9, 1e9, "问" * 999),
             {"num_return_sequences": 5, "num_beams": 10, "max_length": 32, "prompt": "问" * 200},
         ),
-        ((-1, 0, 0, None), {"num_return_sequences": 1, "num_beams": 1, "max_length": 4, "prompt": None}),
+        ((None, None, -1, 0, 0, None), {"num_return_sequences": 1, "num_beams": 1, "max_length": 4, "prompt": None}),
     ],
 )
 def test_wishes_stay_within_what_page_and_model_can_do(photo, wishes, given):
     captioner = Recorder()
     answer(captioner, photo, *wishes)
-    assert captioner.asked == {**given, "return_scores": True}
+    assert captioner.asked == {**given, "task": "caption", "return_scores": True}
 
 
 def test_a_models_own_settings_are_the_pages(captioner):
@@ -121,7 +128,8 @@ def test_a_models_own_settings_are_the_pages(captioner):
         "num_beams": 1,
         "max_length": 12,
         "most_tokens": 32,
-        "prompt": captioner.processor.prompt_for(),
+        "tasks": ["caption"],
+        "task": "caption",
     }
     assert web.limits(Recorder())["max_length"] == web.DEFAULT_TOKENS
 
@@ -130,16 +138,17 @@ def test_models_are_loaded_once_and_only_those_of_the_page(photo):
     loaded = []
     load = web.loader(["a", "b"], lambda model: loaded.append(model) or Recorder())
     for model in ("a", "b", "a", "b"):
-        assert "红" in web.answer(load, photo, model, "zh", *SETTINGS)
+        assert "红" in web.answer(load, photo, model, "zh", None, *SETTINGS)
     assert loaded == ["a", "b"]
-    html = web.answer(load, photo, "somebody/else", "zh", *SETTINGS)
+    html = web.answer(load, photo, "somebody/else", "zh", None, *SETTINGS)
     assert "这个模型无法载入" in html
     assert loaded == ["a", "b"]
 
 
 def test_choosing_a_model_brings_its_settings_and_a_broken_one_is_said_so():
-    prompt, beams, length, result = web.choose(lambda model: Recorder(), "b", "zh")
-    assert (prompt["placeholder"], beams["value"]) == ("图片描述了什么?", 1)
+    tasks, beams, length, *_, prompt, result = web.choose(lambda model: Recorder(), "b", "zh")
+    assert (tasks["choices"], tasks["value"], tasks["visible"]) == (["caption"], "caption", False)
+    assert (prompt["placeholder"], prompt["visible"], beams["value"]) == ("图片描述了什么内容?", True, 1)
     assert (length["maximum"], length["value"]) == (32, 30)
     assert result == web.EMPTY
 
@@ -160,7 +169,7 @@ def test_the_page_loads_its_first_model_alone_and_runs_one_at_a_time_for_nobody_
     events = page.fns.values()
     assert all(event.api_visibility == "private" for event in events if event.fn)
     with_model = [event for event in events if event.queue and getattr(event.fn, "func", None) is not None]
-    assert len(with_model) == 3  # asking, asking after an example, choosing a model
+    assert len(with_model) == 4  # asking, asking after an example, choosing a model, choosing a task
     assert {(event.concurrency_id, event.concurrency_limit) for event in with_model} == {("model", 1)}
     assert not page.analytics_enabled
 
@@ -172,5 +181,71 @@ def test_switching_the_language_changes_every_word(monkeypatch):
     assert len(updates) == len(switch.outputs)
     words = json.dumps(updates, ensure_ascii=False)
     used = {name for name in web.WORDS["en"] if json.dumps(web.WORDS["en"][name], ensure_ascii=False)[1:-1] in words}
-    spoken_later = {name for name in web.WORDS["en"] if "_image" in name or name in ("bad_model", "failed")}
+    later = ("bad_model", "bad_input", "failed", "nothing_found")
+    spoken_later = {name for name in web.WORDS["en"] if name in later or name.startswith(("no_", "large_"))}
     assert used == web.WORDS["en"].keys() - spoken_later
+
+
+@pytest.fixture(scope="module")
+def of_all_tasks(captioner):
+    """A model of several tasks."""
+    tasks = {name: {} for name, task in TASKS.items() if "zh" in task.prompts}
+    tasks["region"] = {"prompt": "{box}"}
+    tasks["rte"] = {"prompt": "{sentence1}是{sentence2}?", "choices": ["红色", "蓝"]}
+    parts = OFAImageProcessor(size=64), captioner.processor.tokenizer
+    tasks["color"] = {"prompt": "什么颜色?", "answer": "choice", "choices": ["红色", "蓝"]}
+    tasks["kind"] = {"prompt": "什么?", "answer": "choice", "pipeline": "zero-shot-image-classification"}
+    processor = OFAProcessor(*parts, tasks=tasks, max_prompt_tokens=16)
+    return OFAImageToTextPipeline(model=captioner.model, processor=processor)
+
+
+def test_boxes_are_drawn_over_the_image_in_its_own_pixels(of_all_tasks, photo):
+    html = answer(of_all_tasks, photo, "红色\n蓝", "", 3, 4, 12, "", task="grounding")
+    assert '<svg viewBox="0 0 40 30"' in html
+    assert (html.count("<rect "), html.count("<li>")) == (2, 2)
+    assert {"红色", "蓝"} <= set(re.findall(r">([^<]+)</span>", html))
+    assert re.search(r'class="score">[\d.]+%<', html)
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "labels", "shown"),
+    [
+        ("vqa", "什么颜色", "", 3),
+        ("vqa", "什么颜色", "红色，蓝", 2),
+        ("region", "1, 2，30,20", "", 3),
+        ("color", "", "", 2),
+        ("kind", "", "红色\n蓝\n红色", 2),
+        ("ocr", "", "", 3),
+        ("summarization", "图片描述了什么内容", "", 1),
+        ("rte", "红色\n蓝", "", 2),
+    ],
+)
+def test_every_kind_of_task_is_answered(of_all_tasks, photo, task, text, labels, shown):
+    image = photo if TASKS.get(task, TASKS["caption"]).needs_image else None
+    html = answer(of_all_tasks, image, text, labels, 3, 4, 6, "", task=task)
+    assert html.count("<li>") == shown, html
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "told"),
+    [
+        ("vqa", " ", "There is no text yet"),
+        ("kind", "", "no answers to choose from"),
+        ("region", "1,2,3", "is not four numbers"),
+        ("region", "1,2,900,4", "does not fit an image of 40×30 pixels"),
+    ],
+)
+def test_what_a_task_lacks_is_said(of_all_tasks, photo, task, text, told):
+    assert told in answer(of_all_tasks, photo, text, "", 3, 4, 6, "", language="en", task=task)
+
+
+def test_a_task_shows_the_fields_it_needs(of_all_tasks):
+    def visible(task: str) -> list[bool]:
+        updates = web.choose_task(lambda model: of_all_tasks, "tiny", task)
+        return [updates[place]["visible"] for place in (0, 2, 3, 4)]  # image, text, labels, prompt
+
+    assert visible("caption") == [True, False, False, True]
+    assert visible("grounding") == [True, True, False, False]
+    assert visible("vqa") == [True, True, True, False]
+    assert visible("summarization") == [False, True, False, False]
+    assert visible("color") == [True, False, True, True]
