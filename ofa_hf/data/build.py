@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,20 @@ FULL_DISK_ADVICE = (
     "The build needs about as much space as the images. Free some space, or choose another disk with cache_dir or the "
     "environment variable HF_HOME. The unfinished build was removed."
 )
+SHOWN_PROBLEMS = 1000  # of a source without a usable row
 FORMAT_VERSION = 3  # part of every fingerprint: increase it when the same files give other rows
+
+
+class NoUsableRow(UserError):
+    """A source has no row that can be trained on.
+
+    Args:
+        report: what was found instead; `problems` are the first of them.
+    """
+
+    def __init__(self, text: str, report: DataReport, problems: list[Problem]):
+        super().__init__(text)
+        self.report, self.problems = report, problems
 
 
 @dataclass(frozen=True)
@@ -198,5 +212,7 @@ def no_usable_row(recipe: Recipe, log: ProblemLog, report: Path) -> UserError:
     else:
         hint = "Check that these are the right files and that targets and images are not swapped."
     counts = ", ".join(f"{count:,} × {kind}" for kind, count in sorted(log.counts.items())) or "no rows at all"
-    first = [f" First: {problem}" for problem, _ in zip(stored_problems(report), range(1))]
-    return UserError(f"{recipe.name}: no usable row, but {counts}. {hint}{''.join(first)}")
+    problems = list(islice(stored_problems(report), SHOWN_PROBLEMS))
+    first = f" First: {problems[0]}" if problems else ""
+    text = f"{recipe.name}: no usable row, but {counts}. {hint}{first}"
+    return NoUsableRow(text, DataReport(0, 0, dict(log.counts), **recipe.notes()), problems)

@@ -37,7 +37,7 @@ from ofa_hf.training.regularization import regularize
 from ofa_hf.training.result import repository_name, save_result
 from ofa_hf.training.resume import checkpoint_to_resume, refuse_old_run, saving_to
 from ofa_hf.training.sources import RunData, load_data
-from ofa_hf.training.summary import describe_run
+from ofa_hf.training.summary import describe_run, describe_texts
 from ofa_hf.training.task import load_task_processor, tasks_of_run, with_answers_of_data, with_task_metric
 from ofa_hf.training.trainer import OFATrainer
 
@@ -90,6 +90,7 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
         trainer = make_trainer(args, trainer_args, model, processor, data)
         if trainer.is_world_process_zero():
             sys.stderr.write(describe_run(args, trainer, data) + "\n")
+            sys.stderr.write(describe_texts(data, processor) + "\n")
 
         metrics = train(trainer)
         if data.test is not None:

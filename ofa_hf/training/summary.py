@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from ofa_hf.data import count_targets, report_of
+from ofa_hf.data.text_check import TextFaults, are_sentences, check_texts, texts_of, unknown_to
 from ofa_hf.errors import UserError
 from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.columns import describe_columns
@@ -30,6 +31,17 @@ def describe_run(args: FinetuneArguments, trainer, data: RunData) -> str:
         **describe_cache(trainer.encoder),
     }
     return "\n".join(f"{name:10} {text}" for name, text in lines.items())
+
+
+def describe_texts(data: RunData, processor) -> str:
+    """What is odd about the targets to train on, in one line."""
+    rows = data.train if isinstance(data.train, dict) else {None: data.train}
+    found = TextFaults()
+    for name, part in rows.items():
+        if isinstance(part, Dataset):
+            task = processor.find_task(name)
+            found += check_texts(texts_of(part), unknown_to(processor.tokenizer), are_sentences(task))
+    return f"Data: {found.line() or 'nothing odd in the texts'}. `ofa-hf check` looks at the images too."
 
 
 def describe_tasks(args: FinetuneArguments, processor, data: RunData) -> dict[str, str]:

@@ -1,0 +1,138 @@
+"""What is odd about the images of a data set: tiny or extreme ones, and the same image twice or in two sets.
+
+Images are compared by their content: by their pixels, and loosely, so that a photo that was scaled or saved again is
+found too.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+
+from ofa_hf.image_loading_ofa import ImageError, load_image
+
+
+SMALL, EXTREME = "very small image", "very long or wide image"
+SAME, LEAKED = "image that is there twice", "image that is in the test set too"
+SMALLEST_SIDE = 32  # pixels
+LONGEST_SHAPE = 5.0  # long side ÷ short side
+EXAMPLES = 3
+SIDE = 8  # of the small copy that is compared
+BANDS = 4  # parts of 16 bits, one of which must be equal for two images to be compared
+MAX_COMPARED = 64  # images with an equal part that one is compared with
+MAX_BITS = 5  # of 64 that may differ
+MAX_DIFFERENCE = 6.0  # mean difference of the small copies, 0 … 255
+AHEAD = 64  # images decoded before they are asked for
+
+
+class Content(NamedTuple):
+    """An image's size, a digest of its pixels, 64 bits of its brightness steps, and a small copy of it."""
+
+    size: tuple[int, int]
+    digest: bytes
+    bits: int
+    copy: np.ndarray
+
+
+def content_of(image: Image.Image) -> Content:
+    """The content of a decoded RGB image."""
+    digest = hashlib.blake2b(image.tobytes(), digest_size=12, salt=b"%dx%d" % image.size[:2]).digest()
+    gray = np.asarray(image.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX), dtype=np.int16)
+    steps = (gray[:, 1:] > gray[:, :-1]).ravel()
+    small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.int16)
+    return Content(image.size, digest, int.from_bytes(np.packbits(steps).tobytes(), "big"), small)
+
+
+class Contents:
+    """Images that were seen, by content."""
+
+    def __init__(self):
+        self._names: list[str] = []
+        self._copies: list[np.ndarray] = []
+        self._bits: list[int] = []
+        self._digests: dict[bytes, int] = {}
+        self._bands: list[dict[int, list[int]]] = [{} for _ in range(BANDS)]
+
+    def find(self, content: Content) -> str | None:
+        """Name of an image of this content that was added; None if there is none."""
+        if (place := self._digests.get(content.digest)) is not None:
+            return self._names[place]
+        for band, part in zip(self._bands, _parts(content.bits), strict=True):
+            for place in band.get(part, ()):
+                is_near = (self._bits[place] ^ content.bits).bit_count() <= MAX_BITS
+                if is_near and np.abs(self._copies[place] - content.copy).mean() <= MAX_DIFFERENCE:
+                    return self._names[place]
+        return None
+
+    def add(self, name: str, content: Content) -> None:
+        place = len(self._names)
+        self._names.append(name)
+        self._bits.append(content.bits)
+        self._copies.append(content.copy)
+        self._digests.setdefault(content.digest, place)
+        for band, part in zip(self._bands, _parts(content.bits), strict=True):
+            places = band.setdefault(part, [])
+            if len(places) < MAX_COMPARED:
+                places.append(place)
+
+
+def _parts(bits: int) -> list[int]:
+    return [bits >> (16 * band) & 0xFFFF for band in range(BANDS)]
+
+
+@dataclass
+class ImageFaults:
+    """Odd images, counted by kind with some examples."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # kind → (image id, what it is)
+
+    def add(self, kind: str, image_id: str, detail: str) -> None:
+        self.counts[kind] += 1
+        if len(shown := self.examples.setdefault(kind, [])) < EXAMPLES:
+            shown.append((image_id, detail))
+
+
+def contents(rows: Dataset) -> Iterator[tuple[str, Content]]:
+    """Id and content of each row's image, read in threads. Images that cannot be read are left out."""
+
+    def read(row: dict) -> tuple[str, Content] | None:
+        try:
+            return row["id"], content_of(load_image(row["image"]))
+        except ImageError:
+            return None
+
+    rows = iter(rows.select_columns(["id", "image"]))
+    with ThreadPoolExecutor() as pool:
+        while batch := list(islice(rows, AHEAD)):
+            yield from filter(None, pool.map(read, batch))
+
+
+def check_images(rows: Dataset, test: Dataset | None = None) -> ImageFaults:
+    """Look at every image once.
+
+    Args:
+        test: rows whose images must not be among `rows`.
+    """
+    faults, seen, kept = ImageFaults(), Contents(), Contents()
+    for image_id, content in contents(test) if test is not None else ():
+        kept.add(image_id, content)
+    for image_id, content in contents(rows):
+        width, height = content.size
+        if min(width, height) < SMALLEST_SIDE:
+            faults.add(SMALL, image_id, f"{width}×{height} pixels")
+        elif max(width, height) > LONGEST_SHAPE * min(width, height):
+            faults.add(EXTREME, image_id, f"{width}×{height} pixels")
+        if (other := seen.find(content)) is not None:
+            faults.add(SAME, image_id, f"the same as {other}")
+        if (other := kept.find(content)) is not None:
+            faults.add(LEAKED, image_id, f"{other} of the test set")
+        seen.add(image_id, content)
+    return faults

@@ -1,0 +1,138 @@
+"""Promises of `ofa_hf.data.checking`: what is odd about captions and images is counted, and nothing else is."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ofa_hf.data.checking import check_data
+from ofa_hf.data.sources import TableForm
+from ofa_hf.data.text_check import check_texts, unknown_to, unknown_to_list, unknown_to_published, why_odd
+from ofa_hf.errors import UserError
+from ofa_hf.tasks_ofa import TASKS
+
+
+def photo(seed: int, size=(96, 64)) -> Image.Image:
+    """Soft shapes, as photos have them, another picture for every seed."""
+    small = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def jpeg_of(image: Image.Image, quality: int = 90) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def shop(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(4):
+        (photos / f"{number}.jpg").write_bytes(jpeg_of(photo(number)))
+    return photos
+
+
+@pytest.mark.parametrize(
+    ("caption", "kind"),
+    [
+        ("红色连衣裙", ""),
+        ("红，", "near-empty caption"),
+        ("……", "near-empty caption"),
+        ("a.jpg", "caption like a file name"),
+        ("IMG_20240101", "caption like a file name"),
+        ("sku-17", "caption like a file name"),
+        ("红裙\nb.jpg,蓝裙\nc.jpg,白裙", "caption like a whole row"),
+        ("a.jpg,红裙", "caption like a whole row"),
+        ("1\t红裙\t99", "caption like a whole row"),
+        ('{"caption": "红"}', "caption like a whole row"),
+        ("5寸屏, 黑色, 新款", ""),
+        ("适合iPhone.jpg格式壁纸", ""),
+    ],
+)
+def test_captions_that_are_none_are_told(caption, kind):
+    assert why_odd(caption, "photos/sku-17.jpg") == kind
+
+
+def test_characters_that_the_vocabulary_lacks_are_counted_by_character(tiny_processor, tmp_path):
+    rows = [("1.jpg", ["红色🍎围巾🍎", "红色围巾", "“红色”"]), ("2.jpg", ["红色围巾", "红色围巾"])]
+    faults = check_texts(rows, unknown_to(tiny_processor.tokenizer))
+    assert faults.characters == {"🍎": 2, "“": 1, "”": 1}
+    assert faults.counts["caption with characters that the vocabulary lacks"] == 2
+    assert faults.counts["caption repeated for one image"] == 1
+    assert "🍎 2" in faults.line()
+    assert unknown_to_published("红🍎…a") == {"🍎", "…"}
+    (tmp_path / "vocab.txt").write_text("红\n色\n围\n##巾\na\n", encoding="utf-8")
+    assert unknown_to_list(str(tmp_path / "vocab.txt"))("红巾A🍎 ") == {"🍎"}
+
+
+def test_a_check_counts_what_finetune_would_train_on(shop, tmp_path):
+    (shop / "tiny.png").write_bytes(b"")
+    photo(9, (8, 8)).save(shop / "tiny.png")
+    photo(8, (600, 60)).save(shop / "wide.png")
+    photo(0).resize((48, 32)).save(shop / "again.webp", quality=60)
+    table = tmp_path / "t.csv"
+    lines = [
+        "图片;标题",
+        "x\\0.jpg;红色连衣裙",
+        "1.jpg;蓝",
+        "tiny.png;白色杯子",
+        "wide.png;长围巾很长",
+        "again;红裙子",
+    ]
+    table.write_bytes("\n".join([*lines, "gone.jpg;没有", "2.jpg;a;b"]).encode("gb18030"))
+    form = TableForm(cache_dir=str(tmp_path / "cache"))
+    check = check_data(table, shop, TASKS["caption"], form=form)
+    found = check.as_dict()
+    assert (found["images"], found["captions"]) == (5, 5)
+    assert found["problems"] == {
+        "targets without image": 1,
+        "malformed line": 1,
+        "no targets": 2,
+        "near-empty caption": 1,
+        "very small image": 1,
+        "very long or wide image": 1,
+        "image that is there twice": 1,
+    }
+    assert found["assumed"]["encoding"] == "gb18030"
+    assert found["assumed"]["separator"] == ";"
+    assert found["assumed"]["columns"] == {"image": "图片", "caption": "标题"}
+    assert found["examples"][0] == {"image_id": "x\\0.jpg", "captions": ["红色连衣裙"]}
+    assert found["repaired"] == {"backslashes": 1, "folder in front": 1, "suffix missing": 1}
+    assert "line 8: malformed line" in check.text()
+    assert "the same as x\\0.jpg" in check.text()
+
+
+def test_images_that_are_in_both_sets_are_found_by_content(shop, tmp_path):
+    test = tmp_path / "test"
+    test.mkdir()
+    (test / "x.jpg").write_bytes(jpeg_of(photo(2).resize((80, 54)), 60))
+    (test / "y.jpg").write_bytes(jpeg_of(photo(77)))
+    for folder, names in ((shop, ("1.jpg", "2.jpg")), (test, ("x.jpg", "y.jpg"))):
+        lines = "".join(f"{name},红色裙子\n" for name in names)
+        (folder / "t.csv").write_text(f"image,caption\n{lines}", encoding="utf-8")
+    form = TableForm(cache_dir=str(tmp_path / "cache"))
+    check = check_data(shop / "t.csv", shop, TASKS["caption"], form=form, test=(test / "t.csv", test))
+    assert check.odd == {"image that is in the test set too": 1}
+    assert check.examples["image that is in the test set too"] == ["2.jpg: x.jpg of the test set"]
+
+
+def test_data_of_which_nothing_can_be_used_says_why(shop, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("image,caption\n0.jpg,红色,新款\n1.jpg,蓝,新\n", encoding="utf-8")
+    check = check_data(table, shop, TASKS["caption"], form=TableForm(cache_dir=str(tmp_path / "cache")))
+    assert check.as_dict()["images"] == 0
+    assert check.as_dict()["problems"]["malformed line"] == 2
+    assert check.as_dict()["assumed"]["columns"] == {"image": "image", "caption": "caption"}
+    assert "in quotes" in check.text()
+    assert "no usable row" in check.why_empty
+    with pytest.raises(UserError, match="images are missing"):
+        check_data(table, None, TASKS["caption"])
+
+
+def test_answers_to_questions_may_be_short(shop, tmp_path):
+    table = tmp_path / "q.csv"
+    table.write_text("image,question,answer\n0.jpg,颜色?,红\n", encoding="utf-8")
+    check = check_data(table, shop, TASKS["vqa"], form=TableForm(cache_dir=str(tmp_path / "cache")))
+    assert (check.report.rows, check.odd) == (1, {})
