@@ -470,12 +470,14 @@ class OFAProcessor(ProcessorMixin):
         text: str | Mapping[str, Any] | None = None,
         task: str | None = None,
         image_size: tuple[int, int] | None = None,
+        prompt: str | None = None,
     ) -> BatchFeature:
         """What a call gives for one row, but for its image: several questions can share one that was prepared once.
 
         Args:
             text, task: as in a call; a prompt's box is part of the dict.
             image_size: `(width, height)` of the original image, which a box must fit.
+            prompt: the whole question, in place of the task's.
 
         Returns:
             tensors `(1, tokens)`. Nothing is cut: a long text has more tokens than `max_prompt_tokens`.
@@ -486,9 +488,10 @@ class OFAProcessor(ProcessorMixin):
         chosen, places = self.find_task(task), None
         if isinstance(text, Mapping) and BOX_SLOT in text:
             box = check_box(parse_box(text[BOX_SLOT]), image_size or (0, 0))
-            places = [self.encode_bins(box_to_places(box, image_size, self._model_size(chosen)))]
+            places = [self.encode_bins(box_to_places(box, image_size, self.model_size(chosen)))]
             text = {**text, BOX_SLOT: ""}
-        data = self._encode([self._text(text, task)], None, truncation=False)
+        whole = self._text(text, task) if prompt is None else self._checked(prompt)
+        data = self._encode([whole], None, truncation=False)
         if places is not None:
             data.update(_insert_places(data, places, self.tokenizer.eos_token_id))
         if chosen.starts_with:

@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
     text = f"{command.plural} per {'image' if command.has_images else 'text'}, best first (1)"
     names = ["--num-answers"] if command.name != "caption" else ["--num-captions", "--num-answers"]
     parser.add_argument(*names, dest="num_answers", type=positive, default=1, metavar="N", help=text)
-    parser.add_argument("--prompt", help="question about the image (default: the one the model was trained with)")
+    if command.has_images and not command.field:
+        text = "question about the image (default: the one the model was trained with)"
+        parser.add_argument("--prompt", help=text)
     parser.add_argument("--batch-size", type=positive, default=8, metavar="B", help="images or texts per batch (8)")
     parser.add_argument("--num-beams", type=positive, metavar="N", help="beams (default: the model's)")
     parser.add_argument("--max-length", type=positive, metavar="N", help="tokens at most (default: the model's)")
@@ -96,7 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
     parser.add_argument("--separator", metavar="CHARACTER", help=text)
     text = "with --engine ray and parquet or a saved data set: the column that names a row (image_id, id, file, …)"
     parser.add_argument("--id-column", metavar="NAME", help=text)
-    parser.set_defaults(usage_error=parser.error, txt=False, images=None, image_column=None, texts=None, choices=None)
+    unset = dict.fromkeys(("images", "image_column", "texts", "choices", "prompt"))
+    parser.set_defaults(usage_error=parser.error, txt=False, **unset)
 
 
 def say(command: Command, text: str) -> None:
@@ -158,7 +161,7 @@ def make_request(args: argparse.Namespace, command: Command, **more: object):
         "answer": command.answer,
         "inputs": inputs,
         "models": args.model,
-        "task": args.task or (None if args.prompt else command.task),
+        "task": args.task or command.task,
         "choices": args.choices or (),
         "output": args.output,
         "beside": args.txt,

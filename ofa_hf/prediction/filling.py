@@ -16,11 +16,11 @@ from ofa_hf.data.column_names import IMAGES, matches
 from ofa_hf.data.problems import Problem
 from ofa_hf.data.table_files import Table, open_table
 from ofa_hf.errors import UserError
-from ofa_hf.files import write_bytes
 from ofa_hf.models import load_model, read_tasks
 from ofa_hf.prediction.inputs import TableImages, image_of
 from ofa_hf.prediction.loop import predict
-from ofa_hf.prediction.outputs import box_text, sides_of, whole_lines
+from ofa_hf.prediction.outputs import box_text, lock, sides_of, whole_lines
+from ofa_hf.prediction.processes import Processes
 from ofa_hf.prediction.questions import cell_text
 from ofa_hf.tasks_ofa import TASKS, Task
 
@@ -38,6 +38,7 @@ class Filling:
         images: folder that holds them; with a column of URLs or of paths below the table's folder, None.
         output: `.csv` or `.jsonl`, continued if it exists.
         columns: tasks of the model; by default all of its own, which are not in `TASKS`.
+        encoding, separator: of the table, where they cannot be told; see `open_table`.
         overwrite: answer cells that have a value, too.
         min_score: values with a lower score are left out.
     """
@@ -53,6 +54,8 @@ class Filling:
     batch_size: int = 8
     device: str | None = None
     dtype: str = "auto"
+    encoding: str | None = None
+    separator: str | None = None
 
 
 def fill_table(
@@ -73,7 +76,9 @@ def fill_table(
         UserError: no such table, column, image folder or model, a model without such a task, or an output that holds
             something else.
     """
-    table = open_table(filling.table)
+    if Processes().count > 1:
+        raise UserError("fill runs in one process. Start it without torchrun, or split the table.")
+    table = open_table(filling.table, encoding=filling.encoding, separator=filling.separator)
     tasks = column_tasks(filling, table)
     image_column, images = find_image_column(table, filling), TableImages(filling.table, filling.images)
     check_fields(table, tasks)
@@ -250,10 +255,16 @@ class FilledTable:
         self.filled = {name for column in columns for name in (column, column + SCORE)}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._keep_whole_rows()
-            self._stream = self.path.open("ab")
+            self._stream = self.path.open("ab+")  # closed by __exit__
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}. Give another --output.") from error
+
+        try:
+            lock(self._stream, self.path)
+            self._keep_whole_rows()
+        except BaseException:
+            self._stream.close()
+            raise
 
     def __enter__(self) -> "FilledTable":
         return self
@@ -264,13 +275,19 @@ class FilledTable:
         self._stream.close()
 
     def _keep_whole_rows(self) -> None:
-        data = self.path.read_bytes() if self.path.exists() else b""
+        """Once the file is known to be ours, remove a torn last row; begin a new file."""
+        self._stream.seek(0)
+        data = self._stream.read()
         kept = whole_lines(data, self.is_csv)
         header = (MARK + self._line(dict(zip(self.columns, self.columns)))).encode() if self.is_csv else b""
-        if self.is_csv and kept and not kept.startswith(header):
+        start = header or b"{"
+        if data and not (data.startswith(start) or start.startswith(data)):
             raise self._foreign("its columns are others")
-        if not kept or kept != data:
-            write_bytes(self.path, kept or header)
+        if len(kept) < len(data):
+            self._stream.truncate(len(kept))
+        if not kept:
+            self._stream.write(header)
+        self._stream.flush()
         self.num_rows = sum(1 for _ in self.rows_done())
 
     def _foreign(self, reason: str) -> UserError:

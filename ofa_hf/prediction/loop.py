@@ -183,12 +183,11 @@ class _Preparation:
         task = question.task
         if image is None and task.needs_image:
             raise ImageError(f"{_named(row)} has no image, which the task {task.name} needs.")
-        if lacking := [field for field in task.fields if row.get(field) in (None, "") and question.prompt is None]:
+        text = {} if question.prompt else {field: row.get(field) for field in task.fields}
+        if lacking := [field for field, value in text.items() if value in (None, "")]:
             raise ValueError(f"nothing in {', '.join(lacking)}, which the task {task.name} asks about.")
-        of_task = task.name if question.prompt is None else None
-        text = question.prompt or {field: row[field] for field in task.fields}
         size = None if image is None else image.size
-        inputs = dict(self.processor.encode_question(text, of_task, size))
+        inputs = dict(self.processor.encode_question(text, task.name, size, question.prompt))
         self._check_length(row, question, inputs)
         if image is None:
             return EncodedRow(question, inputs)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ofa_hf.boxes_ofa import SIDES, parse_box
 from ofa_hf.errors import UserError
@@ -203,6 +203,23 @@ class OutputRow(NamedTuple):
     line: str  # as it is in the file, with its line break
 
 
+def lock(stream: BinaryIO, path: Path) -> None:
+    """Keep other runs from writing an open file until it is closed.
+
+    Raises:
+        UserError: another run writes it.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"The output {path} is being written by another run. Wait for it, or give another name."
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+
+
 class AnswerFile:
     """Append answers to a JSONL or CSV file; `done` holds the keys of rows that an earlier run finished.
 
@@ -235,7 +252,7 @@ class AnswerFile:
                 f"write to."
             ) from error
         try:
-            self._lock()
+            lock(self._stream, self.path)
             self.done = self._read_done()
         except BaseException:
             self._stream.close()
@@ -249,17 +266,6 @@ class AnswerFile:
         self._sync()
         self._stream.close()
 
-    def _lock(self) -> None:
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"The output {self.path} is being written by another run. Wait for it, or give another name."
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-
     def _read_done(self) -> set[str]:
         """Collect the finished images; once all lines are understood, remove a torn last one."""
         self._stream.seek(0)
@@ -269,12 +275,22 @@ class AnswerFile:
             with self._explain():
                 self._form = form_of(kept, self.format.csv_header)
         done = {row.key for row in self._rows_of(kept)}
+        if not kept:
+            self._refuse_foreign_start(data)
         if len(kept) < len(data):
             self._stream.truncate(len(kept))
         if not kept and self.is_csv:
             self._stream.write(MARK + self._form.encode(self._form.line(self.format.csv_header)))
             self._stream.flush()
         return done
+
+    def _refuse_foreign_start(self, data: bytes) -> None:
+        """A file of half a line is only ours if it is the start of one of ours."""
+        header = self._form.encode(self._form.line(self.format.csv_header))
+        is_ours = any(start.startswith(data) for start in (header, MARK + header))
+        with self._explain():
+            if not (is_ours if self.is_csv else data[:1] in (b"", b"{")):
+                raise ValueError(f"it starts with {data[:20]!r}")
 
     def answers(self) -> dict[Name, list[Any]]:
         """What the file holds now: key → answers, best first."""

@@ -7,8 +7,9 @@ import tiny_shop
 import torch
 from safetensors.torch import load_file, save_file
 
+from ofa_hf import models
 from ofa_hf.errors import UserError
-from ofa_hf.models import check_device, check_model, load_model, load_processor
+from ofa_hf.models import check_device, check_model, load_model, load_processor, read_tasks
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,19 @@ def test_weights_that_do_not_match_the_config_are_refused_by_name(folder, change
     with pytest.raises(UserError, match=seen) as caught:
         load_model(folder, device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_no_numbers_are_refused(folder):
+    change_weights(folder, lambda weights: weights[FC1].view(-1)[3:5].fill_(torch.nan))
+    with pytest.raises(UserError, match=rf"no numbers \(NaN\) in {FC1}"):
+        load_model(folder, device="cpu")
+
+
+def test_what_a_model_can_be_asked_is_known_before_it_is_loaded(folder, monkeypatch):
+    monkeypatch.setattr(models.OFAForConditionalGeneration, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    tasks, default, language = read_tasks(folder)
+    assert (list(tasks), default, language) == (["caption"], "caption", "zh")
+    assert tasks["caption"] == load_processor(folder).find_task()
 
 
 def test_a_clone_without_git_lfs_is_told_what_to_do(folder):

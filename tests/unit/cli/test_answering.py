@@ -25,6 +25,7 @@ TASKS = {
     "classification": {"prompt": "图片描述了什么内容?"},
     "summarization": {"prompt": "{article}"},
     "entailment": {"prompt": "{hypothesis}?", "choices": ["红", "绿", "蓝"]},
+    "region": {"prompt": "红{box}"},
     "sst2": {"prompt": "{sentence}?", "choices": ["好看", "很"]},
 }
 SHORT = ("--max-length", "6", "--num-beams", "2")
@@ -232,6 +233,12 @@ def test_other_tasks_of_the_checkpoint_are_named_and_asked(ask, shop, tmp_path):
     rows = list(map(json.loads, out.splitlines()))
     assert [row["hypothesis"] for row in rows] == ["红色"] * 3
     assert {row["answer"] for row in rows} <= {"红", "绿", "蓝"}
+    _, out, _ = ask("caption", "shop/0", "--task", "region", "--field", "box=1,2,30,40", "--json", *SHORT)
+    assert json.loads(out)["box"] == "1,2,30,40"
+    status, _, err = ask("caption", "shop", "--task", "region", "--field", "box=1,2,61,40", *SHORT)
+    assert (status, err.count("does not fit an image of 60×50 pixels")) == (1, 1)  # the others are wider
+    status, _, err = ask("caption", "shop", "--task", "region", "--field", "box=left", *SHORT)
+    assert (status, "is no box" in err) == (1, True)
     (tmp_path / "s.csv").write_text("sentence\n真不错\n", encoding="utf-8")
     _, out, _ = ask("classify", "s.csv", "--task", "sst2")
     assert out.strip() in ("好看", "很")

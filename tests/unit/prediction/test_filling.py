@@ -121,6 +121,7 @@ def test_columns_can_be_chosen_overwritten_and_left_empty_where_the_model_is_uns
 
 def test_what_cannot_be_filled_is_refused_before_work(fill, tmp_path):
     (tmp_path / "mine.csv").write_text("years,of,work\n1,2,3\n", encoding="utf-8")
+    (tmp_path / "note.csv").write_text("my notes", encoding="utf-8")
     (tmp_path / "no.csv").write_text("name,price\na,2\n", encoding="utf-8")
     (tmp_path / "other.csv").write_text(TABLE.replace("方块", "蓝色"), encoding="utf-8")
     fill("--output", "other_filled.csv", "--columns", "颜色", table="other.csv")
@@ -131,6 +132,7 @@ def test_what_cannot_be_filled_is_refused_before_work(fill, tmp_path):
             "cannot fill 材质. Accepted with",
         ),
         (("--output", "mine.csv"), "goods.csv", "was not made of goods.csv"),
+        (("--output", "note.csv"), "goods.csv", "was not made of goods.csv"),
         (("--output", "goods.csv"), "goods.csv", "is the table itself"),
         (("--output", "x.xml"), "goods.csv", "no known suffix"),
         (("--output", "x.csv"), "no.csv", "no.csv has no column image"),
@@ -140,4 +142,5 @@ def test_what_cannot_be_filled_is_refused_before_work(fill, tmp_path):
         status, err = fill(*arguments, table=table)
         assert status == 1, problem
         assert problem in err.splitlines()[-1]
+    assert (tmp_path / "note.csv").read_text(encoding="utf-8") == "my notes"
     assert (tmp_path / "mine.csv").read_text(encoding="utf-8") == "years,of,work\n1,2,3\n"

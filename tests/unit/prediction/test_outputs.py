@@ -53,10 +53,11 @@ def test_a_run_killed_at_any_byte_is_continued_without_a_half_or_a_double_line(t
 @pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, name):
     path = tmp_path / name
-    path.write_text("my notes\nof today", encoding="utf-8")
-    with pytest.raises(UserError, match="was not written by such a run"):
-        AnswerFile(path, Format("caption", 1))
-    assert path.read_text(encoding="utf-8") == "my notes\nof today"
+    for notes in ("my notes\nof today", "my notes"):
+        path.write_text(notes, encoding="utf-8")
+        with pytest.raises(UserError, match="was not written by such a run"):
+            AnswerFile(path, Format("caption", 1))
+        assert path.read_text(encoding="utf-8") == notes
 
 
 def test_csv_columns_that_differ_are_refused(tmp_path):

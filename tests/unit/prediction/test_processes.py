@@ -119,3 +119,16 @@ def test_another_run_on_the_same_file_is_refused(path):
         with pytest.raises(UserError, match="being written by another run"):
             SharedAnswerFile(path, Format("caption", 1), Alone(1, 2), FILES)
         output.write(FILES[1], ONE)
+
+
+def test_questions_about_one_file_are_rows_of_their_own(path):
+    format = Format("answer", 1, names=("file", "question"))
+    names = [("a.jpg", "红?"), ("a.jpg", "绿?"), ("b.jpg", "红?")]
+    for rank in (1, 0):
+        with SharedAnswerFile(path, format, Alone(rank, 2), names) as output:
+            for name in names[rank::2]:
+                output.write(name, ONE)
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    assert [(row["file"], row["question"]) for row in rows] == names
+    with open_answer_file(path, format, Processes({}), names) as output:
+        assert output.done == {format.key(name) for name in names}

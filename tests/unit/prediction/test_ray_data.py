@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -18,8 +19,10 @@ from PIL import Image
 from tiny_shop import COLOURS, write_model
 from tqdm import tqdm
 
+from ofa_hf import OFAProcessor
 from ofa_hf.cli import main
 from ofa_hf.errors import UserError
+from ofa_hf.models import load_processor
 from ofa_hf.prediction import ray_data
 from ofa_hf.prediction.files import Request
 from ofa_hf.prediction.outputs import AnswerFile, Format
@@ -99,11 +102,11 @@ def opened(monkeypatch):
     monkeypatch.setattr(ray, "get", lambda known: known)
     fake = SimpleNamespace(data=SimpleNamespace(range=lambda count: pa.table({"id": list(range(count))}).to_pandas()))
 
-    def run(model, inputs, done=()):
+    def run(model, inputs, done=(), task=TASKS["caption"], asked=Inputs(()), format=Format("caption", 1)):  # noqa: B008
         inputs = inputs if isinstance(inputs, datasets.Dataset) else [str(inputs)]
         request = Request("caption", "caption", Inputs(()), [model], options={"num_beams": 1, "batch_size": 2})
-        numbers, source = ray_data._open(fake, inputs, Inputs(()), TASKS["caption"], "zh", None)
-        settings = ray_data.WorkerSettings(model, request, "caption", Format("caption", 1), os.getcwd())
+        numbers, source = ray_data._open(fake, inputs, asked, task, "zh", None)
+        settings = ray_data.WorkerSettings(model, request, task.name, format, os.getcwd())
         worker = ray_data.Worker(settings, (source, set(done)))
         return worker({name: numbers[name].to_numpy() for name in numbers}).to_pylist()
 
@@ -125,6 +128,29 @@ def test_folders_and_data_sets_give_the_same_captions_past_broken_images(model, 
     assert [json.loads(row["name"]) for row in from_table] == data["image_id"]
     assert json.loads(from_folder[0]["name"]) == "shop/商品0.png"
     assert "is not an image" in from_table[3]["error"]
+
+
+def test_questions_are_asked_about_files_and_about_rows_of_a_data_set(model, tmp_path, monkeypatch, opened):
+    monkeypatch.chdir(tmp_path)
+    data = rows(3)
+    (tmp_path / "shop").mkdir()
+    for name, image in zip(data["image_id"], data["image"], strict=True):
+        (tmp_path / "shop" / f"{name}.png").write_bytes(image["bytes"])
+    processor = load_processor(model)
+    tasks = {"caption": {}, "grounding": {"prompt": "{text}"}}
+    OFAProcessor(processor.image_processor, processor.tokenizer, tasks=tasks).save_pretrained(tmp_path / "model")
+    shutil.copy(Path(model) / "model.safetensors", tmp_path / "model")
+    shutil.copy(Path(model) / "config.json", tmp_path / "model")
+    asked = Inputs((), {"text": ["红", "绿"]})
+    format = Format("box", 1, names=("file", "text"), has_boxes=True)
+    found = opened(str(tmp_path / "model"), "shop", (), task=TASKS["grounding"], asked=asked, format=format)
+    names = [json.loads(row["name"]) for row in found]
+    assert names == [[f"shop/商品{number}.png", text] for number in range(3) for text in ("红", "绿")]
+    assert [bool(row["error"]) for row in found] == [False] * 4 + [True] * 2
+    assert json.loads(found[0]["answers"])[0]["size"] == [40, 40]
+    table = datasets.Dataset.from_dict({**data, "text": ["红"] * 3}).cast_column("image", datasets.Image())
+    found = opened(str(tmp_path / "model"), table, (), task=TASKS["grounding"], asked=Inputs(()), format=format)
+    assert [json.loads(row["name"]) for row in found] == [[f"商品{number}", "红"] for number in range(3)]
 
 
 def test_what_was_done_is_not_done_again(model, tmp_path, monkeypatch, opened):
