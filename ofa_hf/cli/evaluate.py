@@ -9,6 +9,7 @@ from ofa_hf.cli.table_options import add_table_options, table_form
 from ofa_hf.files import refuse_unwritable
 
 
+COLUMNS = "score the model on these columns of --captions, one accuracy each (no names: all that it can fill)"
 HELP = "Score answers against references with the metric of their task; for captions CIDEr-D, BLEU-4 and ROUGE-L."
 
 
@@ -21,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", metavar="NAME", help="what was asked (default: the task of the model, or caption)")
     parser.add_argument("--captions", metavar="FILE", help="references: MUGE's captions, or any table for finetune")
     parser.add_argument("--images", metavar="TSV_OR_FOLDER", help="MUGE's image file, or the folder of the images")
+    parser.add_argument("--columns", nargs="*", metavar="NAME", help=COLUMNS)
+    parser.add_argument("--data-format", choices=["official"], help="--captions is a TSV of the original OFA")
+    parser.add_argument("--selected-cols", metavar="NUMBERS", help="its columns, as in the original's scripts")
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
     parser.add_argument("--output", metavar="FILE", help="write the scores and what was run as JSON")
     parser.add_argument("--report", metavar="FILE", help="write a page with the best and the worst answers")
@@ -40,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from ofa_hf.evaluation import write_submission
     from ofa_hf.prediction.inputs import open_images
 
-    images = open_images(args.images) if args.images else None
+    images = None if is_table(args) else open_images(args.images) if args.images else None
     if not args.captions:
         from ofa_hf.prediction.evaluating import answer_images
 
@@ -64,8 +68,12 @@ def run(args: argparse.Namespace) -> int:
 def check_usage(args: argparse.Namespace) -> None:
     if args.predictions and not args.captions:
         args.usage_error("--predictions needs --captions, the references to compare with")
-    if args.model and not args.images:
+    if args.model and not args.images and not args.captions:
         args.usage_error("--model needs --images, the images to answer")
+    if args.columns is not None and not args.model:
+        args.usage_error("--columns are filled by a --model; score a table that is filled with --task")
+    if args.columns is not None and (args.task or args.report):
+        args.usage_error("--columns are tasks of their own and have no page: leave --task and --report out")
     if not args.captions and not args.submission:
         args.usage_error("without --captions there is nothing to score: add --captions, or --submission FILE")
     if not args.captions and (args.report or args.output or args.limit or args.json):
@@ -79,12 +87,32 @@ def evaluate(args: argparse.Namespace, images):
 
         options = {"task": args.task or "caption", "limit": args.limit, "form": table_form(args)}
         return evaluate_files(args.predictions, args.captions, **options)
-    from ofa_hf.prediction.evaluating import evaluate_images
+    from ofa_hf.prediction.evaluating import evaluate_images, evaluate_table
 
     run = {"model": args.model, "captions": args.captions, "images": args.images, "limit": args.limit}
     options = {"limit": args.limit, "task": args.task, "device": args.device, "run": run, **settings(args)}
+    if is_table(args):
+        from ofa_hf.data.sources import Files
+
+        official = args.data_format == "official"
+        form = table_form(args)
+        files = Files(args.captions, args.images, form, official, args.selected_cols, True, "--images")
+        return evaluate_table(args.model, files, columns=args.columns, **options)
     options["form"] = table_form(args)
     return evaluate_images(args.model, images, args.captions, **options)
+
+
+def is_table(args: argparse.Namespace) -> bool:
+    """Whether the references are rows of a table that a model answers, rather than captions by image."""
+    if not args.model or not args.captions:
+        return False
+    if args.columns is not None or args.data_format or not args.images:
+        return True
+    from ofa_hf.models import load_processor
+    from ofa_hf.prediction.loop import find_task
+
+    task = find_task(load_processor(args.model), args.task)
+    return bool(task.fields) or task.answer != "text" or not task.needs_image
 
 
 def settings(args: argparse.Namespace) -> dict:

@@ -1,7 +1,7 @@
 """One door for data in files: MUGE, tables with folders of images, packed shards, and public sets by name."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ from datasets import Dataset
 from ofa_hf.data.answers import TargetForm
 from ofa_hf.data.columns import Columns, find_columns
 from ofa_hf.data.muge import load_muge
+from ofa_hf.data.official import FORMS, load_official
 from ofa_hf.data.packed import is_packed
 from ofa_hf.data.problems import Problem
+from ofa_hf.data.public import muge_files
 from ofa_hf.data.table_files import open_table
 from ofa_hf.data.tables import load_rows, load_table
 from ofa_hf.errors import UserError
+from ofa_hf.tasks_ofa import Task
 
 
 MUGE_SUFFIX = ".tsv"
@@ -65,8 +68,8 @@ def load_source(
     """Rows of a task from files, whatever form they have.
 
     Args:
-        captions: a table, see `open_table`; a folder of images with texts beside them; MUGE's captions; shards of
-            WebDataset (`.tar`, or a pattern such as `shards/*.tar`).
+        captions: a table or public set, see `open_table`; `muge:FOLDER@train`; a folder of images with texts beside
+            them; MUGE's captions; shards of WebDataset (`.tar`, or a pattern such as `shards/*.tar`).
         images: the folder that the table names, also packed; MUGE's image file. None where `captions` has the images.
         fields: columns that fill the task's prompt.
         form: what the user said about the table.
@@ -77,6 +80,8 @@ def load_source(
         UserError: see `load_table` and `load_muge`; images are missing.
     """
     form = form or TableForm()
+    if muge := muge_files(captions):
+        captions, images = muge
     if images is not None and Path(images).suffix == MUGE_SUFFIX:
         if fields:
             raise UserError(
@@ -97,8 +102,59 @@ def load_source(
     )
 
 
+@dataclass(frozen=True)
+class Files:
+    """Files of rows, as a user names them.
+
+    Args:
+        captions, images: see `load_source`, or an official TSV and None.
+        is_official: the first is one of the original's files; told from its suffix for tasks with images.
+        selected_cols, more_fields: see `load_official`.
+        is_test: the rows are for scoring.
+        images_option: how the user names the images, for messages.
+    """
+
+    captions: str | Path
+    images: str | Path | None = None
+    form: TableForm = field(default_factory=TableForm)
+    is_official: bool = False
+    selected_cols: str | None = None
+    is_test: bool = False
+    images_option: str = "train_image_file"
+
+
+def load_task_files(files: Files, task: Task, language: str, targets: TargetForm, **options: Any) -> Dataset:
+    """Rows of a task from files: the original's, or those of `load_source`.
+
+    Args:
+        targets: what they are, see `TargetForm.of`.
+        options: as for `load_source`.
+
+    Raises:
+        UserError: see `load_source` and `load_official`.
+    """
+    if files.is_official and files.images is not None:
+        raise UserError(
+            f"The original's files hold their images, but {files.images} was given too. Leave {files.images_option} "
+            f"out, or data_format."
+        )
+    is_alone = files.images is None and task.needs_image and not targets.cells
+    if files.is_official or (is_alone and Path(files.captions).suffix == MUGE_SUFFIX and task.name in FORMS):
+        named = {"selected_cols": files.selected_cols, "more_fields": targets.more_fields, "is_test": files.is_test}
+        return load_official(files.captions, task, language, **named, **options, cache_dir=files.form.cache_dir)
+    if files.images is None and task.needs_image and not has_its_images(files.captions, files.form):
+        raise UserError(
+            f"{files.images_option} is missing: the task {task.name} needs images. Pass MUGE's image file, or the "
+            f"folder of the images that {files.captions} names."
+        )
+    options |= {"fields": task.fields, "needs_images": task.needs_image, "form": files.form}
+    return load_source(files.captions, files.images, **options, targets=targets)
+
+
 def has_its_images(captions: str | Path, form: TableForm) -> bool:
     """Whether a source of captions needs no folder of images beside it."""
+    if muge_files(captions):
+        return True
     return is_packed(captions) or "*" in str(captions) or Path(captions).is_dir() or stored_images(captions, form)
 
 

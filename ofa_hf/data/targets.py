@@ -74,6 +74,7 @@ class TargetWriter:
         return [*places, self.processor.tokenizer.eos_token_id]
 
     def _choice(self, target: str) -> list[int]:
+        target = self.task.labels.get(target, target)
         if target not in self._choices:
             raise UserError(
                 f"The answer {target!r} is not in the list of the task {self.task.name}, which has "

@@ -1,20 +1,23 @@
 """Let a model answer rows or images, and score its answers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
 from ofa_hf.data import FolderImages
-from ofa_hf.data.sources import TableForm
+from ofa_hf.data.answers import TargetForm
+from ofa_hf.data.sources import Files, TableForm, load_task_files
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.evaluate import EvaluationResult, evaluate_predictions, first_of
 from ofa_hf.evaluation.metrics import metric_of
 from ofa_hf.evaluation.predictions import read_references
 from ofa_hf.evaluation.scores import References, some_of
-from ofa_hf.models import load_model
+from ofa_hf.models import load_model, load_processor
 from ofa_hf.prediction.loop import Row, find_task, predict, show_progress
+from ofa_hf.prediction.scoring import as_answered, questions_of, references_of, score_columns
+from ofa_hf.tasks_ofa import TASKS, Task
 
 
 logger = logging.get_logger(__name__)
@@ -89,6 +92,74 @@ def evaluate_images(
     rows = ({"id": id_, "image": images[id_]} for id_ in expected if id_ in images)
     run = {**(run or {}), "device": str(loaded.model.device), "dtype": str(loaded.model.dtype)}
     return evaluate_model(*loaded, rows, expected, run=run, **options)
+
+
+def evaluate_table(
+    model: str,
+    files: Files,
+    *,
+    task: str | None = None,
+    columns: Sequence[str] | None = None,
+    limit: int | None = None,
+    device: str | None = None,
+    run: Mapping[str, object] | None = None,
+    batch_size: int = 8,
+    **generate,
+) -> EvaluationResult:
+    """Let a model answer the rows of a table as finetuning reads it, and score its answers.
+
+    Args:
+        model: folder or Hub id.
+        columns: score these columns of the table instead of one task; none named means all tasks of the model's own.
+        limit: only the first so many rows.
+        run: what was run, for the record.
+        generate: overrides of the generation settings.
+
+    Raises:
+        UserError: the model or the table cannot be loaded, or they do not fit together.
+    """
+    processor = load_processor(model)
+    chosen, targets = questions_asked(processor, task, columns)
+    rows = load_task_files(files, chosen, processor.language, targets, check_images=False)
+    number = min(limit or len(rows), len(rows))
+    references = references_of(rows, number, chosen.name)
+    loaded = load_model(model, device=device)
+    asked = (question for index in range(number) for question in questions_of(rows[index], chosen.name))
+    predictions = predict(*loaded, asked, batch_size=batch_size, **generate)
+    total = sum(map(len, references.values()))
+    answers = {prediction.id: prediction.best for prediction in show_progress(predictions, total)}
+    references = {name: as_answered(own, find_task(processor, name)) for name, own in references.items()}
+    answered = {name: ({id_: answers.get((name, id_), "") for id_ in own}, own) for name, own in references.items()}
+    facts = {"device": str(loaded.model.device), "dtype": str(loaded.model.dtype), "batch_size": batch_size}
+    run = {**(run or {}), "task": ", ".join(answered), **facts, **generate}
+    if not targets.cells:
+        return evaluate_predictions(*answered[chosen.name], run, metric=metric_of(chosen).name)
+    metric, scores = score_columns(answered)
+    texts, right = (
+        {f"{name}: {id_}": each for name, both in answered.items() for id_, each in both[place].items()}
+        for place in (0, 1)
+    )
+    return EvaluationResult(scores, texts, right, metric, run)
+
+
+def questions_asked(processor, task: str | None, columns: Sequence[str] | None) -> tuple[Task, TargetForm]:
+    """The task of the rows, or a task that stands for columns, and what the targets are.
+
+    Raises:
+        UserError: the model lacks a task or a column.
+    """
+    if columns is None:
+        chosen = find_task(processor, task)
+        metric_of(chosen)
+        return chosen, TargetForm.of(chosen)
+    names = list(columns) or [name for name in processor.tasks if name not in TASKS]
+    if not names:
+        raise UserError(
+            f"The model was not trained to fill columns: its tasks are {', '.join(processor.tasks)}. Name one with "
+            f"--task."
+        )
+    tasks = [find_task(processor, name) for name in names]
+    return tasks[0], TargetForm(cells=tuple(names))
 
 
 def answer_images(model: str, images: Mapping[str, Any], *, device: str | None = None, **options) -> dict[str, str]:

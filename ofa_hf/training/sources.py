@@ -8,8 +8,7 @@ import datasets
 from ofa_hf import OFAProcessor
 from ofa_hf.data import stream_rows
 from ofa_hf.data.answers import TargetForm
-from ofa_hf.data.official import FORMS, load_official
-from ofa_hf.data.sources import TableForm, has_its_images, load_dataset_rows, load_source
+from ofa_hf.data.sources import Files, TableForm, load_dataset_rows, load_task_files
 from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import Task
 from ofa_hf.training.arguments import FinetuneArguments
@@ -69,30 +68,18 @@ def load_rows_of(args: FinetuneArguments, processor: OFAProcessor) -> tuple[Rows
 
 
 def load_files(args: FinetuneArguments, processor: OFAProcessor, task: Task, name: str) -> datasets.Dataset:
-    """Rows of the files named `train` or `test`: the original's, or those of `load_source`."""
-    table, images = getattr(args, f"{name}_caption_file"), getattr(args, f"{name}_image_file")
+    """Rows of the files named `train` or `test`."""
+    files = Files(
+        getattr(args, f"{name}_caption_file"),
+        getattr(args, f"{name}_image_file"),
+        form_of(args),
+        args.data_format == OFFICIAL,
+        args.selected_cols,
+        is_test=name == "test",
+        images_option=f"{name}_image_file",
+    )
     options = {"num_proc": args.num_proc, "strict": args.strict}
-    if is_official(args, task, table, images):
-        named = {"is_test": name == "test", "selected_cols": args.selected_cols, "more_fields": args.more_fields or ()}
-        return load_official(table, task, processor.language, **named, **options, cache_dir=args.cache_dir)
-    if images is None and task.needs_image and not has_its_images(table, form_of(args)):
-        raise UserError(
-            f"{name}_image_file is missing: the task {task.name} needs images. Pass MUGE's image file, or the folder "
-            f"of the images that {table} names."
-        )
-    options |= {"fields": task.fields, "needs_images": task.needs_image, "form": form_of(args)}
-    return load_source(table, images, **options, targets=targets_of(args, task))
-
-
-def is_official(args: FinetuneArguments, task: Task, table: str, images: str | None) -> bool:
-    """Whether files are the original's: the user says so, or a task with images has nothing but a TSV."""
-    if args.data_format == OFFICIAL and images is not None:
-        raise UserError(
-            f"data_format is official, whose files hold their images, but {images} was given too. Leave the image "
-            f"file out, or data_format."
-        )
-    is_alone = images is None and task.needs_image and not args.columns
-    return args.data_format == OFFICIAL or (is_alone and Path(table).suffix == ".tsv" and task.name in FORMS)
+    return load_task_files(files, task, processor.language, targets_of(args, task), **options)
 
 
 def form_of(args: FinetuneArguments) -> TableForm:

@@ -13,10 +13,10 @@ from ofa_hf import OFAProcessor
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.metrics import metric_of
 from ofa_hf.models import load_processor
+from ofa_hf.prediction.scoring import MEAN_SCORE
 from ofa_hf.tasks_ofa import Task
 from ofa_hf.training.arguments import TASK_METRIC, FinetuneArguments
 from ofa_hf.training.columns import closed_list, column_task, column_tasks
-from ofa_hf.training.scoring import MEAN_SCORE
 from ofa_hf.training.sources import RunData
 
 

@@ -26,6 +26,7 @@ from ofa_hf.data.grouping import (
 from ofa_hf.errors import UserError
 from ofa_hf.modeling_ofa import IGNORED_LABEL
 from ofa_hf.prediction.loop import predict, show_progress
+from ofa_hf.prediction.scoring import questions_of, references_of, score_tasks
 from ofa_hf.publishing.push import publish_folder
 from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.callbacks import SetSamplerEpoch
@@ -33,7 +34,6 @@ from ofa_hf.training.encoder_cache import LockedEncoder
 from ofa_hf.training.losses import smoothed_cross_entropy, without_logits
 from ofa_hf.training.result import latest_metrics, repository_name, save_result
 from ofa_hf.training.resume import checkpoints_in, saving_to
-from ofa_hf.training.scoring import questions_of, references_of, score_tasks
 
 
 logger = logging.get_logger(__name__)

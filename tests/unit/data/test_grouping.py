@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
+from datasets import Dataset
 from torch.utils.data import BatchSampler, DataLoader
 
 from ofa_hf.data import GroupedTargets, GroupedTargetSampler, ImagesById, count_targets, load_muge
-from ofa_hf.data.grouping import StreamedTargets
+from ofa_hf.data.grouping import MixedTargets, MixedTargetSampler, StreamedTargets
 from ofa_hf.data.shards import row_features
 
 
@@ -19,7 +20,6 @@ COUNTS = [10, 3, 1, 7, 10, 2]
 
 @pytest.fixture(scope="module")
 def rows():
-    from datasets import Dataset
 
     columns = {
         "id": [f"p{i}" for i in range(len(COUNTS))],
@@ -143,3 +143,52 @@ def test_known_images_are_not_read(rows):
     assert {"image", "encoded", "row_number"} & items[0].keys() == {"image", "row_number"}
     assert {"image", "encoded", "row_number"} & items[1].keys() == {"encoded", "row_number"}
     assert items[1]["targets"] == rows[1]["targets"]
+
+
+def mixed(weights, block=4, seed=1, shuffle=True) -> MixedTargetSampler:
+    samplers = {
+        "a": GroupedTargetSampler([3, 2, 2], 1, seed=seed, shuffle=shuffle, fill_to=block),  # 7 targets: 2 blocks
+        "b": GroupedTargetSampler([1] * 9, 1, seed=seed, shuffle=shuffle, fill_to=block),  # 3 blocks
+    }
+    return MixedTargetSampler(samplers, weights, block, seed, shuffle)
+
+
+@pytest.mark.parametrize(("weights", "blocks"), [({}, (2, 3)), ({"a": 2, "b": 1 / 3}, (4, 1)), ({"a": 0.01}, (1, 3))])
+def test_a_batch_is_of_one_task_and_weights_say_how_often_a_task_comes(weights, blocks):
+    sampler = mixed(weights)
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler) == 4 * sum(blocks)
+    tasks = [{task for task, _ in drawn[start : start + 4]} for start in range(0, len(drawn), 4)]
+    assert all(len(names) == 1 for names in tasks)
+    assert Counter(next(iter(names)) for names in tasks) == dict(zip("ab", blocks))
+
+
+def test_every_target_comes_as_often_as_its_task_weighs():
+    drawn = Counter((row, target) for task, (row, targets) in mixed({"a": 2}) if task == "a" for target in targets)
+    assert set(drawn.values()) == {2}
+    assert len(drawn) == 7
+
+
+def test_epochs_differ_and_processes_agree():
+    one, other = mixed({}), mixed({})
+    first = list(one)
+    assert first == list(other)
+    one.set_epoch(1)
+    assert list(one) != first
+    one.set_epoch(0)
+    assert list(one) == first
+    assert [task for task, _ in mixed({}, shuffle=False)] == ["a"] * 8 + ["b"] * 12
+
+
+def test_items_of_several_tasks_name_theirs():
+    parts = {name: GroupedTargets(Dataset.from_dict({"id": ["1"], "targets": [["红", "绿"]]})) for name in "ab"}
+    mixture = MixedTargets(parts)
+    assert mixture["b", (0, (1,))] == {"id": "1", "targets": ["绿"], "tasks": ["b"]}
+    assert mixture["a", (0, ())]["tasks"] == ["a"], "a row that fills a batch"
+    assert len(mixture) == 2
+
+
+def test_the_tasks_of_a_row_go_with_its_targets():
+    rows = GroupedTargets(Dataset.from_dict({"id": ["1"], "targets": [["红", "大"]], "tasks": [["色", "型"]]}))
+    assert rows[0, (1,)] == {"id": "1", "targets": ["大"], "tasks": ["型"]}
+    assert rows[0, ()] == {"id": "1", "targets": [], "tasks": ["色"]}

@@ -3,6 +3,8 @@
 import base64
 import csv
 import io
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,21 +12,20 @@ from PIL import Image
 from tiny_shop import COLOURS, SIDE
 
 from ofa_hf import tasks_ofa
+from ofa_hf.cli import main
 from ofa_hf.errors import UserError
 from ofa_hf.models import load_processor
 from ofa_hf.tasks_ofa import Task
 from ofa_hf.training import finetuning
 
 
-SIZES = {"大": SIDE + 16, "小": SIDE}
 NUM_ROWS = 12
 
 
-def product(number: int) -> tuple[str, str, Image.Image]:
-    """Colour, size and image of a product."""
+def product(number: int) -> tuple[str, Image.Image]:
+    """Colour and image of a product."""
     colour, value = list(COLOURS.items())[number % 2]
-    size, side = list(SIZES.items())[number % 3 % 2]
-    return colour, size, Image.new("RGB", (side, SIDE), value)
+    return colour, Image.new("RGB", (SIDE + number % 3, SIDE), value)
 
 
 @pytest.fixture
@@ -39,9 +40,9 @@ def table(tmp_path):
             lines = csv.writer(file)
             lines.writerow(header.split(","))
             for number in range(NUM_ROWS):
-                colour, size, image = product(number)
+                colour, image = product(number)
                 image.save(folder / f"{number}.png")
-                lines.writerow(line(number, f"{number}.png", colour, size))
+                lines.writerow(line(number, f"{number}.png", colour))
         files = {"train_caption_file": str(path), "train_image_file": str(folder)}
         return {**files, **{name.replace("train", "test"): value for name, value in files.items()}}
 
@@ -53,16 +54,27 @@ SHORT = {"max_steps": 2, "targets_per_row": 1, "per_device_train_batch_size": 4}
 
 def test_boxes_are_learned_and_scored_and_those_outside_are_reported(train, table, capsys):
     boxes = {3: "20,20,10,10", 4: "1,1,900,20", 5: "a,b"}
-    files = table("image,text,box", lambda n, image, colour, _: [image, f"{colour}色", boxes.get(n, "0,0,16.5,32")])
+    files = table("image,text,box", lambda n, image, colour: [image, f"{colour}色", boxes.get(n, "0,0,16.5,32")])
     ran = train(**files, **SHORT, task="grounding")
     assert {"eval_box_accuracy", "eval_mean_iou"} <= ran.metrics.keys()
     messages = capsys.readouterr().err
     assert "9 rows with 9 targets; skipped: 3 × unfit answer" in messages
     assert load_processor(ran.folder).default_task == "grounding"
+    scores = evaluate(ran.folder, files, capsys)
+    assert scores["num_rows"] == 11, "boxes of an image that nobody opens are not measured"
+    assert {"box_accuracy", "mean_iou"} <= scores.keys()
+
+
+def evaluate(model, files, capsys, *options) -> dict[str, float]:
+    """What `ofa-hf evaluate` says of a model on the files that it was scored on."""
+    names = ["--model", str(model), "--captions", files["test_caption_file"], "--images", files["test_image_file"]]
+    capsys.readouterr()
+    assert main(["evaluate", *names, "--device", "cpu", "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def test_answers_with_confidences_train_the_best_and_are_scored_by_all(train, table, monkeypatch):
-    def line(number, image, colour, _):
+    def line(number, image, colour):
         return [f"{number // 2 * 2}.png", "什么色", colour, 0.3 if number % 2 else 0.9]
 
     batches = []
@@ -90,42 +102,77 @@ def test_a_list_of_answers_is_made_of_the_data(train, table, monkeypatch, tmp_pa
         name="colour", prompts={"zh": "{thing}是什么色?"}, answer="choice", starts_with="question", metric="accuracy"
     )
     monkeypatch.setitem(tasks_ofa.TASKS, "colour", task)
-    files = table("image,thing,colour", lambda n, image, colour, _: [image, "方块", colour])
+    files = table("image,thing,colour", lambda n, image, colour: [image, "方块", colour])
     fast = {"learning_rate": 5e-3, "lr_scheduler_type": "constant", "dropout": 0.0, "freeze_encoder": False}
     ran = train(**files, **{**SHORT, "max_steps": 40}, **fast, task="colour")
     assert ran.metrics["eval_accuracy"] == 100
     assert load_processor(ran.folder).tasks["colour"]["choices"] == ["红", "绿"]
 
     (tmp_path / "choices.txt").write_text("红\n蓝\n", encoding="utf-8")
-    files = table("image,thing,colour", lambda n, image, colour, _: [image if n % 2 else "gone", "方块", colour])
+    files = table("image,thing,colour", lambda n, image, colour: [image if n % 2 else "gone", "方块", colour])
     with pytest.raises(UserError, match="no usable row, but 6 × .*6 × unfit answer"):
         train("other", **files, **SHORT, task="colour", choices_file=str(tmp_path / "choices.txt"))
 
 
-def test_columns_are_learned_together_and_fill_themselves(train, table, capsys):
-    def line(number, image, colour, size):
-        return [image, f"{colour}色的方块{'很好看' * (number % 3)}", "" if number == 5 else colour, size]
+COLUMNS = ("色", "内色", "黑白")  # of a product: above, below, and the stripe at its side
 
-    files = table("image,描述,色,大小", line)
+
+def write_products(folder: Path, count: int, with_gaps: bool) -> dict[str, str]:
+    """A table of drawn products of three attributes, some cells of which may be empty, and its folder of images."""
+    folder.mkdir()
+    with (folder / "products.csv").open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["图片", *COLUMNS, "标题"])
+        for number in range(count):
+            cells = ["红绿"[number % 2], "蓝黄"[number // 2 % 2], "黑白"[number // 4 % 2]]
+            image = Image.new("RGB", (SIDE + number % 5, SIDE + number % 3), COLOURS[cells[0]])
+            image.paste(COLOURS[cells[1]], (0, SIDE // 2, SIDE + 5, SIDE + 3))
+            image.paste(COLOURS[cells[2]], (0, 0, 8, SIDE + 3))
+            image.save(folder / f"{number}.png")
+            if with_gaps and number % 8 == 0:
+                cells[number // 8 % 3] = ""
+            lines.writerow([f"{number}.png", *cells, f"方块{'很' * (number % 5)}{'好' * (number // 5)}"])
+    return {"caption_file": str(folder / "products.csv"), "image_file": str(folder)}
+
+
+def test_the_columns_of_a_table_are_learned_scored_and_filled(train, tmp_path, capsys):
+    seen, new = write_products(tmp_path / "seen", 24, True), write_products(tmp_path / "new", 15, False)
+    files = {f"train_{name}": path for name, path in seen.items()} | {f"test_{n}": path for n, path in new.items()}
     fast = {"learning_rate": 5e-3, "lr_scheduler_type": "constant", "dropout": 0.0, "freeze_encoder": False}
-    options = {"max_steps": 60, "per_device_train_batch_size": 12, "targets_per_row": 1, **fast}
-    ran = train(**files, **options, columns=["描述", "色", "大小"], closed_columns=["色"])
+    options = {"max_steps": 60, "per_device_train_batch_size": 24, "targets_per_row": 1, **fast}
+    ran = train(**files, **options, columns=[*COLUMNS, "标题"])
     messages = capsys.readouterr().err
-    assert "one of 2 values, 1 of 12 cells are empty" in messages
-    assert ran.metrics["eval_色_accuracy"] == 100
-    assert {"eval_描述_accuracy", "eval_描述_ned", "eval_大小_accuracy", "eval_mean_score"} <= ran.metrics.keys()
-    processor = load_processor(ran.folder)
-    colour = processor.find_task("色")
-    assert (colour.prompts["zh"], colour.answer, set(colour.choices)) == (
-        "这件商品的色是什么?",
-        "choice",
-        {"红", "绿"},
-    )
-    assert processor.find_task("大小").answer == "text"
+    assert "column 内色  one of 2 values, 1 of 24 cells are empty" in messages
+    assert "column 标题  free text" in messages
+
+    tasks = load_processor(ran.folder).tasks
+    assert tasks["色"] == {
+        "prompt": "这件商品的色是什么?",
+        "answer": "choice",
+        "choices": tasks["色"]["choices"],
+        "labels": {},
+        "metric": "accuracy",
+    }
+    assert sorted(tasks["色"]["choices"]) == ["红", "绿"]
+    assert tasks["标题"] == {"prompt": "这件商品的标题是什么?", "answer": "text", "metric": "ocr"}
+
+    scores = evaluate(ran.folder, files, capsys, "--columns", *COLUMNS)
+    assert scores["accuracy"] >= 95
+    assert scores["num_cells"] == 45
+    assert scores["色_accuracy"] == ran.metrics["eval_色_accuracy"]
+    assert {"eval_标题_accuracy", "eval_标题_ned", "eval_mean_score"} <= ran.metrics.keys()
+
+    filled = tmp_path / "filled.csv"
+    words = [new["caption_file"], new["image_file"], "--model", str(ran.folder), "--output", str(filled)]
+    assert main(["fill", *words, "--overwrite", "--columns", *COLUMNS, "--device", "cpu"]) == 0
+    with open(new["caption_file"], encoding="utf-8") as true, filled.open(encoding="utf-8-sig") as found:
+        pairs = zip(csv.DictReader(true), csv.DictReader(found), strict=True)
+        right = [own[name] == answer[name] for own, answer in pairs for name in COLUMNS]
+    assert sum(right) / len(right) == pytest.approx(scores["accuracy"] / 100)
 
 
 def test_several_tasks_share_a_run_by_weight_and_each_is_scored(train, table, tmp_path, shop, monkeypatch, capsys):
-    boxes = table("image,text,box", lambda n, image, colour, _: [image, f"{colour}色", "0,0,16,32"])
+    boxes = table("image,text,box", lambda n, image, colour: [image, f"{colour}色", "0,0,16,32"])
     captions = {name: shop[name] for name in shop if name.endswith("_file")}
     mix = {"caption": {"weight": 2, **captions}, "grounding": boxes}
     nothing = dict.fromkeys(captions)
@@ -153,7 +200,7 @@ def encoded(image: Image.Image) -> str:
 def test_the_originals_files_train_as_they_are(train, tmp_path, shop):
     path = tmp_path / "refcoco_cn.tsv"
     rows = [(product(number), number) for number in range(NUM_ROWS)]
-    lines = [f"{n}\t{colour}色\t0,0,16.5,20\t{encoded(image)}\n" for (colour, _, image), n in rows]
+    lines = [f"{n}\t{colour}色\t0,0,16.5,20\t{encoded(image)}\n" for (colour, image), n in rows]
     path.write_text("".join(lines) + "broken line\n", encoding="utf-8")
     nothing = {name: None for name in shop if name.endswith("_image_file")}
     files = {"train_caption_file": str(path), "test_caption_file": str(path)}

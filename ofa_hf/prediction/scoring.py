@@ -1,12 +1,14 @@
-"""What an evaluation during training asks and compares: rows of one task, of several, and questions per column."""
+"""What an evaluation asks and compares: rows of one task, of several, and questions per column."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from datasets import Dataset
 
-from ofa_hf.evaluation.metrics import metric_of
-from ofa_hf.evaluation.scores import References
+from ofa_hf.evaluation.answers import mean_of, score_answers
+from ofa_hf.evaluation.metrics import Metric, metric_of
+from ofa_hf.evaluation.scores import References, Scores
+from ofa_hf.tasks_ofa import Task
 
 
 MEAN_SCORE = "mean_score"  # of a run of several tasks: the mean of what picks the best checkpoint of each
@@ -33,6 +35,13 @@ def references_of(rows: Dataset, number: int, task: str | None) -> dict[str | No
     return found
 
 
+def as_answered(references: References, task: Task) -> References:
+    """Right answers in the words of the task's list, where the data has other names for them."""
+    if not task.labels:
+        return references
+    return {id_: [task.labels.get(text, text) for text in texts] for id_, texts in references.items()}
+
+
 def score_tasks(answered: Mapping[str | None, tuple[dict[str, Any], References]], processor) -> dict[str, float]:
     """Scores of a run: those of its metric, or of several tasks `<task>_<score>` and their mean.
 
@@ -41,9 +50,24 @@ def score_tasks(answered: Mapping[str | None, tuple[dict[str, Any], References]]
     """
     scores, best = {}, []
     for name, (predictions, references) in answered.items():
-        metric = metric_of(processor.find_task(name))
-        found = metric.score(predictions, references)
+        task = processor.find_task(name)
+        metric = metric_of(task)
+        found = metric.score(predictions, as_answered(references, task))
         start = "" if len(answered) == 1 else f"{name}_"
         scores |= {start + score: found[score] for score in metric.titles}
         best.append(found[metric.best])
     return scores if len(answered) == 1 else {**scores, MEAN_SCORE: sum(best) / len(best)}
+
+
+def score_columns(answered: Mapping[str, tuple[dict[str, Any], References]]) -> tuple[Metric, Scores]:
+    """Share of cells that are right, in all columns and in each.
+
+    Args:
+        answered: column → answers and right answers, both by id.
+    """
+    found = {column: score_answers(*both) for column, both in answered.items()}
+    each = {f"{column}: {id_}": value for column, one in found.items() for id_, value in one.each["accuracy"].items()}
+    totals = {"accuracy": mean_of(each), **{f"{column}_accuracy": one["accuracy"] for column, one in found.items()}}
+    titles = {"accuracy": "Cells right", **{f"{column}_accuracy": column for column in found}}
+    metric = Metric("columns", best="accuracy", titles=titles, score=score_answers)
+    return metric, Scores({**totals, "num_cells": len(each)}, {"accuracy": each})
