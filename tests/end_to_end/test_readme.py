@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import re
-import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,15 +13,13 @@ import datasets
 import pytest
 import small_checkpoints
 import tiny_shop
+from documents import ROOT, blocks, run, text_of
 from PIL import Image, ImageChops
 
-from hub_upload.__main__ import main as publishing_main
-from ofa_hf.cli import main
 from ofa_hf.samples.shop import is_right
 from ofa_hf.tasks_ofa import TASKS
 
 
-ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README_zh.md")
 DOCUMENTS = (
     *READMES,
@@ -31,21 +28,12 @@ DOCUMENTS = (
     *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md"))),
     "notebooks/finetune_on_your_images.ipynb",
 )
-BLOCK = re.compile(r"(?:(?P<mark><!-- not a test[^\n]*)\n)?```(?P<language>bash|python)\n(?P<code>.*?)```", re.DOTALL)
 RAY = "--engine ray"
 FOREIGN_OPTIONS = {"--help", "--nproc_per_node"}  # argparse's, torchrun's
-
-
-def text_of(document: str) -> str:
-    return (ROOT / document).read_text(encoding="utf-8")
+FOREIGN_OPTIONS |= {"--zero-shot", "--add-object", "--is-document"}  # of the official scripts
 
 
 # ------------------------------------------------------------------------------------------------ the code runs
-
-
-def blocks(readme: str) -> list[tuple[str, str]]:
-    """Language and code of every block that is to run."""
-    return [(found["language"], found["code"]) for found in BLOCK.finditer(text_of(readme)) if not found["mark"]]
 
 
 @pytest.fixture(scope="module")
@@ -79,18 +67,6 @@ def write_images_and_tables(folder: Path) -> None:
     (folder / "captions.csv").write_text("\n".join(captions) + "\n", encoding="utf-8")
     (folder / "materials.csv").write_text("\n".join(materials) + "\n", encoding="utf-8")
     datasets.Dataset.from_list(products).to_parquet(folder / "products.parquet")
-
-
-def run(language: str, code: str) -> None:
-    """Run a block in this process, since each process of its own takes seconds to start."""
-    if language == "python":
-        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
-        return
-    for line in code.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        starts = {"ofa-hf": (1, main), "python -m hub_upload": (3, publishing_main)}
-        count, command = next(found for start, found in starts.items() if line.startswith(start))
-        assert command(words[count:]) == 0, line
 
 
 @pytest.mark.slow
