@@ -26,7 +26,7 @@ end_to_end/test_web.py end_to_end/test_readme.py::test_the_block_that_needs_ray_
 # What no version of transformers and its contemporaries can change: files, pages, scores, the tree, the network's size.
 ONE_VERSION_TESTS = $(addprefix tests/,unit/catalogue unit/demo unit/evaluation unit/pages unit/samples unit/test_errors.py \
 unit/test_files.py unit/test_fresh_process.py unit/test_house.py unit/test_image_loading_ofa.py unit/test_licences.py \
-unit/test_remote_code.py unit/conversion/test_inert_pickle.py unit/conversion/test_torch_file.py \
+unit/test_remote_code.py unit/test_inert_pickle.py unit/conversion/test_torch_file.py \
 unit/prediction/test_ray_data.py unit/training/test_sharding.py parity/test_base_size.py end_to_end/test_benchmarks.py \
 end_to_end/test_caption_processes.py end_to_end/test_demo.py end_to_end/test_notebook.py end_to_end/test_wheel.py)
 LOWEST_TESTS = tests/unit/test_*.py $(addprefix tests/unit/,cli conversion data evaluation hub_upload model_card prediction \

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ofa_hf.configuration_ofa import FIXED_SWITCHES, RESNET_BLOCKS, UNUSED_FIELDS, OFAConfig
-from ofa_hf.conversion.inert_pickle import shown
 from ofa_hf.errors import UserError
+from ofa_hf.inert_pickle import shown
 
 
 FAIRSEQ_FIELDS = {  # fairseq argument → field here; several may say the same

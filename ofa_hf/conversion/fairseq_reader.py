@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.conversion.inert_pickle import Inert, PickleRefused, shown
 from ofa_hf.conversion.torch_file import FileRefused, StoredTensor, TorchFile
 from ofa_hf.errors import UserError
+from ofa_hf.inert_pickle import Inert, PickleRefused, shown
 
 
 # Classes that official files may mention. They are recorded by name and never imported, so the list is about knowing

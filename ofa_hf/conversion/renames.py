@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ofa_hf.configuration_ofa import OFAConfig
-from ofa_hf.conversion.inert_pickle import shown
 from ofa_hf.errors import UserError
+from ofa_hf.inert_pickle import shown
 from ofa_hf.modeling_ofa_positions import code_position_ids, image_position_buckets, token_position_buckets
 
 

@@ -22,10 +22,10 @@ from ofa_hf.catalogue.published import (
 from ofa_hf.conversion.configuration import ConfigDecisions, config_from_fairseq, config_from_legacy
 from ofa_hf.conversion.download import download_file, download_repository
 from ofa_hf.conversion.fairseq_reader import read_checkpoint
-from ofa_hf.conversion.inert_pickle import shown
 from ofa_hf.conversion.torch_file import StoredTensor
 from ofa_hf.errors import UserError
 from ofa_hf.files import read_json, refuse_pointer
+from ofa_hf.inert_pickle import shown
 from ofa_hf.model_card.facts import ACCOUNT_FILE
 
 

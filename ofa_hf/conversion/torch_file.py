@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from ofa_hf.conversion.inert_pickle import InertUnpickler, PickleRefused, shown
+from ofa_hf.inert_pickle import InertUnpickler, PickleRefused, shown
 
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

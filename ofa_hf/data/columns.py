@@ -108,8 +108,10 @@ def find_columns(
         taken.add(image)
     target = wanted.target or _target(source, _free(found, taken), taken, needs_targets)
     ids = matches(_free(found, taken | {target}), IDS) if has_images else []
-    # A number in a column called id may name the row; two captions of one image then have two.
-    row_id = wanted.id or next((name for name in ids if plain_name(name) in IMAGE_IDS), None)
+    # A number in a column called id may name the row; two captions of one image then have two. Rows with fields are
+    # questions, of which an image may have several.
+    image_ids = [name for name in ids if plain_name(name) in IMAGE_IDS and not wanted.fields]
+    row_id = wanted.id or next(iter(image_ids), None)
     columns = replace(wanted, image=image, target=target, id=row_id, field_columns=tuple(by_field.values()))
     missing = ["image"] * (has_images and image is None) + ["caption"] * (needs_targets and target is None)
     missing += [name for name in columns.names() if name not in found]

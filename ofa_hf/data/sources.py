@@ -15,6 +15,7 @@ from ofa_hf.data.muge import load_muge
 from ofa_hf.data.official import FORMS, load_official
 from ofa_hf.data.packed import is_packed
 from ofa_hf.data.problems import Problem
+from ofa_hf.data.public import muge_files
 from ofa_hf.data.table_files import open_table
 from ofa_hf.data.tables import load_rows, load_table
 from ofa_hf.errors import UserError
@@ -67,8 +68,8 @@ def load_source(
     """Rows of a task from files, whatever form they have.
 
     Args:
-        captions: a table, see `open_table`; a folder of images with texts beside them; MUGE's captions; shards of
-            WebDataset (`.tar`, or a pattern such as `shards/*.tar`).
+        captions: a table or public set, see `open_table`; `muge:FOLDER@train`; a folder of images with texts beside
+            them; MUGE's captions; shards of WebDataset (`.tar`, or a pattern such as `shards/*.tar`).
         images: the folder that the table names, also packed; MUGE's image file. None where `captions` has the images.
         fields: columns that fill the task's prompt.
         form: what the user said about the table.
@@ -79,6 +80,8 @@ def load_source(
         UserError: see `load_table` and `load_muge`; images are missing.
     """
     form = form or TableForm()
+    if muge := muge_files(captions):
+        captions, images = muge
     if images is not None and Path(images).suffix == MUGE_SUFFIX:
         if fields:
             raise UserError(
@@ -150,6 +153,8 @@ def load_task_files(files: Files, task: Task, language: str, targets: TargetForm
 
 def has_its_images(captions: str | Path, form: TableForm) -> bool:
     """Whether a source of captions needs no folder of images beside it."""
+    if muge_files(captions):
+        return True
     return is_packed(captions) or "*" in str(captions) or Path(captions).is_dir() or stored_images(captions, form)
 
 

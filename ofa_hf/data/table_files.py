@@ -11,6 +11,7 @@ from ofa_hf.data.delimited import find_separator, read_delimited, read_header
 from ofa_hf.data.encodings import find_encoding, read_start
 from ofa_hf.data.json_tables import find_json_kind, json_columns, read_json_table
 from ofa_hf.data.problems import Problem
+from ofa_hf.data.public import Named, named_set
 from ofa_hf.data.spreadsheets import parquet_columns, read_parquet, read_sheet, sheet_header
 from ofa_hf.data.text_files import has_text_files, read_text_files
 from ofa_hf.errors import UserError
@@ -50,7 +51,8 @@ def open_table(path: str | Path, *, encoding: str | None = None, separator: str 
     """Open a table of any usual kind; its form is told from its content and noted in `assumed`.
 
     Args:
-        path: a file, or a folder of images with a text file of the same name beside each.
+        path: a file; a folder of images with a text file of the same name beside each; or a public set by name, such
+            as `coco-cn:FOLDER@train`.
         encoding: of a text file; told from its first bytes by default.
         separator: character between the cells of a text table, or its name, such as "tab"; told by default.
 
@@ -58,6 +60,9 @@ def open_table(path: str | Path, *, encoding: str | None = None, separator: str 
         UserError: the file is missing, empty or no table, its encoding cannot be told, or its first line names no
             columns.
     """
+    if public := named_set(path):
+        read = NamedRows(public.name, str(public.folder), public.split)
+        return _table(public.file(), f"{public.name}, {public.split}", public.set.columns, read)
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)
@@ -75,6 +80,18 @@ def open_table(path: str | Path, *, encoding: str | None = None, separator: str 
     columns = read_header(path, encoding, separator)
     read = partial(read_delimited, path, encoding, separator, columns)
     return _table(path, "csv", columns, read, encoding=encoding, separator=separator)
+
+
+@dataclass(frozen=True)
+class NamedRows:
+    """Reads the rows of a split of a public set."""
+
+    name: str
+    folder: str
+    split: str
+
+    def __call__(self) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
+        return Named(self.name, Path(self.folder), self.split).rows()
 
 
 def _table(path: Path, kind: str, columns: tuple[str, ...], read: Callable, **assumed: Any) -> Table:

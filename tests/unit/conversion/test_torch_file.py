@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ofa_hf.conversion.fairseq_reader import is_inert
-from ofa_hf.conversion.inert_pickle import PickleRefused
 from ofa_hf.conversion.torch_file import FileRefused, TorchFile
+from ofa_hf.inert_pickle import PickleRefused
 
 
 REFUSED = (FileRefused, PickleRefused)

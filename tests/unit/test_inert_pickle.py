@@ -14,7 +14,7 @@ from collections import OrderedDict
 import pytest
 
 from ofa_hf.conversion.fairseq_reader import is_inert
-from ofa_hf.conversion.inert_pickle import Inert, InertUnpickler, PickleRefused, shown
+from ofa_hf.inert_pickle import Inert, InertUnpickler, PickleRefused, shown
 
 
 def read(data: bytes):
