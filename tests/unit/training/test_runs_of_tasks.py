@@ -210,3 +210,5 @@ def test_the_originals_files_train_as_they_are(train, tmp_path, shop):
     files = {"train_caption_file": str(path), "test_caption_file": str(path)}
     ran = train(**nothing, **files, **SHORT, task="grounding")
     assert "eval_box_accuracy" in ran.metrics
+    pipelines = json.loads((ran.folder / "config.json").read_text(encoding="utf-8"))["custom_pipelines"]
+    assert set(pipelines) == {"zero-shot-object-detection", "image-to-text"}  # the base model captions
