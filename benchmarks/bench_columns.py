@@ -64,12 +64,12 @@ def write_base_model(folder: Path, products: dict[str, Product], epochs: int) ->
 
 
 def finetune_columns(folder: Path, base: Path, epochs: float) -> Path:
-    """The base model, trained on the table's columns with a locked encoder."""
+    """The base model, all of it, trained on the table's columns."""
     words = ["--model_name_or_path", base, "--output_dir", folder / "model", "--columns", *COLUMNS]
     words += ["--train_caption_file", folder / "train.csv", "--train_image_file", folder / "train"]
-    words += ["--per_device_train_batch_size", 48, "--learning_rate", 2e-3, "--num_train_epochs", epochs]
+    words += ["--per_device_train_batch_size", 48, "--learning_rate", 1e-3, "--num_train_epochs", epochs]
     words += ["--use_cpu", not torch.cuda.is_available(), "--save_strategy", "no", "--dropout", 0.0]
-    words += ["--cache_encoder_outputs", True, "--disable_tqdm", True, "--logging_steps", 20]
+    words += ["--freeze_encoder", False, "--disable_tqdm", True, "--logging_steps", 20]
     return finetune(*parse_arguments(None, list(map(str, words)))).folder
 
 
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=2500, help="products to train on (2500)")
     parser.add_argument("--test-images", type=int, default=160, help="products to fill (160)")
     parser.add_argument("--pretraining-epochs", type=int, default=8)
-    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--json", metavar="FILE", type=Path)
     args = parser.parse_args(argv)
     started = time.monotonic()

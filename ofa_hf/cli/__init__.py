@@ -16,7 +16,16 @@ from ofa_hf.errors import UserError, text_of_os_error
 
 
 ANSWERING = ("caption", "ground", "ocr", "vqa", "classify", "summarize", "fill")
-COMMANDS = (*ANSWERING, "convert", "check", "finetune", "evaluate", "export", "demo")  # in the order of the help text
+COMMANDS = (
+    *ANSWERING,
+    "convert",
+    "check",
+    "review",
+    "finetune",
+    "evaluate",
+    "export",
+    "demo",
+)  # in the order of the help text
 
 SUCCESS, FAILURE = 0, 1
 INTERRUPTED = 130  # what a shell reports for Ctrl-C

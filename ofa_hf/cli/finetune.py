@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ofa_hf.training import TrainingStopped, finetune, parse_arguments
-    from ofa_hf.training.curve import score_titles
+    from ofa_hf.training.curve import score_title
 
     words = [word for word in args.words if word != "--json"]
     file = words.pop(0) if words and not words[0].startswith("-") else None
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if "--json" in args.words:
         print(json.dumps({**summary, **result.metrics}, ensure_ascii=False))
     else:
-        shown = ("train_loss", "eval_loss", *score_titles())  # --json has all
+        shown = ("train_loss", "eval_loss", *filter(score_title, result.metrics))  # --json has all
         summary.update({name: round(result.metrics[name], 4) for name in shown if name in result.metrics})
         print("\n".join(f"{name:16} {value}" for name, value in summary.items()))
     return 0

@@ -12,7 +12,6 @@ import transformers
 
 from ofa_hf import OFAImageProcessor, OFAProcessor, __version__  # from here: this registers them for saving
 from ofa_hf.catalogue.published import TaskDefaults
-from ofa_hf.configuration_ofa import custom_pipelines
 from ofa_hf.conversion.configuration import ConfigDecisions
 from ofa_hf.conversion.english_vocabulary import (
     build_english_tokenizer,
@@ -22,7 +21,7 @@ from ofa_hf.conversion.english_vocabulary import (
 )
 from ofa_hf.conversion.renames import WeightAccount, match_weights, rename_key
 from ofa_hf.conversion.sources import OFFICIAL_KIND, Source, open_source
-from ofa_hf.conversion.tasks import fitting, offered_tasks, pipelines_of
+from ofa_hf.conversion.tasks import fitting, name_pipelines, offered_tasks
 from ofa_hf.conversion.torch_file import FileRefused
 from ofa_hf.conversion.verify import Verification, empty_model, verify_written
 from ofa_hf.conversion.vocabulary import build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
@@ -226,7 +225,7 @@ class Conversion:
             max_prompt_tokens=limit,
             max_target_tokens=limit,
         )
-        self.config.custom_pipelines = custom_pipelines(pipelines_of(tasks, settings.language))
+        name_pipelines(self.config, processor)
         write_config(folder, self.config, dtype)
         write_generation_config(folder, settings.generation)
         processor.save_pretrained(folder)

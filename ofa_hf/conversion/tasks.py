@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ofa_hf.catalogue.published import FAIRSEQ_TASKS, TaskDefaults
+from ofa_hf.configuration_ofa import OFAConfig, custom_pipelines
 from ofa_hf.conversion.sources import OFFICIAL_KIND, Source
+from ofa_hf.processing_ofa import OFAProcessor
 from ofa_hf.tasks_ofa import TASKS, checkpoint_task
 
 
@@ -44,5 +46,10 @@ def fitting(generation: Mapping[str, Any], max_positions: int) -> dict[str, int]
 
 
 def pipelines_of(tasks: Mapping[str, Mapping[str, Any]], language: str) -> Iterable[str]:
-    """Names of the pipelines that answer these tasks, each once, that of the first task first."""
+    """Names of the pipelines that answer these tasks, each once."""
     return dict.fromkeys(checkpoint_task(name, settings, language).pipeline for name, settings in tasks.items())
+
+
+def name_pipelines(config: OFAConfig, processor: OFAProcessor) -> None:
+    """Write into a configuration which pipelines answer the tasks of its processor."""
+    config.custom_pipelines = custom_pipelines(pipelines_of(processor.tasks, processor.language))

@@ -34,7 +34,7 @@ from ofa_hf.data.problems import (
 )
 from ofa_hf.data.shards import INDEX_FILE, Options, Shard, ShardResult, drop_rows, read_shards
 from ofa_hf.data.target_index import MISSING, TargetIndex
-from ofa_hf.errors import UserError, explain_full_disk
+from ofa_hf.errors import UserError, explain_full_disk, is_full_disk
 
 
 logger = logging.getLogger(__name__)
@@ -82,13 +82,31 @@ def build(recipe: Recipe, options: Options, num_proc: int = 1, cache_dir: str | 
     """
     folder = cache_root(cache_dir) / f"{recipe.name}-{fingerprint(recipe.identity, options)}"
     with explain_full_disk(folder.parent, FULL_DISK_ADVICE):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        refuse_unwritable_cache(folder.parent)
         with FileLock(f"{folder}.lock"):  # a second process waits here and then finds the folder
             if not folder.is_dir():
                 build_folder(recipe, options, num_proc, folder)
     report = read_report(folder)
     (logger.warning if report.problems or report.notes() else logger.info)(f"{recipe.name}: {report.summary()}")
     return datasets.concatenate_datasets([Dataset.from_file(str(path)) for path in sorted(folder.glob("*.arrow"))])
+
+
+def refuse_unwritable_cache(folder: Path) -> None:
+    """Make a cache, and try to write into it.
+
+    Raises:
+        UserError: that fails for want of permission.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        if is_full_disk(error):
+            raise
+        raise UserError(
+            f"The cache {folder} cannot be written: {error.strerror}. Name another folder with --cache_dir "
+            "(cache_dir= in Python) or the environment variable HF_HOME."
+        ) from error
 
 
 def cache_root(cache_dir: str | Path | None) -> Path:

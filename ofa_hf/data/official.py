@@ -269,9 +269,9 @@ def read_label(text: str, numbers: Mapping[str, str]) -> str:
     return numbers.get(text.strip(), text.strip())
 
 
-def clean_caption(text: str) -> str:
+def clean_caption(text: str, max_words: int = MAX_CAPTION_WORDS) -> str:
     """A caption to train on: without ASCII punctuation, at most 20 words."""
-    return " ".join(without_punctuation(text).split()[:MAX_CAPTION_WORDS])
+    return " ".join(without_punctuation(text).split()[:max_words])
 
 
 def clean_summary(text: str, max_words: int = MAX_SUMMARY_WORDS) -> str:

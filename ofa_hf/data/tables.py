@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Image, IterableDataset
 from ofa_hf.data.answers import TargetForm, confidences_in, is_box, targets_in, text_of_box
 from ofa_hf.data.build import Recipe, build, cache_root, file_identity
 from ofa_hf.data.columns import Columns, find_columns
-from ofa_hf.data.folders import walk_images
+from ofa_hf.data.folders import report_left_out, walk_images
 from ofa_hf.data.image_finder import ImageFinder, is_one_image, without_suffix
 from ofa_hf.data.images import stored_image
 from ofa_hf.data.lines import parse_id, whole_characters
@@ -258,6 +258,11 @@ class FolderImages(Mapping):
         if path is None:
             raise KeyError(name)
         return {"bytes": None, "path": path}
+
+    def report_left_out(self) -> None:
+        """Log by kind what the folder holds besides."""
+        len(self)
+        report_left_out(self.folder, self.finder.left_out)
 
     def identity(self, name: str) -> str:
         """The same text for all names of one image: the path of its file, or the name if there is none."""

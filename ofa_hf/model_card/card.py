@@ -292,9 +292,18 @@ class Measured(NamedTuple):
     scores: dict[str, float]
 
 
+def titles_of(facts: FolderFacts) -> dict[str, str]:
+    """Scores of the default task, and of a model of several tasks those of each, which begin with its name."""
+    titles = dict(METRICS[facts.task.metric].titles)
+    for name, settings in facts.tasks.items() if len(facts.tasks) > 1 else ():
+        own = METRICS[checkpoint_task(name, settings, facts.language).metric].titles
+        titles |= {f"{name}_{score}": f"{name} {title}" for score, title in own.items()}
+    return titles
+
+
 def measured_scores(facts: FolderFacts) -> list[Measured]:
     found, metrics = [], facts.finetuning.get("metrics", {})
-    titles = METRICS[facts.task.metric].titles
+    titles = titles_of(facts)
     values = {name: metrics[f"eval_{name}"] for name in titles if is_number(metrics.get(f"eval_{name}"))}
     if values:
         data, arguments = data_arguments(facts), facts.finetuning.get("arguments", {})
@@ -314,7 +323,7 @@ def measured_scores(facts: FolderFacts) -> list[Measured]:
 
 def eval_results(facts: FolderFacts, measured: list[Measured]) -> list[EvalResult]:
     """The same for the Hub's own display."""
-    titles = METRICS[facts.task.metric].titles
+    titles = titles_of(facts)
     return [
         EvalResult(
             task_type=facts.task.pipeline,
@@ -331,7 +340,7 @@ def eval_results(facts: FolderFacts, measured: list[Measured]) -> list[EvalResul
 
 def results_table(facts: FolderFacts, measured: list[Measured]) -> str:
     """Measured scores with their file, published ones with their page; empty if there are none."""
-    titles = METRICS[facts.task.metric].titles
+    titles = titles_of(facts)
     rows = [
         (data, ", ".join(f"{titles[name]} {value:.2f}" for name, value in scores.items()), f"measured, `{file}`")
         for data, file, scores in measured

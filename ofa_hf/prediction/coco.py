@@ -8,7 +8,7 @@ from pathlib import Path
 from ofa_hf.errors import UserError
 from ofa_hf.files import write_text
 from ofa_hf.image_loading_ofa import URL_PREFIXES
-from ofa_hf.prediction.drawing import files_of, in_order, paths_below
+from ofa_hf.prediction.drawing import files_of, paths_below
 from ofa_hf.prediction.outputs import Box, Name
 from ofa_hf.prediction.questions import Rows
 from ofa_hf.tasks_ofa import Task
@@ -87,7 +87,7 @@ class CocoFile:
 
 def annotation(box: Box, number: int, image: int, category: int) -> dict:
     """A box as COCO has it."""
-    xmin, ymin, xmax, ymax = in_order(box.sides)
+    xmin, ymin, xmax, ymax = box.sides
     width, height = round(xmax - xmin, 2), round(ymax - ymin, 2)
     return {
         "id": number,

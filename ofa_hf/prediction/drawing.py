@@ -53,7 +53,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Labelled], with_labels: bool 
     pen, stroke = ImageDraw.Draw(drawn), max(2, round(min(image.size) / 200))
     font = label_font(max(12, round(min(image.size) / 28)))
     for box in boxes:
-        pen.rectangle(tuple(map(round, in_order(box.sides))), outline=box.colour, width=stroke)
+        pen.rectangle(tuple(map(round, box.sides)), outline=box.colour, width=stroke)
     for box in boxes if with_labels else ():
         left, top, right, bottom = pen.textbbox((0, 0), box.label, font=font)
         width, height = right - left + 2 * stroke, bottom - top + 2 * stroke
@@ -63,12 +63,6 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Labelled], with_labels: bool 
         pen.rectangle((x, y, x + width, y + height), fill=box.colour)
         pen.text((x + stroke - left, y + stroke - top), box.label, fill="white", font=font)
     return drawn
-
-
-def in_order(sides: Sequence[float]) -> tuple[float, ...]:
-    """A box whose first corner is the top left one; a model may find them the other way round."""
-    xmin, ymin, xmax, ymax = sides
-    return min(xmin, xmax), min(ymin, ymax), max(xmin, xmax), max(ymin, ymax)
 
 
 @lru_cache

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from ofa_hf.boxes_ofa import SIDES
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.evaluate import package_versions
 from ofa_hf.models import LoadedModel, load_model, load_processor, read_tasks
@@ -98,11 +99,18 @@ class Request:
             answers = [{**answer, "score": math.exp(answer["score"])} for answer in answers]
         if "box" in answers[0]:
             size = prediction.image_size
-            answers = [{**answer, "box": self._box_if_there(answer), "size": size} for answer in answers]
+            answers = [{**answer, "box": self._box_if_there(answer, size), "size": size} for answer in answers]
         return answers
 
-    def _box_if_there(self, answer: dict[str, Any]) -> dict[str, float] | None:
-        return answer["box"] if answer.get("score", math.inf) >= self.threshold else None
+    def _box_if_there(self, answer: dict[str, Any], size: tuple[int, int]) -> dict[str, float] | None:
+        """The box inside its image, its first corner at the top left; None below the threshold."""
+        if answer["box"] is None or answer.get("score", math.inf) < self.threshold:
+            return None
+        xs, ys = (sorted(answer["box"][side] for side in sides) for sides in (SIDES[::2], SIDES[1::2]))
+        (xmin, xmax), (ymin, ymax) = (
+            [min(max(0.0, value), limit) for value in values] for values, limit in zip((xs, ys), size)
+        )
+        return dict(zip(SIDES, (xmin, ymin, xmax, ymax)))
 
 
 def answer_files(request: Request, reports: Sequence[Report] = ()) -> int:

@@ -112,5 +112,7 @@ def open_images(path: str | os.PathLike) -> Mapping[str, Any]:
         UserError: there is no such folder or file.
     """
     if os.path.isdir(path) or is_packed(path):
-        return FolderImages(unpacked(path, cache_root(None)))
+        images = FolderImages(unpacked(path, cache_root(None)))
+        images.report_left_out()
+        return images
     return ImagesById(load_muge(None, path, check_images=False))  # a broken one is noticed when it is answered

@@ -25,7 +25,9 @@ def official_name(name: str) -> str:
     return ".".join(back.get(segment, segment) for segment in name.split("."))
 
 
-def official_arguments(model: OFAForConditionalGeneration, image_size: int) -> argparse.Namespace:
+def official_arguments(
+    model: OFAForConditionalGeneration, image_size: int, task: str = "caption"
+) -> argparse.Namespace:
     """fairseq's arguments that say what kind of network and of task this is."""
     config = model.config
     sizes = {}
@@ -40,7 +42,7 @@ def official_arguments(model: OFAForConditionalGeneration, image_size: int) -> a
     same = ("resnet_type", "token_bucket_size", "image_bucket_size", "code_image_size", "attn_scale_factor")
     return argparse.Namespace(
         arch="ofa_base",
-        task="caption",
+        task=task,
         patch_image_size=image_size,
         max_source_positions=config.max_position_embeddings,
         max_target_positions=config.max_position_embeddings,
@@ -62,8 +64,14 @@ def official_arguments(model: OFAForConditionalGeneration, image_size: int) -> a
     )
 
 
-def write_official_checkpoint(model: OFAForConditionalGeneration, path: str | Path, image_size: int) -> None:
-    """Save a model as an official `.pt`: arguments, all weights under fairseq's names, the index tables."""
+def write_official_checkpoint(
+    model: OFAForConditionalGeneration, path: str | Path, image_size: int, task: str = "caption"
+) -> None:
+    """Save a model as an official `.pt`: arguments, all weights under fairseq's names, the index tables.
+
+    Args:
+        task: fairseq's name of the task, such as "vqa_gen".
+    """
     config = model.config
     weights = OrderedDict(
         (official_name(name), tensor.detach().clone()) for name, tensor in model.state_dict().items()
@@ -72,5 +80,10 @@ def write_official_checkpoint(model: OFAForConditionalGeneration, path: str | Pa
     code_positions = torch.Size([config.max_position_embeddings + EXTRA_CODE_POSITIONS])
     for name, compute in recomputed_tables(config).items():
         weights[name] = compute(code_positions)
-    checkpoint = {"args": official_arguments(model, image_size), "cfg": None, "model": weights, "extra_state": {}}
+    checkpoint = {
+        "args": official_arguments(model, image_size, task),
+        "cfg": None,
+        "model": weights,
+        "extra_state": {},
+    }
     torch.save(checkpoint, path)

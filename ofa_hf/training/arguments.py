@@ -255,7 +255,7 @@ class FinetuneArguments:
                 accepted = " or ".join(KINDS[each] for each in kinds)
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be {accepted}.")
         for name in ("train", "test"):
-            if getattr(self, f"{name}_image_file") and not getattr(self, f"{name}_caption_file"):
+            if getattr(self, f"{name}_image_file") and not getattr(self, f"{name}_caption_file") and not self.tasks:
                 raise UserError(f"{name}_image_file needs {name}_caption_file. Pass both, or neither.")
         self._check_tasks()
         if (self.train_caption_file is None) == (self.dataset_name is None) and not self.tasks:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import ProgressCallback, TrainerCallback
 
-from ofa_hf.training.curve import curves_of, draw_curves, score_titles
+from ofa_hf.training.curve import curves_of, draw_curves, score_title
 
 
 CURVE_FILE = "training_curve.png"
@@ -27,7 +27,7 @@ def log_line(step: int, logs: dict) -> str:
     """A readable line of what the Trainer logged; empty if that has neither a loss nor scores."""
     if "loss" not in logs and "eval_loss" not in logs:
         return ""
-    formats = {**SHOWN, **{name: f"{title} {{:.4f}}" for name, title in score_titles().items()}}
+    formats = {**SHOWN, **{name: f"{title} {{:.4f}}" for name in logs if (title := score_title(name))}}
     return " · ".join(
         [f"step {step:,}", *(form.format(float(logs[key])) for key, form in formats.items() if key in logs)]
     )

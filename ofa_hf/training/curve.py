@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ofa_hf.evaluation import METRICS
+from ofa_hf.prediction.scoring import MEAN_SCORE
 
 
 Points = Sequence[tuple[float, float]]  # (step, value)
@@ -28,10 +29,27 @@ def score_titles() -> dict[str, str]:
     return {f"eval_{name}": title for metric in METRICS.values() for name, title in metric.titles.items()}
 
 
+def score_title(name: str) -> str | None:
+    """The title of one score that the Trainer logs; of a run of several tasks with the task in front.
+
+    `eval_cider_d` → `CIDEr-D`, `eval_颜色_accuracy` → `颜色 Accuracy`; None for what is no score.
+    """
+    titles = {**score_titles(), f"eval_{MEAN_SCORE}": "Mean score"}
+    if name in titles or not name.startswith("eval_"):
+        return titles.get(name)
+    ends = [end.removeprefix("eval_") for end in titles if name.endswith(end.removeprefix("eval"))]
+    if not ends:
+        return None
+    end = max(ends, key=len)
+    return f"{name.removeprefix('eval_').removesuffix(end).rstrip('_')} {titles[f'eval_{end}']}"
+
+
 def curves_of(log_history: Sequence[dict]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """The panels that a Trainer's log fills: title → label → points `(step, value)`."""
     panels = {}
-    for title, names in {"Loss per token by step": LOSSES, "Scores by step": score_titles()}.items():
+    logged = dict.fromkeys(name for entry in log_history for name in entry)
+    scores = {name: title for name in logged if (title := score_title(name))}
+    for title, names in {"Loss per token by step": LOSSES, "Scores by step": scores}.items():
         curves = {
             label: [(entry["step"], float(entry[name])) for entry in log_history if name in entry]
             for name, label in names.items()

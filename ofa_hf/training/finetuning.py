@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ofa_hf.conversion.tasks import name_pipelines
 from ofa_hf.data import GroupedTargets, OFACollator, count_targets
 from ofa_hf.data.grouping import MixedTargets, StreamedTargets
 from ofa_hf.errors import UserError
@@ -83,6 +84,7 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
         data = load_data(args, processor)
         processor = with_answers_of_data(processor, args, data)
         model, _ = load_model(args.model_name_or_path, device="cpu", dtype=torch.float32)
+        name_pipelines(model.config, processor)
         regularize(model, args)
         lock(model, args)
         if args.lora_rank:

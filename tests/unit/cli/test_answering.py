@@ -76,8 +76,9 @@ def test_phrases_are_located_in_pixels_with_probabilities_and_a_box_per_line(ask
     assert [row["file"].split("/")[1] for row in rows] == ["0", "0", "1", "1", "2", "2"]
     assert [(row["width"], row["height"]) for row in rows[::2]] == [(60, 50), (61, 50), (62, 50)]
     assert all(0 < row["score"] < 1 for row in rows)
-    # The places are a fraction of 512 pixels on the image as the model reads it (32 pixels), so of 16 images.
-    assert all(0 <= row["box"]["xmin"] <= 16 * row["width"] for row in rows)
+    for row in rows:  # the places of this model reach far beyond its small images
+        assert 0 <= row["box"]["xmin"] <= row["box"]["xmax"] <= row["width"]
+        assert 0 <= row["box"]["ymin"] <= row["box"]["ymax"] <= row["height"]
     _, printed, _ = ask("ground", "shop", "--text", "方块")
     boxes = [line.split("\t")[2] for line in printed.splitlines()]
     expected = [",".join(f"{row['box'][side]:g}" for side in ("xmin", "ymin", "xmax", "ymax")) for row in rows[::2]]
@@ -131,8 +132,7 @@ def test_a_run_that_was_killed_goes_on_and_draws_and_writes_coco(ask, shop, tmp_
         else dict(zip(("xmin", "ymin", "xmax", "ymax"), map(float, row["box"].split(","))))
     )
     x, y, width, height = annotation["bbox"]
-    assert [x, x + width] == pytest.approx(sorted([box["xmin"], box["xmax"]]), abs=0.011)
-    assert [y, y + height] == pytest.approx(sorted([box["ymin"], box["ymax"]]), abs=0.011)
+    assert [x, y, x + width, y + height] == pytest.approx(list(box.values()), abs=0.011)
     assert annotation["score"] == pytest.approx(float(row["score"]))
 
 

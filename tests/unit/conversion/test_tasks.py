@@ -8,8 +8,9 @@ import small_checkpoints
 import torch
 from PIL import Image
 
-from ofa_hf import OFAProcessor
+from ofa_hf import OFAConfig, OFAProcessor
 from ofa_hf.conversion.convert import convert
+from ofa_hf.conversion.tasks import name_pipelines
 from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import TASKS
 
@@ -65,6 +66,15 @@ def test_a_legacy_folder_offers_all_tasks_if_it_is_known_as_pretrained(
     convert(folder, tmp_path / "out", vocab_file, verify=False, image_size=96)
     processor = OFAProcessor.from_pretrained(tmp_path / "out")
     assert (len(processor.tasks), processor.default_task) == (number, "caption")
+
+
+def test_pipelines_are_those_of_the_processors_tasks(convert_as, tmp_path):
+    processor, _ = convert_as("caption")
+    tasks = {"caption": {}, "vqa": {}, "color": {"prompt": "颜色?", "answer": "choice", "choices": ["红", "蓝"]}}
+    parts = processor.image_processor, processor.tokenizer
+    config = OFAConfig.from_pretrained(tmp_path / "out")
+    name_pipelines(config, OFAProcessor(*parts, tasks=tasks, default_task="vqa"))
+    assert set(config.custom_pipelines) == {"visual-question-answering", "image-to-text"}
 
 
 def test_the_task_can_be_named(convert_as, vocab_file, tmp_path):

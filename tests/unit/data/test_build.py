@@ -129,3 +129,9 @@ assert len(rows) == 4
 assert "torch" not in sys.modules, "torch was imported"
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+def test_a_cache_that_cannot_be_written_is_said_with_the_option(write_muge, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written.*--cache_dir"):
+        load_muge(*write_muge([0]), num_proc=0, cache_dir=tmp_path / "file" / "cache")

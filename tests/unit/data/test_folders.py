@@ -5,9 +5,11 @@ import os
 from collections import Counter
 
 import pytest
+from PIL import Image
 
 from ofa_hf.data.folders import report_left_out, walk_images
 from ofa_hf.errors import UserError
+from ofa_hf.image_loading_ofa import ImageError, load_image
 
 
 @pytest.fixture
@@ -54,3 +56,41 @@ def test_links_are_followed_once_and_never_in_a_circle(phone, tmp_path_factory):
 def test_a_folder_that_is_not_there_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         list(walk_images(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize(("library", "suffix"), [("pillow_heif", ".HEIC"), ("pillow_jxl", ".jxl")])
+def test_images_of_phones_are_read_with_their_library(tmp_path, library, suffix):
+    module = pytest.importorskip(library, reason="needs the extra images")
+    image = Image.new("RGB", (48, 32), (200, 30, 30))
+    if library == "pillow_heif":
+        module.from_pillow(image).save(tmp_path / f"IMG_1{suffix}")
+    else:
+        image.save(tmp_path / f"IMG_1{suffix}")
+    left_out = Counter()
+    (path,) = walk_images(tmp_path, left_out)
+    assert not left_out
+    red, green, _ = load_image(path).getpixel((20, 20))
+    assert red > 150 > green
+
+
+def test_an_image_without_its_library_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("ofa_hf.image_loading_ofa._can_read", lambda kind: False)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    with pytest.raises(ImageError, match=r"HEIC image.*ofa-hf\[images\]"):
+        load_image(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?><svg/>', "an SVG drawing"),
+        (b"\0\0\0\x20ftypisom" + bytes(99), "a video"),
+        (b"\0\0\0\x14ftypqt  " + bytes(99), "a video"),
+        (b"\x1aE\xdf\xa3" + bytes(99), "a video"),
+    ],
+)
+def test_drawings_and_videos_are_named_as_what_they_are(tmp_path, data, what):
+    (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(ImageError, match=what):
+        load_image(tmp_path / "a.jpg")

@@ -1,10 +1,14 @@
 import csv
 import json
+import math
 
 import pytest
 
 from ofa_hf.errors import UserError
-from ofa_hf.prediction.outputs import AnswerFile, AnswerPrinter, Format
+from ofa_hf.prediction.files import Request
+from ofa_hf.prediction.loop import Prediction
+from ofa_hf.prediction.outputs import AnswerFile, AnswerPrinter, Box, Format
+from ofa_hf.prediction.questions import Inputs
 
 
 ONE = [{"text": '红色的"裙子"', "score": -0.5}]
@@ -180,3 +184,16 @@ def test_an_image_is_known_by_what_it_is_from_whatever_folder(tmp_path, monkeypa
     monkeypatch.chdir("/")
     with AnswerFile(path, Format("caption", 1)) as output:
         assert str(tmp_path / "own.jpg") in output.done
+
+
+def test_boxes_are_written_inside_their_image_and_read_again(tmp_path):
+    request = Request("ground", "box", Inputs(()), [], threshold=0.5)
+    box = {"xmin": 30.004, "ymin": -2.0, "xmax": 10.0, "ymax": 99.0}
+    answers = [{"box": box, "score": math.log(0.6)}, {"box": box, "score": math.log(0.4)}]
+    written = request.written(Prediction(("a.jpg", "红"), answers, (40, 50)))
+    format = Format("box", 2, names=("file", "text"), has_boxes=True)
+    expected = [Box((10.0, 0.0, 30.0, 50.0), pytest.approx(0.6), (40, 50)), Box(None, pytest.approx(0.4), (40, 50))]
+    for name in ("boxes.csv", "boxes.jsonl"):
+        with AnswerFile(tmp_path / name, format) as output:
+            output.write(("a.jpg", "红"), written)
+            assert list(output.answers().values()) == [expected]

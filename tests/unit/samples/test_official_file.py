@@ -21,8 +21,9 @@ def test_a_written_checkpoint_gives_the_model_back(tmp_path):
     torch.manual_seed(0)
     model = OFAForConditionalGeneration(small_config(9300))
     path = tmp_path / "small.pt"
-    write_official_checkpoint(model, path, 64)
+    write_official_checkpoint(model, path, 64, task="vqa_gen")
     source = read_checkpoint(path)
+    assert (source.settings["task"], source.settings["patch_image_size"]) == ("vqa_gen", 64)
     shapes = {name: tensor.shape for name, tensor in source.weights.items()}
     decisions = config_from_fairseq(source.settings, shapes, path.name)
     assert decisions.config.to_diff_dict() == model.config.to_diff_dict()

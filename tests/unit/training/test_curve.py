@@ -5,7 +5,7 @@ import math
 import pytest
 from PIL import Image
 
-from ofa_hf.training.curve import COLOURS, curves_of, draw_curves, round_ticks
+from ofa_hf.training.curve import COLOURS, curves_of, draw_curves, round_ticks, score_title
 
 
 def colours_in(path) -> set:
@@ -17,6 +17,21 @@ def test_losses_and_scores_of_a_log_become_panels():
     log = [{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.5, "eval_cider_d": 0.1}, {"step": 2, "runtime": 3}]
     panels = curves_of(log)
     assert list(panels.values()) == [{"training": [(1, 2.0)], "evaluation": [(2, 1.5)]}, {"CIDEr-D": [(2, 0.1)]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("eval_cider_d", "CIDEr-D"),
+        ("eval_颜色_accuracy", "颜色 Accuracy"),
+        ("eval_grounding_box_accuracy", "grounding Accuracy at IoU 0.5"),
+        ("eval_mean_score", "Mean score"),
+        ("eval_runtime", None),
+        ("train_loss", None),
+    ],
+)
+def test_scores_of_several_tasks_have_their_task_in_the_title(name, title):
+    assert score_title(name) == title
 
 
 def test_a_log_without_losses_gives_no_panel():

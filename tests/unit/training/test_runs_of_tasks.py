@@ -156,6 +156,10 @@ def test_the_columns_of_a_table_are_learned_scored_and_filled(train, tmp_path, c
     assert sorted(tasks["色"]["choices"]) == ["红", "绿"]
     assert tasks["标题"] == {"prompt": "这件商品的标题是什么?", "answer": "text", "metric": "ocr"}
 
+    card = (ran.folder / "README.md").read_text(encoding="utf-8")
+    assert f"内色 Accuracy {ran.metrics['eval_内色_accuracy']:.2f}" in card
+    assert f"内色 Accuracy {ran.metrics['eval_内色_accuracy']:.4f}" in messages
+
     scores = evaluate(ran.folder, files, capsys, "--columns", *COLUMNS)
     assert scores["accuracy"] >= 95
     assert scores["num_cells"] == 45
@@ -206,3 +210,5 @@ def test_the_originals_files_train_as_they_are(train, tmp_path, shop):
     files = {"train_caption_file": str(path), "test_caption_file": str(path)}
     ran = train(**nothing, **files, **SHORT, task="grounding")
     assert "eval_box_accuracy" in ran.metrics
+    pipelines = json.loads((ran.folder / "config.json").read_text(encoding="utf-8"))["custom_pipelines"]
+    assert set(pipelines) == {"zero-shot-object-detection", "image-to-text"}  # the base model captions

@@ -1,0 +1,155 @@
+"""Captions that a person accepts, edits or rejects, saved as they are decided, as a table that finetuning takes."""
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ofa_hf.data.columns import Columns, find_columns
+from ofa_hf.data.image_finder import ImageFinder
+from ofa_hf.data.lines import target_list
+from ofa_hf.data.problems import Problem
+from ofa_hf.data.sources import TableForm
+from ofa_hf.data.table_files import open_table
+from ofa_hf.data.tables import plain_text
+from ofa_hf.errors import UserError
+from ofa_hf.files import refuse_unwritable, write_bytes
+
+
+ACCEPTED, REJECTED, OPEN = "accepted", "rejected", "open"
+MARK = b"\xef\xbb\xbf"  # so that a spreadsheet takes the file for UTF-8
+LONGEST = 10_000  # characters of a caption
+
+
+@dataclass
+class Item:
+    """A caption of an image, and what was decided about it."""
+
+    image: str  # as the table names it
+    original: str
+    caption: str
+    decision: str = OPEN
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.image, self.original
+
+
+class Review:
+    """The captions of a table, one after another.
+
+    Decisions go into a file beside the output at once, whatever ends the program; the next review goes on there. The
+    output holds the captions that were accepted, edited or not.
+
+    Args:
+        table: see `open_table`.
+        folder: of the images.
+        output: CSV of `image,caption`; by default the table's name with `.reviewed.csv`.
+        form: what the user said about the table.
+
+    Raises:
+        UserError: a file cannot be read or written, or the table has no caption.
+    """
+
+    def __init__(
+        self,
+        table: str | Path,
+        folder: str | Path,
+        output: str | Path | None = None,
+        form: TableForm | None = None,
+    ):
+        form = form or TableForm()
+        table = Path(table)
+        self.output = Path(output) if output else table.with_name(f"{table.stem}.reviewed.csv")
+        if self.output.exists() and table.exists() and self.output.samefile(table):
+            raise UserError(f"{table} is what is reviewed and is never replaced. Give another --output.")
+        self.decisions = self.output.with_name(f"{self.output.name}.decisions.jsonl")
+        refuse_unwritable([self.output, self.decisions])
+        self.finder = ImageFinder(folder)
+        self.problems: Counter[str] = Counter()
+        self.items = self._read(table, form)
+        if not self.items:
+            raise UserError(f"{table} has no caption to review. Pass a table of images and captions.")
+        self._take_up()
+
+    def _read(self, path: Path, form: TableForm) -> list[Item]:
+        table = open_table(path, **form.reading())
+        wanted = Columns(form.image_column, form.caption_column, form.id_column)
+        columns = find_columns(str(path), table.columns, wanted)
+        items: dict[tuple[str, str], Item] = {}
+        for _, row in table:
+            if isinstance(row, Problem):
+                self.problems[row.kind] += 1
+                continue
+            image, captions = plain_text(row.get(columns.image)), target_list(row.get(columns.target))
+            for caption in filter(str.strip, captions or ()):
+                item = Item(image, caption.strip(), caption.strip())
+                items.setdefault(item.key, item)
+        return list(items.values())
+
+    def _take_up(self) -> None:
+        """What an earlier review decided; the last decision about a caption counts."""
+        if not self.decisions.exists():
+            return
+        known = {item.key: item for item in self.items}
+        for line in self.decisions.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                made = json.loads(line)
+                item = known.get((made["image"], made["original"]))
+                decision, caption = made["decision"], made["caption"]
+            except (ValueError, KeyError, TypeError):  # the line that a power cut left unfinished
+                continue
+            if item and decision in (ACCEPTED, REJECTED, OPEN) and isinstance(caption, str):
+                item.decision, item.caption = decision, caption
+        self._write_output()
+
+    def path(self, number: int) -> str | None:
+        """The file of an item's image; None if there is none."""
+        return self.finder.find(self.items[number].image).path
+
+    def state(self, number: int) -> dict[str, Any]:
+        """An item as the page shows it, with what was decided so far. Numbers beyond the ends mean the ends."""
+        number = min(max(number, 0), len(self.items) - 1)
+        counts = Counter(item.decision for item in self.items)
+        decided = {"accepted": counts[ACCEPTED], "rejected": counts[REJECTED], "open": counts[OPEN]}
+        item = self.items[number]
+        why = "" if self.path(number) else self.finder.explain(item.image)
+        return {"number": number, "count": len(self.items), **decided, "item": vars(item), "missing": why}
+
+    def next_open(self, number: int) -> int:
+        """The next item that is undecided, from the start again after the last; the same one if none is."""
+        order = [*range(number, len(self.items)), *range(number)]
+        return next((each for each in order if self.items[each].decision == OPEN), number)
+
+    def decide(self, number: int, decision: str, caption: str | None = None) -> None:
+        """Note a decision and save it.
+
+        Args:
+            caption: the edited text; None leaves it.
+
+        Raises:
+            ValueError: no such item or decision, or an accepted caption without text.
+        """
+        if not 0 <= number < len(self.items) or decision not in (ACCEPTED, REJECTED, OPEN):
+            raise ValueError(f"there is no caption {number}, or {decision!r} is no decision")
+        item = self.items[number]
+        text = item.caption if caption is None else " ".join(caption.split())[:LONGEST]
+        if decision == ACCEPTED and not text:
+            raise ValueError("an accepted caption needs a text")
+        item.caption, item.decision = text or item.original, decision
+        with self.decisions.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(vars(item), ensure_ascii=False) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+        self._write_output()
+
+    def _write_output(self) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\r\n")
+        writer.writerow(["image", "caption"])
+        writer.writerows([item.image, item.caption] for item in self.items if item.decision == ACCEPTED)
+        write_bytes(self.output, MARK + text.getvalue().encode("utf-8", "replace"))

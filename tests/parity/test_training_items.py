@@ -1,0 +1,145 @@
+"""Every recorded item of the official data sets: lines of its files become the official targets and allowed words."""
+
+import base64
+import importlib.util
+import io
+import json
+from collections import Counter
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+from fixtures import recorded_tasks
+from PIL import Image
+
+from ofa_hf import OFAImageProcessor, OFAProcessor
+from ofa_hf.conversion.english_vocabulary import build_english_tokenizer, read_byte_pairs
+from ofa_hf.conversion.vocabulary import build_tokenizer
+from ofa_hf.data import OFACollator
+from ofa_hf.data.answers import AnswerRule
+from ofa_hf.data.official import FORMS, clean_caption, clean_read_text, clean_summary, parse_line, target_reader
+from ofa_hf.data.problems import Problem
+from ofa_hf.data.shards import Options, make_row
+from ofa_hf.tasks_ofa import TASKS
+
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+TASK_OF = {"vqa_gen": "vqa", "snli_ve": "entailment", "refcoco": "grounding", "gigaword": "summarization"}
+TASK_OF |= {"image_classify": "classification"}
+COLUMNS = {"vqa": ("question", "ref", "objects"), "entailment": ("hypothesis", "caption", "label")}
+COLUMNS |= {"grounding": ("text", "box"), "caption": ("caption",), "ocr": ("text",), "classification": ("label",)}
+COLUMNS |= {"summarization": ("article", "target_str")}
+STARTS = {"none": "", "prev_output": "question", "src": "question and end", None: None}
+IGNORED, PAD, UNKNOWN = -100, 1, 3
+pytestmark = pytest.mark.skipif(
+    not (SHARED / "golden_tasks").is_dir(), reason="needs the recordings in ../shared/golden_tasks, not here"
+)
+
+
+def recorded(folder: str, name: str) -> dict:
+    return json.loads((SHARED / folder / name).read_text(encoding="utf-8"))
+
+
+@cache
+def tokenizer(lang: str):
+    if lang == "cn":
+        return build_tokenizer(SHARED / "vocab" / "vocab.txt")
+    return build_english_tokenizer(read_byte_pairs(SHARED / "vocab_en"))
+
+
+@cache
+def processor(lang: str, starts_with: str | None, side: int) -> OFAProcessor:
+    language = recorded_tasks.LANGUAGE[lang]
+    tasks = {
+        name: {"starts_with": starts_with} if task.starts_with and starts_with is not None else {}
+        for name, task in TASKS.items()
+        if language in task.prompts
+    }
+    return OFAProcessor(OFAImageProcessor(size=side), tokenizer(lang), tasks=tasks, language=language)
+
+
+@cache
+def encoded_image(width: int, height: int) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def row_of(item: dict, task, language: str) -> dict | Problem:
+    """The row of an item's line, which is written in the order of the task's columns."""
+    names = FORMS[task.name].names
+    texts = iter(str(item[column]) for column in COLUMNS.get(task.name, (*task.fields, "label")))
+    image = encoded_image(item.get("w", 32), item.get("h", 32))
+    cells = ["7" if name == "id" else image if name == "image" else next(texts) for name in names]
+    more = ["objects"] if item.get("add_object") else ["caption"] if item.get("add_caption") else []
+    reader = target_reader(task, language, is_test=False)
+    lengths = {"caption": clean_caption, "ocr": partial(clean_read_text, language=language)}
+    lengths |= {"summarization": clean_summary}
+    if task.name in lengths:  # recorded with shorter limits than the scripts'
+        limit, name = item["max_tgt_length"], "limit" if task.name == "ocr" else "max_words"
+        reader = lambda text: ([lengths[task.name](text, **{name: limit})], [])  # noqa: E731
+    places = {name: place for place, name in enumerate(names)}
+    fields = (*task.fields, *more)
+    line = "\t".join(cells).encode()
+    found = parse_line(line, "f", 1, places=places, fields=fields, needed=(), read_target=reader)
+    if isinstance(found, Problem):
+        return found
+    options = Options(
+        fields=fields,
+        has_images="image" in names,
+        has_confidences=task.name == "vqa",
+        rule=AnswerRule.of(task).as_dict(),
+    )
+    return make_row(found, "f", None, options)
+
+
+def batch_of(item: dict):
+    task_name, start = TASK_OF.get(item["task"], item["task"]), STARTS[item.get("prompt_type")]
+    lang = item.get("lang", "en")
+    ours = processor(lang, start, round(item["w_resize_ratio"] * item["w"]) if "w" in item else 64)
+    task = ours.find_task(task_name)
+    row = row_of(item, task, ours.language)
+    if isinstance(row, Problem):
+        return row
+    return OFACollator(ours, task=task_name, max_target_tokens=100)([row])
+
+
+def test_every_item_is_trained_as_officially():
+    items = recorded("golden_tasks", "task_items.json")["items"]
+    compared, skipped = Counter(), Counter()
+    for item in items:
+        if any(mark in str(value) for value in item.values() for mark in ("\t", "\n")):
+            skipped["no line of a table"] += 1
+            continue
+        if item["task"] == "caption" and item["split"] != "train":
+            skipped["references kept in one text"] += 1
+            continue
+        if item["task"] == "ocr" and importlib.util.find_spec("zhconv") is None:
+            skipped["zhconv"] += 1
+            continue
+        if UNKNOWN in item["target"] or len(item["target"]) == 1:
+            skipped["nothing to learn"] += 1
+            continue
+        batch = batch_of(item)
+        if isinstance(batch, Problem):
+            skipped[batch.kind] += 1
+            continue
+        wanted = [IGNORED if token == PAD else token for token in item["target"]]
+        assert batch["labels"][0].tolist()[-len([t for t in wanted if t != IGNORED]) :] == [
+            token for token in wanted if token != IGNORED
+        ], item
+        compared[item["task"]] += 1
+        if "constraint_allowed" in item and item["constraint_allowed"] is not None:
+            sets = [sorted(w for w in words if w >= 0) for words in batch["word_sets"].tolist()]
+            allowed = [sets[number] if number >= 0 else [] for number in batch["set_numbers"][0].tolist()]
+            assert allowed == item["constraint_allowed"], item
+            compared["allowed words"] += 1
+        if batch["input_ids"][0].tolist() == item["source"]:
+            start = batch["decoder_input_ids"][0].tolist() if "decoder_input_ids" in batch else None
+            assert start is None or start == item["prev_output_tokens"], item
+            compared["sources"] += 1
+    expected = {"vqa_gen": 56, "refcoco": 48, "gigaword": 24, "caption": 15, "snli_ve": 14, "image_classify": 3}
+    assert {name: compared[name] for name in expected} == expected, skipped
+    assert compared["ocr"] == (0 if skipped["zhconv"] else 52)
+    assert compared["allowed words"] == 14
+    assert compared["sources"] > 120, "others were recorded with shorter questions than usual"
