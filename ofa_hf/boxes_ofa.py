@@ -126,3 +126,41 @@ class PlacesOnly(LogitsProcessor):
         chosen = slice(self.first_place, end) if num_places < 4 else slice(self.eos_token_id, self.eos_token_id + 1)
         allowed[:, chosen] = masked[:, chosen]
         return allowed
+
+
+class CodesOnly(LogitsProcessor):
+    """Makes every text the codes of one image and `</s>`; takes scores and returns log-probabilities.
+
+    As in the original, words other than codes and special tokens are masked before the softmax, and special tokens
+    after it: the probabilities of the codes at a place sum to less than 1.
+
+    Args:
+        first_code: id of `<code_0>`; those of the other codes follow.
+        length: codes of an image.
+
+    Source: OFA `models/sequence_generator.py`, `constraint_range` and `gen_code`.
+    """
+
+    before_softmax = True  # goes before the processors that mask afterwards
+
+    def __init__(self, first_code: int, num_codes: int, length: int, eos_token_id: int):
+        self.first_code, self.num_codes = first_code, num_codes
+        self.length, self.eos_token_id = length, eos_token_id
+        # those that are not masked before the softmax
+        self.words = (*range(NUM_SPECIAL_TOKENS), *range(first_code, first_code + num_codes))
+
+    def of_words(self, scores: torch.FloatTensor, num_codes: int) -> torch.FloatTensor:
+        """Log-probabilities of `words` after so many codes: `(rows, words)` scores → the same."""
+        scores = scores.log_softmax(-1)
+        if num_codes < self.length:
+            scores[:, :NUM_SPECIAL_TOKENS] = -torch.inf
+            return scores
+        ended = torch.full_like(scores, -torch.inf)
+        ended[:, self.eos_token_id] = scores[:, self.eos_token_id]
+        return ended
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        words = torch.tensor(self.words, device=scores.device)
+        masked = torch.full_like(scores, -torch.inf)
+        masked[:, words] = self.of_words(scores[:, words], input_ids.shape[1] - 1)  # the start token is no code
+        return masked

@@ -81,7 +81,8 @@ class StepLayer:
         """`(B * n, C)` → the same, for n texts of each of B images.
 
         Args:
-            own: where this step's keys and values go, `(2, B, H, n, D)`; all keys and all values so far.
+            own: where this step's keys and values go, `(2, B, H, n, D)`; all keys and all values so far. Texts that
+                keep their tokens apart count as texts of B * n images here.
             own_bias, cross_bias: `(B * H, n, keys)`, added to the scores.
         """
         new, keys, values = own
@@ -95,7 +96,7 @@ class StepLayer:
         states = states + torch.layer_norm(onednn_linear(heads, *self.own_out), *self.after_own)
 
         query = onednn_linear(torch.layer_norm(states, *self.before_cross), *self.cross_query)
-        query = query.view(batch_size, texts, self.num_heads, -1).transpose(1, 2)
+        query = query.view(cross[0].shape[0], -1, self.num_heads, query.shape[-1] // self.num_heads).transpose(1, 2)
         heads = self._attend(query, *cross, cross_bias, self.cross_scales)
         states = states + torch.layer_norm(onednn_linear(heads, *self.cross_out), *self.after_cross)
 
@@ -120,12 +121,17 @@ class TextCache(Cache):
 
     The texts of an image keep their tokens next to each other, and each text is shown the tokens of all: which are its
     own is part of the bias. When a search continues from other texts than before, only that changes.
+
+    Args:
+        apart: texts keep their tokens apart instead, which is faster where each row continues only itself.
+        room: tokens per text that there will be; 0 = unknown, and memory grows.
     """
 
     is_compileable = False
 
-    def __init__(self):
+    def __init__(self, apart: bool = False, room: int = 0):
         self.layers: list = []  # of the parent's kind: none
+        self.apart, self.room = apart, room
         self.length = 0
         self.kept: Tensor | None = None  # (layers, 2, B, H, room * n, D): keys and values
         self.owners: Tensor | None = None  # (B * n, length): which of its image's texts kept a text's token
@@ -135,6 +141,8 @@ class TextCache(Cache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i continues what row `beam_idx[i]`, of the same image, was."""
+        if self.apart:
+            self.kept = self.kept.index_select(2, beam_idx)
         self.owners = self.owners.index_select(0, beam_idx)
 
     def crop(self, max_length: int) -> None:
@@ -157,7 +165,8 @@ class TextCache(Cache):
         begin, end = self.length * texts, (self.length + 1) * texts
         if self.kept is None or self.kept.shape[4] < end:
             with torch.inference_mode(False):  # so that it can be used outside of such a mode later
-                larger = like.new_empty(num_layers, 2, batch_size, heads, max(ROOM * texts, 2 * begin), width)
+                room = max((self.room or ROOM) * texts, 2 * begin)
+                larger = like.new_empty(num_layers, 2, batch_size, heads, room, width)
             if self.kept is not None:
                 larger[:, :, :, :, :begin] = self.kept
             self.kept = larger
@@ -169,6 +178,8 @@ class TextCache(Cache):
 
     def biases(self, bias: Tensor, batch_size: int) -> tuple[Tensor, ...]:
         """`(layers, 1, H, 1, keys)` → per layer `(B * H, n, keys * n)`, tokens of other texts forbidden."""
+        if self.apart:
+            return bias.expand(-1, batch_size, -1, -1, -1).flatten(1, 2).unbind()
         texts = self.owners.shape[0] // batch_size
         own = self.owners.view(batch_size, 1, texts, self.length, 1) == torch.arange(texts, device=bias.device)
         bias = bias[..., None].expand(*bias.shape, texts)
@@ -180,19 +191,25 @@ class StepCache(EncoderDecoderCache):
 
     Args:
         layers: of the decoder.
-        vocabulary: reordered weight of the output projection.
+        vocabulary: gives the reordered weight of the output projection, or its rows of some words.
+        apart, room: of the `TextCache`.
     """
 
-    def __init__(self, layers: Sequence[StepLayer], vocabulary: Tensor):
-        super().__init__(TextCache(), DynamicCache())
+    def __init__(
+        self, layers: Sequence[StepLayer], vocabulary: Callable[..., Tensor], apart: bool = False, room: int = 0
+    ):
+        super().__init__(TextCache(apart, room), DynamicCache())
         self._layers, self._vocabulary = layers, vocabulary
+        self._words, self._weight = (), None
 
     def crop(self, max_length: int) -> None:
         self.self_attention_cache.crop(max_length)
 
-    def logits(self, features: Tensor) -> Tensor:
-        """`(rows, T, C)` → `(rows, T, vocabulary)`."""
-        return onednn_linear(features.to(self._vocabulary.dtype), self._vocabulary, None)
+    def logits(self, features: Tensor, words: tuple[int, ...] = ()) -> Tensor:
+        """`(rows, T, C)` → `(rows, T, vocabulary)`, or `(rows, T, words)` of some words, ids in ascending order."""
+        if self._weight is None or words is not self._words:
+            self._words, self._weight = words, self._vocabulary(words)
+        return onednn_linear(features.to(self._weight.dtype), self._weight, None)
 
     def decode(
         self, states: Tensor, own_biases: Sequence[Tensor], encoder_states: Tensor, cross_bias: Tensor
@@ -221,6 +238,7 @@ class StepCache(EncoderDecoderCache):
         """One token of every text: `(B * n, C)`, `(layers, 1, H, 1, keys)`, `(B * H, n, S)` → `(B * n, C)`."""
         texts, of_images = self.self_attention_cache, self.cross_attention_cache.layers
         _, heads, _, width = of_images[0].keys.shape
+        batch_size = states.shape[0] if texts.apart else batch_size
         shape = (len(self._layers), batch_size, heads, states.shape[0] // batch_size, width)
         places = texts.add_token(states, shape)
         biases = texts.biases(own_bias, batch_size)
@@ -244,11 +262,11 @@ class DecodingWeights:
         self.forward, self.plain_modules = forward, (*PLAIN_MODULES, *modules)
         self.of_vocabulary, self.of_layers = WeightMemo(LARGEST_COPY), WeightMemo(LARGEST_COPY)
 
-    def make_cache(self, model: nn.Module, num_images: int) -> StepCache | None:
+    def make_cache(self, model: nn.Module, num_images: int, apart: bool = False, room: int = 0) -> StepCache | None:
         """A cache whose steps compute what the model's decoder does; None where plain layers must run.
 
         With few images all weights are copied. With many, steps compute instead of waiting for memory, and in float32
-        only the copy of the vocabulary pays.
+        only the copy of the vocabulary pays. `apart` and `room` are of the `TextCache`.
         """
         decoder, vocabulary = model.decoder, model.decoder.output_projection
         if not self._serve(model):
@@ -256,7 +274,12 @@ class DecodingWeights:
         modules = [module for layer in decoder.layers for module in step_modules(layer)]
         if not self._fits([vocabulary]) or not self.of_vocabulary.check([vocabulary]):
             return None
-        reordered = self.of_vocabulary.get(("vocabulary",), lambda: reorder_weight(vocabulary.weight))
+
+        def reordered(words: tuple[int, ...]) -> Tensor:
+            key = ("vocabulary", *words[:1], *words[-1:], len(words))
+            rows = list(words) if words else slice(None)
+            return self.of_vocabulary.get(key, lambda: reorder_weight(vocabulary.weight[rows]))
+
         products = [products_of(layer) for layer in decoder.layers]
         if num_images <= FEW_IMAGES or vocabulary.weight.dtype != torch.float32:
             if not self._fits(modules) or not self.of_layers.check(modules):
@@ -264,7 +287,8 @@ class DecodingWeights:
             products = self.of_layers.get(
                 ("layers",), lambda: [reordered_products_of(layer) for layer in decoder.layers]
             )
-        return StepCache([StepLayer(*pair) for pair in zip(decoder.layers, products, strict=True)], reordered)
+        layers = [StepLayer(*pair) for pair in zip(decoder.layers, products, strict=True)]
+        return StepCache(layers, reordered, apart, room)
 
     @staticmethod
     def _fits(modules: list[nn.Linear]) -> bool:

@@ -7,12 +7,15 @@ there, and the few hypotheses are lists. The texts found are the same.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.generation import (
     EosTokenCriteria,
     GenerateBeamEncoderDecoderOutput,
+    GenerateEncoderDecoderOutput,
     GenerationConfig,
     GenerationMixin,
     GenerationMode,
@@ -22,9 +25,14 @@ from transformers.generation import (
     MinNewTokensLengthLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     StoppingCriteria,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 from transformers.modeling_outputs import ModelOutput
 
+from .boxes_ofa import NUM_SPECIAL_TOKENS, CodesOnly
 from .fast_decoding_ofa import DecodingWeights, StepCache
 from .fast_ofa import WeightMemo, in_parts, some_outputs, trunk_features
 from .modeling_ofa_positions import PIXELS_PER_CELL
@@ -32,6 +40,7 @@ from .versions_ofa import CACHE_NAME
 
 
 IMPOSSIBLE = -1e9  # score of a hypothesis that does not exist
+SAMPLING = (GenerationMode("greedy_search"), GenerationMode("sample"))
 ONE_TOKEN_PER_STEP = {GenerationMode(name) for name in ("greedy_search", "sample", "beam_search", "beam_sample")}
 TOKENS_PER_CHUNK = 192  # whose logits exist at once; 23 MB
 
@@ -276,7 +285,12 @@ class SearchSettings:
     @classmethod
     def of(cls, config: GenerationConfig, criteria: Sequence[StoppingCriteria]) -> "SearchSettings | None":
         """None where another search than this one is asked for."""
-        if config.do_sample or config.output_scores or config.output_logits:
+        return None if config.do_sample else cls.of_sampling(config, criteria)
+
+    @classmethod
+    def of_sampling(cls, config: GenerationConfig, criteria: Sequence[StoppingCriteria]) -> "SearchSettings | None":
+        """None where more is asked for than texts of a length, with their scores."""
+        if config.output_scores or config.output_logits:
             return None
         if getattr(config, "prefill_chunk_size", None) or getattr(config, "low_memory", None):
             return None
@@ -403,6 +417,77 @@ def beam_search(
         tokens = torch.tensor([text.tokens[-1:] for text in running], device=device)
 
 
+# --------------------------------------------------------------------------------------------------- sampling
+
+
+@dataclass
+class SampledOutput(GenerateEncoderDecoderOutput):
+    """Codes of images that were sampled, and the mean log-probability of each image's tokens, `</s>` included."""
+
+    sequences_scores: torch.FloatTensor | None = None
+
+
+def choosers(processors: Sequence[LogitsProcessor]) -> list[LogitsProcessor] | None:
+    """The processors that choose among codes, whatever their ids; None where one needs all words."""
+    chosen = []
+    for processor in processors:
+        kind = type(processor)
+        if kind in (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper):
+            chosen.append(processor)
+        elif kind is SuppressTokensLogitsProcessor:
+            if int(torch.as_tensor(processor.suppress_tokens).max()) >= NUM_SPECIAL_TOKENS:
+                return None
+        elif kind not in (CodesOnly, EndAtMaxLength) and min_length_of(processor) is None:
+            return None  # the others say what `CodesOnly` says as well
+    return chosen
+
+
+def sample_codes(
+    next_scores: Callable[[Tensor], Tensor],
+    prompts: Tensor,
+    codes: CodesOnly,
+    processors: Sequence[LogitsProcessor],
+    do_sample: bool,
+    streamer: Any = None,
+) -> tuple[Tensor, Tensor]:
+    """Choose the codes of images one after the other, each row for itself.
+
+    Args:
+        next_scores: the tokens that are new to the model, `(rows, T)` → scores of `codes.words`.
+        prompts: `(rows, 1)`, the start token.
+        processors: what `choosers` gave; they see scores of `codes.words`.
+        do_sample: else the best code is chosen.
+        streamer: gets the tokens of each step.
+
+    Returns:
+        `(rows, 1 + codes + 1)` token ids and `(rows,)` mean log-probabilities, `</s>` included.
+
+    Source: OFA `models/search.py`, `Sampling`, whose probabilities are normalized anew among the best ones.
+    """
+    words = torch.tensor(codes.words, device=prompts.device)
+    before = [one for one in processors if type(one) is TemperatureLogitsWarper]  # it comes before the softmax
+    after = [one for one in processors if one not in before]
+    tokens, steps, total = prompts, [prompts], 0.0
+    for number in range(codes.length + 1):
+        scores = next_scores(tokens).float()
+        for processor in before:
+            scores = processor(tokens, scores)
+        chosen = scores = codes.of_words(scores, number)
+        for processor in after if number < codes.length else ():
+            chosen = processor(tokens, chosen)
+        places = chosen.softmax(-1).multinomial(1) if do_sample else chosen.argmax(-1, keepdim=True)
+        total = total + scores.gather(1, places)[:, 0]
+        tokens = words[places]
+        steps.append(tokens)
+        if streamer is not None:
+            streamer.put(tokens.cpu())
+    return torch.cat(steps, dim=1), total / (codes.length + 1)
+
+
+def is_codes_only(processor: LogitsProcessor) -> bool:
+    return isinstance(processor, CodesOnly)
+
+
 def pad_lists(lists: list[list[int]], fill: int, device: torch.device) -> Tensor:
     """Lists of different lengths → `(lists, longest)`."""
     longest = max(map(len, lists))
@@ -506,8 +591,10 @@ class OFAGenerationMixin(GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode=None, *args, **kwargs):
         """A `StepCache` where it serves and each step adds one token that stays; else transformers' own."""
-        special = (CACHE_NAME, "decoder_attention_mask", "code_masks", "output_attentions", "output_hidden_states")
+        special = (CACHE_NAME, "decoder_attention_mask", "output_attentions", "output_hidden_states")
         is_special = any(model_kwargs.get(name) is not None for name in special)
+        code_masks = model_kwargs.get("code_masks")
+        is_special |= code_masks is not None and not bool(code_masks.all())
         is_special |= bool(generation_config.output_attentions or generation_config.output_hidden_states)
         is_special |= bool(generation_config.cache_implementation or not generation_config.use_cache)
         num_images = len(OFAEncoderOutput.of(model_kwargs["encoder_outputs"]).last_hidden_state)
@@ -515,7 +602,9 @@ class OFAGenerationMixin(GenerationMixin):
         if kept is not None and kept.cross_attention_cache.max_batch_size != num_images:
             del self._cache
         if generation_mode in ONE_TOKEN_PER_STEP and not is_special:
-            cache = self._decoding_weights.make_cache(self, num_images)
+            is_image = code_masks is not None  # whose length is known
+            room = generation_config.max_length if is_image else 0
+            cache = self._decoding_weights.make_cache(self, num_images, generation_mode in SAMPLING, room)
             if cache is not None:
                 model_kwargs[CACHE_NAME] = cache
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args, **kwargs)
@@ -582,11 +671,10 @@ class OFAGenerationMixin(GenerationMixin):
         if settings is None or synced_gpus or not isinstance(cache, StepCache):
             arguments = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus)
             return super()._beam_search(*arguments, **model_kwargs)
-        encoder_outputs = OFAEncoderOutput.of(model_kwargs["encoder_outputs"])
+        next_logits = self._next_logits(model_kwargs, next(filter(is_codes_only, logits_processor), None))
 
         def next_scores(tokens: Tensor) -> Tensor:
-            decoded = self.decoder(input_ids=tokens, encoder_outputs=encoder_outputs, past_key_values=cache)
-            return cache.logits(decoded.last_hidden_state[:, -1]).float().log_softmax(-1)
+            return next_logits(tokens).float().log_softmax(-1)
 
         with torch.inference_mode():
             reorder = cache.self_attention_cache.reorder_cache
@@ -604,11 +692,74 @@ class OFAGenerationMixin(GenerationMixin):
             **{CACHE_NAME: cache},
         )
 
+    def _sample(
+        self,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus=False,
+        streamer=None,
+        **model_kwargs,
+    ):
+        """`GenerationMixin._sample`; for the codes of an image, with fewer operations around the model."""
+        codes, chosen = next(filter(is_codes_only, logits_processor), None), choosers(logits_processor)
+        settings, cache = (
+            SearchSettings.of_sampling(generation_config, stopping_criteria),
+            model_kwargs.get(CACHE_NAME),
+        )
+        is_other = codes is None or chosen is None or settings is None or synced_gpus or input_ids.shape[1] > 1
+        if is_other or cache is None or cache.is_compileable or settings.max_length != codes.length + 2:
+            arguments = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer)
+            return super()._sample(*arguments, **model_kwargs)
+        with torch.inference_mode():
+            next_scores = self._next_logits(model_kwargs, codes, only_words=True)
+            found = sample_codes(next_scores, input_ids, codes, chosen, generation_config.do_sample, streamer)
+        if streamer is not None:
+            streamer.end()
+        if not generation_config.return_dict_in_generate:
+            return found[0]
+        return SampledOutput(sequences=found[0], sequences_scores=found[1], **{CACHE_NAME: cache})
+
+    def _next_logits(
+        self, model_kwargs: dict, codes: CodesOnly | None, only_words: bool = False
+    ) -> Callable[[Tensor], Tensor]:
+        """A function of the tokens that are new to the model, `(rows, T)`: logits of the next one.
+
+        Args:
+            codes: where only codes may come, the logits of other words are not computed.
+            only_words: give `(rows, words)` of `codes.words`, not `(rows, vocabulary)`.
+        """
+        encoder_outputs = OFAEncoderOutput.of(model_kwargs["encoder_outputs"])
+        cache, code_masks = model_kwargs[CACHE_NAME], model_kwargs.get("code_masks")
+        words = () if codes is None else codes.words
+        places = torch.tensor(words, device=encoder_outputs.last_hidden_state.device, dtype=torch.long)
+        inputs = {"encoder_outputs": encoder_outputs, "past_key_values": cache, "code_masks": code_masks}
+
+        def next_logits(tokens: Tensor) -> Tensor:
+            features = self.decoder(input_ids=tokens, **inputs).last_hidden_state[:, -1]
+            if isinstance(cache, StepCache):
+                logits = cache.logits(features, words)
+            else:
+                logits = some_outputs(self.decoder.output_projection, features, places)
+            if only_words or codes is None:
+                return logits
+            everything = logits.new_full((len(logits), self.config.vocab_size), -torch.inf)
+            return everything.index_copy_(1, places, logits)
+
+        return next_logits
+
     # -- scores of texts
 
     @torch.no_grad()
     def sequence_scores(
-        self, sequences: torch.LongTensor, encoder_outputs=None, prompt_length: int = 1, **encoder_inputs
+        self,
+        sequences: torch.LongTensor,
+        encoder_outputs=None,
+        prompt_length: int = 1,
+        code_masks: torch.BoolTensor | None = None,
+        words: Sequence[int] | None = None,
+        **encoder_inputs,
     ) -> Tensor:
         """Mean log-probability of the tokens, `</s>` included, of texts that `generate` returned.
 
@@ -616,6 +767,8 @@ class OFAGenerationMixin(GenerationMixin):
             sequences: `(rows, L)`, beginning with the start token; rows = batch × n, those of one image together.
             encoder_outputs: what `get_encoder()` returned; else `encoder_inputs` are its arguments.
             prompt_length: tokens at the beginning that were given, the start token included; they do not count.
+            code_masks: `(rows,)`, True = this row's text is image codes.
+            words: probabilities are those among these words, ids in ascending order; by default among all.
 
         Returns:
             `(rows,)` float32.
@@ -627,9 +780,16 @@ class OFAGenerationMixin(GenerationMixin):
         is_real = (is_end.cumsum(1) - is_end == 0) & (tokens != self.config.pad_token_id)
         is_real[:, : prompt_length - 1] = False
         encoder_outputs = OFAEncoderOutput.of(encoder_outputs)
-        features = self.decoder(input_ids=sequences[:, :-1], encoder_outputs=encoder_outputs).last_hidden_state
+        inputs = {"encoder_outputs": encoder_outputs, "code_masks": code_masks}
+        features = self.decoder(input_ids=sequences[:, :-1], **inputs).last_hidden_state
         scores = torch.zeros(tokens.shape, device=tokens.device)
         project = self.decoder.output_projection
+        if words is not None:
+            places = torch.tensor(list(words), device=tokens.device)
+            project, tokens = (
+                partial(some_outputs, project, places=places),
+                torch.searchsorted(places, tokens.contiguous()),
+            )
         scores[is_real] = token_log_probabilities(features[is_real], project, tokens[is_real])
         return scores.sum(1) / is_real.sum(1).clamp(min=1)
 

@@ -592,14 +592,14 @@ class OFADecoder(OFAPreTrainedModel):
         """Biases of self-attention per layer, encoder states, and the bias of cross-attention to them."""
         is_fixed = cache is not None and cache.is_compileable
         num_keys = fixed_cache_length(cache.self_attention_cache) if is_fixed else past + num_tokens
-        self._check_text_length(num_keys, "decoder's")
+        are_codes = code_masks is not None and bool(code_masks.all())  # which have places on a grid instead
+        self._check_text_length(0 if are_codes else num_keys, "decoder's")
         if cache is None or not any(cache.is_updated.values()):  # first step of a generation
             self.position_biases.check_weights()
         positions = encoder_outputs.position_embeddings[:1]
         self_biases, cross_bias = self.position_biases(past, num_tokens, num_keys, positions, code_masks)
         encoder_states, mask = encoder_outputs.last_hidden_state, encoder_outputs.attention_mask
-        rows_per_image = rows // len(encoder_states)
-        return self_biases, encoder_states, mask_keys(fold_rows(cross_bias, rows_per_image), mask)
+        return self_biases, encoder_states, mask_keys(fold_rows(cross_bias, rows // len(encoder_states)), mask)
 
 
 # -------------------------------------------------------------------------------------------------- model

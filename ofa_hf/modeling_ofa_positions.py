@@ -218,48 +218,71 @@ class DecoderBiases(PositionBiases):
         """Biases of steps that are all text or all codes; without gradients they are rows of tables kept for later."""
         device = self.stack.text_buckets.device
         query_ids = torch.arange(num_tokens, device=device) + past
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        has_no_tables = as_codes or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if has_no_tables:  # tables of the thousand codes of an image would be large, and each row is read once
             key_ids = torch.arange(num_keys, device=device)
             own = self.compute_self(query_ids, key_ids, as_codes)
-            return own, self.compute_cross(query_ids, encoder_positions, as_codes)
+            return own, self.compute_cross(query_ids, encoder_positions, as_codes, num_keys)
         limit = self.stack.config.max_position_embeddings
         length = min(STEPS_PER_TABLE * math.ceil(num_keys / STEPS_PER_TABLE), limit)
         ids = torch.arange(length, device=device)
         own = self.memo.get(("self", length, as_codes), lambda: self.compute_self(ids, ids, as_codes))
         cross = self.memo.get(
             ("cross", length, as_codes),
-            lambda: self.compute_cross(ids, encoder_positions, as_codes),
+            lambda: self.compute_cross(ids, encoder_positions, as_codes, length),
             encoder_positions,
         )
         rows = slice(past, past + num_tokens) if isinstance(past, int) else query_ids
         return tuple(table[:, :, rows, :num_keys] for table in own), cross[:, :, rows]
 
-    def embeddings(self, ids: Tensor, as_codes: bool) -> tuple[Tensor, Tensor]:
-        """Normalized embeddings `(1, L, C)` of decoding steps, and their grid positions if they are image codes."""
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """Normalized embeddings `(1, L, C)` of decoding steps that are text."""
+        return self.stack.pos_ln(self.stack.embed_positions(ids))[None]
+
+    def heads(self, states: Tensor) -> Tensor:
+        """`(1, L, C)` → `(1, H, L, D)`."""
+        return states.unflatten(-1, (self.stack.layers[0].self_attn.num_heads, -1)).transpose(1, 2).contiguous()
+
+    def codes(self, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What decoding steps that are codes are scored by: grid positions `(L,)`, and per head `(1, H, L, D)` queries
+        and keys of self-attention and queries of cross-attention, queries scaled; L is `length` or more."""
+        config = self.stack.config
+        length = max(length, (config.code_image_size // PIXELS_PER_CODE) ** 2 + 1)
+        return self.memo.get(("codes", length), lambda: self.compute_codes(length))
+
+    def compute_codes(self, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         stack, config = self.stack, self.stack.config
-        if not as_codes:
-            return stack.pos_ln(stack.embed_positions(ids))[None], ids
-        grid = code_position_ids(config.code_image_size, config.image_bucket_size, config.max_position_embeddings)
-        grid_ids = grid.to(ids.device)[ids]
-        return stack.image_pos_ln(stack.embed_image_positions(grid_ids))[None], grid_ids
+        grid = code_position_ids(config.code_image_size, config.image_bucket_size, length)
+        grid = grid.to(stack.text_buckets.device)
+        embeddings = stack.image_pos_ln(stack.embed_image_positions(grid))[None]
+        scaling = stack.layers[0].self_attn.scaling
+        queries, keys = (
+            self.heads(stack.self_pos_q_linear(embeddings)),
+            self.heads(stack.self_pos_k_linear(embeddings)),
+        )
+        return grid, queries * scaling, keys, self.heads(stack.cross_pos_q_linear(embeddings)) * scaling
 
     def compute_self(self, query_ids: Tensor, key_ids: Tensor, as_codes: bool) -> tuple[Tensor, ...]:
         """Per layer the bias `(1, H, Q, K)` of self-attention, later steps forbidden."""
         stack = self.stack
-        queries, query_grid = self.embeddings(query_ids, as_codes)
-        keys, key_grid = self.embeddings(key_ids, as_codes)
-        absolute = self.absolute(queries, keys, stack.self_pos_q_linear, stack.self_pos_k_linear)
         if as_codes:
-            buckets = image_position_buckets(query_grid, key_grid, stack.config.image_bucket_size)
+            grid, queries, keys, _ = self.codes(len(key_ids))
+            absolute = queries[:, :, query_ids] @ keys[:, :, : len(key_ids)].mT
+            buckets = image_position_buckets(grid[query_ids], grid[key_ids], stack.config.image_bucket_size)
             tables = stack.image_rel_pos_table_list
         else:
+            queries, keys = self.embeddings(query_ids), self.embeddings(key_ids)
+            absolute = self.absolute(queries, keys, stack.self_pos_q_linear, stack.self_pos_k_linear)
             buckets, tables = self.text_buckets(query_ids, key_ids), stack.token_rel_pos_table_list
         is_later, lowest = key_ids > query_ids[:, None], torch.finfo(absolute.dtype).min
         biases = (absolute + relative_position_bias(table, buckets) for table in tables)
         return tuple(bias.masked_fill(is_later, lowest) for bias in biases)
 
-    def compute_cross(self, query_ids: Tensor, encoder_positions: Tensor, as_codes: bool) -> Tensor:
-        """The bias `(1, H, Q, S)` of cross-attention."""
-        queries, _ = self.embeddings(query_ids, as_codes)
+    def compute_cross(self, query_ids: Tensor, encoder_positions: Tensor, as_codes: bool, length: int) -> Tensor:
+        """The bias `(1, H, Q, S)` of cross-attention, for steps below `length`."""
         stack = self.stack
+        if as_codes:
+            queries = self.codes(length)[3][:, :, query_ids]
+            return queries @ self.heads(stack.cross_pos_k_linear(encoder_positions)).mT
+        queries = self.embeddings(query_ids)
         return self.absolute(queries, encoder_positions, stack.cross_pos_q_linear, stack.cross_pos_k_linear)
