@@ -851,6 +851,10 @@ class OFAGenerationMixin(GenerationMixin):
             scores.index_add_(1, choice, among[:, place, word])
         return scores
 
+    def answer_trie(self, choices: Sequence[Sequence[int]], prompt_length: int = 1) -> AnswerTrie:
+        """A logits processor with which `generate` finds only answers of a list; see `AnswerTrie`."""
+        return AnswerTrie(choices, self.config.eos_token_id, prompt_length)
+
     def _log_probabilities_at_forks(
         self, tree: ChoiceTree, starts: list[list[int]], encoder_outputs: OFAEncoderOutput, paths_per_batch: int
     ) -> Tensor:
