@@ -19,7 +19,7 @@ BENCHES ?= speed tasks memory training folder
 EXTRAS_TESTS = $(addprefix tests/,unit/serving unit/export/test_int8.py unit/export/test_onnx.py unit/test_fast_ofa_int8.py unit/test_reference.py \
 unit/prediction/test_ray_data.py end_to_end/test_export.py \
 unit/evaluation/test_captions.py::test_scores_equal_those_of_pycocoevalcap_on_random_captions \
-unit/data/test_folders.py::test_images_of_phones_are_read_with_their_library \
+unit/images/test_folders.py::test_images_of_phones_are_read_with_their_library \
 unit/evaluation/test_answers.py::test_f1_and_matthews_equal_those_of_scikit_learn \
 unit/conversion/test_fairseq_reader.py::test_real_omegaconf_files_are_read \
 unit/training/test_finetuning.py::test_tensorboard_gets_the_losses_if_it_is_installed \
