@@ -24,7 +24,7 @@ unit/data/test_folders.py::test_images_of_phones_are_read_with_their_library \
 unit/evaluation/test_answers.py::test_f1_and_matthews_equal_those_of_scikit_learn \
 unit/conversion/test_fairseq_reader.py::test_real_omegaconf_files_are_read \
 unit/training/test_finetuning.py::test_tensorboard_gets_the_losses_if_it_is_installed \
-end_to_end/test_web.py end_to_end/test_readme.py::test_the_block_that_needs_ray_runs)
+end_to_end/test_web.py end_to_end/test_readme.py::test_the_example_with_ray_runs)
 # What no version of transformers and its contemporaries can change: files, pages, scores, the tree, the network's size.
 ONE_VERSION_TESTS = $(addprefix tests/,unit/catalogue unit/demo unit/evaluation unit/pages unit/samples unit/test_errors.py \
 unit/test_files.py unit/test_fresh_process.py unit/test_house.py unit/test_image_loading_ofa.py unit/test_licences.py \

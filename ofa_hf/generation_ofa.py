@@ -611,6 +611,16 @@ class OFAGenerationMixin(GenerationMixin):
                 model_kwargs[CACHE_NAME] = cache
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args, **kwargs)
 
+    def _prepare_generated_length(
+        self, generation_config, has_default_max_length: bool, has_default_min_length: bool, **kwargs
+    ):
+        """As in transformers, without a warning where a task counts new tokens and the checkpoint all of them."""
+        has_default_max_length |= generation_config.max_new_tokens is not None
+        has_default_min_length |= generation_config.min_new_tokens is not None
+        return super()._prepare_generated_length(
+            generation_config, has_default_max_length, has_default_min_length, **kwargs
+        )
+
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
@@ -842,6 +852,10 @@ class OFAGenerationMixin(GenerationMixin):
             choice, place, word = tree.steps.to(scores.device)
             scores.index_add_(1, choice, among[:, place, word])
         return scores
+
+    def answer_trie(self, choices: Sequence[Sequence[int]], prompt_length: int = 1) -> AnswerTrie:
+        """A logits processor with which `generate` finds only answers of a list; see `AnswerTrie`."""
+        return AnswerTrie(choices, self.config.eos_token_id, prompt_length)
 
     def _log_probabilities_at_forks(
         self, tree: ChoiceTree, starts: list[list[int]], encoder_outputs: OFAEncoderOutput, paths_per_batch: int

@@ -3,24 +3,16 @@
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, Pipeline
 from transformers.utils import logging
 
-from .generation_ofa import AnswerTrie
 from .image_loading_ofa import load_image
 from .image_processing_ofa import check_image_decoder, load_image_decoder
 from .tasks_ofa import MAX_DESCRIPTION
 from .versions_ofa import pipeline_generate_kwargs
-
-
-if TYPE_CHECKING:  # never runs: `generation_ofa` needs the files, and transformers 4 loads only those named here
-    from .boxes_ofa import CodesOnly  # noqa: F401
-    from .fast_decoding_ofa import StepCache  # noqa: F401
-    from .fast_ofa import WeightMemo  # noqa: F401
-    from .modeling_ofa_positions import PIXELS_PER_CELL  # noqa: F401
 
 
 logger = logging.get_logger(__name__)
@@ -503,7 +495,7 @@ class OFAChoicePipeline(OFAPipeline):
             settings["num_beams"] = number
         if choices:
             start = inputs["decoder_input_ids"].shape[1] if "decoder_input_ids" in inputs else 1
-            trie = AnswerTrie(ids, self.processor.tokenizer.eos_token_id, start)
+            trie = self.model.answer_trie(ids, start)
             settings["logits_processor"] = LogitsProcessorList([trie])
         sequences, scores = generate_answers(self.model, inputs, True, **settings)
         return {"answers": self.processor.post_process(sequences, task), "scores": scores.float().exp().tolist()}

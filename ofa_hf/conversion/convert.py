@@ -70,6 +70,8 @@ class ConversionAccount:
             f"task {checkpoint['task']}, prompt {checkpoint['prompt']}, {checkpoint['image_size']} px, "
             f"generation {checkpoint['generation']}",
         ]
+        others = [name for name in checkpoint["tasks"] if name != checkpoint["task"]]
+        lines += [f"also trained for {', '.join(others)}"] if others else []
         lines += [f"note: {note}" for note in self.values["notes"]]
         if proof:
             lines.append(
@@ -284,6 +286,7 @@ class Conversion:
         limit = self.config.max_position_embeddings
         image_processor = OFAImageProcessor(size=settings.image_size)
         tasks = offered_tasks(self.source, settings, limit)
+        self.task_names = list(tasks)
         processor = OFAProcessor(
             image_processor,
             tokenizer,
@@ -354,7 +357,7 @@ class Conversion:
             },
             "published": published.facts() if published else {},
             "config": describe_config(self.decisions),
-            "checkpoint": asdict(settings) | {"recognised_by": self.task_reason},
+            "checkpoint": asdict(settings) | {"recognised_by": self.task_reason, "tasks": self.task_names},
             "weights": describe_weights(self.matched.account),
             "proof": asdict(verification) if verification else None,
             "notes": self.decisions.notes,

@@ -20,7 +20,7 @@ def main(request: dict) -> dict:
             `exact`: compare each loaded tensor with the files.
             `inputs`, `outputs`: safetensors files; of the first, `logits` go into the second.
             `images`: image files; `input_ids` and `pixel_values` of the first go into `outputs`.
-            `text`: goes with the images instead of the checkpoint's prompt.
+            `text`: goes with the images instead of the checkpoint's prompt, or the values of its slots.
             `greedy`: generate from each image without a beam.
             `pipeline`: keywords of a call of the pipeline image-to-text for each image.
             `call`: of any pipeline: its `name`, the arguments `given` and `asked`.
@@ -49,7 +49,8 @@ def main(request: dict) -> dict:
     if "inputs" in request:
         write_outputs(model, processor, request)
     if request.get("greedy"):
-        answer["tokens"] = [greedy_tokens(model, processor, image) for image in request["images"]]
+        text = request.get("text")
+        answer["tokens"] = [greedy_tokens(model, processor, image, text) for image in request["images"]]
     del model
     if "pipeline" in request:
         answer["texts"] = pipeline_texts(folder, request["images"], request["pipeline"])
@@ -106,10 +107,10 @@ def write_outputs(model, processor, request: dict) -> None:
     save_file(outputs, request["outputs"])
 
 
-def greedy_tokens(model, processor, image: str) -> list[int]:
+def greedy_tokens(model, processor, image: str, text) -> list[int]:
     from PIL import Image
 
-    inputs = processor(images=Image.open(image), return_tensors="pt")
+    inputs = processor(images=Image.open(image), text=text, return_tensors="pt")
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     return model.generate(**inputs, num_beams=1)[0].tolist()
 

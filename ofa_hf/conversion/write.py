@@ -23,6 +23,14 @@ DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16
 WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 
 
+def rows_first(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in row-major order, as every file holds it, down to the strides of sides of length 1.
+
+    `contiguous()` leaves those as they are, and torch convolves 1 × 1 kernels in `channels_last` because of them.
+    """
+    return tensor.contiguous().flatten().view(tensor.shape)
+
+
 class WeightsToSave:
     """Weights of a source as they are to be written: name → tensor in the chosen dtype.
 
@@ -46,11 +54,11 @@ class WeightsToSave:
             return torch.zeros((), dtype=torch.int64)
         tensor = self.tensors[name].load()
         if not tensor.is_floating_point() or tensor.dtype == self.dtype:
-            return tensor.contiguous()
+            return rows_first(tensor)
         converted = tensor.to(self.dtype)
         if not torch.equal(torch.isfinite(converted), torch.isfinite(tensor)):
             raise UserError(f"The weight {name} holds numbers too large for {self.dtype}. Use float32 or bfloat16.")
-        return converted.contiguous()
+        return rows_first(converted)
 
     def layout(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         """dtype and shape as written, without reading numbers."""

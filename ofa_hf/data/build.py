@@ -157,7 +157,7 @@ def write_rows_and_report(recipe: Recipe, options: Options, num_proc: int, work:
             index.commit()
         results = read_and_log(recipe, recipe.make_shards(index), options, num_proc, work, log)
         mark_duplicates(results, index, log)
-        if index:
+        if index is not None:
             log.add_all(targets_without_image(index, recipe.explain_missing))
             log.add_all(recipe.find_leftovers(index) if recipe.find_leftovers else ())
             index.close()
@@ -196,7 +196,7 @@ def mark_duplicates(results: list[tuple[ShardResult, int]], index: TargetIndex |
         with result.ids.open(encoding="utf-8") as seen:
             for entry in seen:
                 line, position, row_id = entry.rstrip("\n").split("\t", 2)
-                if index:
+                if index is not None:
                     index.mark_found(row_id)
                 if int(position) >= 0 and not kept.add(row_id):
                     repeated.append(int(position))

@@ -19,6 +19,7 @@ from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import Task
 
 
+CAPTIONED = ("images", "captions")
 SHOWN_ROWS = 5
 SHOWN_PROBLEMS = 3  # of each kind
 
@@ -65,7 +66,8 @@ class DataCheck:
     def text(self) -> str:
         """The check for people."""
         report = self.report
-        lines = [f"{report.rows:,} images with {report.targets:,} captions would be trained on."]
+        what = ("rows", "targets") if self.rows is not None and "image" not in self.rows.column_names else CAPTIONED
+        lines = [f"{report.rows:,} {what[0]} with {report.targets:,} {what[1]} would be trained on."]
         if report.assumed:
             lines.append(f"Read as {describe_form(report.assumed)}.")
         if report.repaired:

@@ -132,8 +132,9 @@ def text_lines(path: str | Path, encoding: str) -> Iterator[tuple[int, str | Non
                     raise _mixed(path, number, encoding)
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
         except UnicodeError as error:
+            line, plain = _first_bad_line(path, encoding) or number + 1, encoding.removesuffix("-sig")
             raise UserError(
-                f"{path}, line {_first_bad_line(path, encoding) or number + 1} is not {encoding}, as the lines before "
+                f"{path}, line {line} is not {plain}, as the lines before "
                 f"it are. Save the file as UTF-8, or name its encoding ({ACCEPTED}) with --encoding (encoding= in "
                 "Python)."
             ) from error

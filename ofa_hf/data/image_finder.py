@@ -64,6 +64,8 @@ def without_suffix(name: str) -> str:
 def clean_name(name: str) -> tuple[list[str], list[str]]:
     """The parts of a name as a path from any system, and what was repaired."""
     text, repairs = name.strip(), []
+    if text[:2] in ('="', "='") or text[:1] == "'" and text[-1:] != "'":  # how spreadsheets are told to leave a number
+        text, repairs = text[1:].strip(), [QUOTES]
     if len(text) > 1 and text[0] in "\"'“‘" and text[-1] in "\"'”’":
         text, repairs = text[1:-1].strip(), [QUOTES]
     if text.lower().startswith("file://"):

@@ -158,7 +158,7 @@ def read_shard(
             log.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
             if options.strict:
                 break
-    if index:
+    if index is not None:
         index.close()
     return ShardResult(shard.file, shard.lines, arrow, ids, problems, counts)
 

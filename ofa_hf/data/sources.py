@@ -1,5 +1,6 @@
 """One door for data in files: MUGE, tables with folders of images, packed shards, and public sets by name."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob
@@ -10,7 +11,10 @@ import datasets
 from datasets import Dataset
 
 from ofa_hf.data.answers import TargetForm
+from ofa_hf.data.build import cache_root
+from ofa_hf.data.column_names import IMAGES, matches
 from ofa_hf.data.columns import Columns, find_columns
+from ofa_hf.data.links import is_link
 from ofa_hf.data.muge import load_muge
 from ofa_hf.data.official import FORMS, load_official
 from ofa_hf.data.packed import is_packed
@@ -70,7 +74,8 @@ def load_source(
     Args:
         captions: a table or public set, see `open_table`; `muge:FOLDER@train`; a folder of images with texts beside
             them; MUGE's captions; shards of WebDataset (`.tar`, or a pattern such as `shards/*.tar`).
-        images: the folder that the table names, also packed; MUGE's image file. None where `captions` has the images.
+        images: the folder that the table names, also packed; MUGE's image file. None where `captions` has the
+            images, or names them by links or complete paths.
         fields: columns that fill the task's prompt.
         form: what the user said about the table.
         targets: what they are, if they are more than texts.
@@ -97,6 +102,9 @@ def load_source(
             images = captions
         elif stored_images(captions, form):
             return load_parquet(captions, fields=fields, form=form, **options)
+        elif names_complete(captions, form):
+            images = cache_root(form.cache_dir) / "no_images"
+            images.mkdir(parents=True, exist_ok=True)
     return load_table(
         captions, images, fields=fields, **form.reading(), **form.columns(), cache_dir=form.cache_dir, **options
     )
@@ -153,20 +161,27 @@ def load_task_files(files: Files, task: Task, language: str, targets: TargetForm
 
 def has_its_images(captions: str | Path, form: TableForm) -> bool:
     """Whether a source of captions needs no folder of images beside it."""
-    if muge_files(captions):
+    if muge_files(captions) or is_packed(captions) or "*" in str(captions) or Path(captions).is_dir():
         return True
-    return is_packed(captions) or "*" in str(captions) or Path(captions).is_dir() or stored_images(captions, form)
+    return stored_images(captions, form) or names_complete(captions, form)
 
 
 def stored_images(path: str | Path, form: TableForm) -> bool:
     """Whether a parquet file holds images rather than their names."""
-    if Path(path).suffix.lower() != ".parquet":
-        return False
-    table = open_table(path)
-    wanted = Columns(form.image_column, None, None)
-    column = find_columns(str(path), table.columns, wanted, needs_targets=False).image
-    first = next((row for _, row in table if not isinstance(row, Problem)), {})
-    return isinstance(first.get(column), (bytes, dict))
+    return Path(path).suffix.lower() == ".parquet" and isinstance(first_image(path, form), (bytes, dict))
+
+
+def names_complete(path: str | Path, form: TableForm) -> bool:
+    """Whether a table names its images by links or by complete paths on this machine."""
+    name = first_image(path, form)
+    return isinstance(name, str) and (is_link(name) or (os.path.isabs(name) and os.path.isfile(name)))
+
+
+def first_image(path: str | Path, form: TableForm) -> Any:
+    """What the image column of a table holds in its first row; None if there is no such column or row."""
+    table = open_table(path, **form.reading())
+    column = form.image_column or next(iter(matches(table.columns, IMAGES)), None)
+    return next((row.get(column) for _, row in table if not isinstance(row, Problem)), None)
 
 
 def load_parquet(path: str | Path, *, fields: Sequence[str], form: TableForm, **options: Any) -> Dataset:

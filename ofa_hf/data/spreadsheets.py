@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,19 @@ def parquet_columns(path: Path) -> tuple[str, ...]:
 
 
 def _open_parquet(path: Path):
-    import pyarrow
     import pyarrow.parquet
 
-    try:
+    with _explain_parquet(path):
         return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
+
+
+@contextmanager
+def _explain_parquet(path: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read as parquet ({str(error).splitlines()[0]}). Get the file again, or export it again."
         ) from error
@@ -109,7 +117,7 @@ def _open_parquet(path: Path):
 def read_parquet(path: Path) -> Rows:
     """Yield row number, from 1, and row of a parquet file."""
     number = 0
-    with _open_parquet(path) as file:
+    with _open_parquet(path) as file, _explain_parquet(path):
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
             for row in batch.to_pylist():
                 number += 1

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAProcessor
+from ofa_hf.fast_ofa import is_slow
 from ofa_hf.modeling_ofa_resnet import OUTPUT_CHANNELS
 from ofa_hf.samples.shop import COLOURS, KINDS, PATTERNS, Product
 from ofa_hf.training.losses import smoothed_cross_entropy, without_logits
@@ -86,10 +87,11 @@ def pretrain(
     shown = [products[image_id] for image_id in rows["id"]]
     labels = Labels(shown)
     pixel_values = torch.cat([processor(images=[row["image"]])["pixel_values"] for row in rows])
+    pixel_values = pixel_values.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
     prompt = processor(text=[processor.prompt_for()])["input_ids"]
     targets = processor.encode_labels([plain_caption(product) for product in shown])
     model, head = OFAForConditionalGeneration(small_config(len(processor.tokenizer))).train(), labels.head()
-    start_blocks_as_identity(model.encoder.embed_images)
+    start_blocks_as_identity(model.encoder.embed_images.to(memory_format=torch.channels_last))
     trunk_output: dict[str, Tensor] = {}
     model.encoder.embed_images.register_forward_hook(lambda module, args, output: trunk_output.update(last=output))
 
@@ -104,12 +106,13 @@ def pretrain(
     for _ in range(recipe.epochs):
         for batch in torch.randperm(len(rows)).split(recipe.batch_size):
             inputs = vary(pixel_values[batch], recipe.largest_shift, rng)
-            loss = model(
-                input_ids=prompt.expand(len(batch), -1),
-                pixel_values=inputs,
-                **without_logits(targets[batch]),
-            ).loss
-            loss = loss + labels.loss(head(trunk_output["last"].mean((2, 3))), batch)
+            with torch.autocast("cpu", torch.bfloat16, enabled=not is_slow(torch.bfloat16)):
+                loss = model(
+                    input_ids=prompt.expand(len(batch), -1),
+                    pixel_values=inputs,
+                    **without_logits(targets[batch]),
+                ).loss
+                loss = loss + labels.loss(head(trunk_output["last"].mean((2, 3))).float(), batch)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, recipe.max_gradient)
             optimizer.step()

@@ -6,11 +6,12 @@ The columns are those that finetuning knows, and those that the commands write. 
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ofa_hf.boxes_ofa import SIDES
-from ofa_hf.data.answers import is_box
+from ofa_hf.data.answers import confidences_in, is_box
 from ofa_hf.data.column_names import IDS, IMAGES, TARGETS, matches
 from ofa_hf.data.columns import missing_columns
 from ofa_hf.data.image_finder import clean_name, fold, without_suffix
@@ -19,8 +20,11 @@ from ofa_hf.data.problems import Problem
 from ofa_hf.data.sources import TableForm
 from ofa_hf.data.table_files import open_table
 from ofa_hf.errors import UserError
+from ofa_hf.tasks_ofa import Task
 
 
+BETWEEN = "\t"  # in a row's name, between its image and what was asked about it
+CONFIDENCE = "confidence"
 MISSING = object()  # no JSON value
 QUESTIONS = ("question", "expression", "region", "box")  # columns of rows that may share an image
 IMAGE_FILES = tuple(name for name in IMAGES if name not in IDS)
@@ -29,18 +33,19 @@ PREDICTION_FORM = '{"image_id": "…", "text": "…"}'
 REFERENCE_FORM = '{"image_id": "…", "text": ["…", "…"]}'
 
 
-def read_predictions(path: str | Path, form: TableForm | None = None) -> dict[str, Any]:
+def read_predictions(path: str | Path, form: TableForm | None = None, task: Task | None = None) -> dict[str, Any]:
     """Read one answer per row; `text` is a string or a list of one, or a box. An empty answer is a prediction too.
 
     Args:
         path: any table, such as what the commands write.
         form: what the user said about the table.
+        task: what was asked; its fields, such as a phrase, then tell rows of one image apart.
 
     Raises:
         UserError: the file is missing or empty, a line is malformed, an id comes twice.
     """
     predictions = {}
-    for number, image_id, texts in read_answer_lines(path, PREDICTION_FORM, form):
+    for number, image_id, texts in read_answer_lines(path, PREDICTION_FORM, form, task):
         if len(texts) != 1:
             raise UserError(
                 f"{path}, line {number}: {image_id} has {len(texts)} captions. A prediction is one caption per image, "
@@ -53,7 +58,7 @@ def read_predictions(path: str | Path, form: TableForm | None = None) -> dict[st
 
 
 def read_references(
-    path: str | Path, form: TableForm | None = None, same: Callable[[str], str] = str
+    path: str | Path, form: TableForm | None = None, same: Callable[[str], str] = str, task: Task | None = None
 ) -> dict[str, list[Any] | dict[str, float]]:
     """Read the right answers of every row; blank ones are left out. Rows of one id are joined.
 
@@ -63,12 +68,13 @@ def read_references(
         path: any table that finetuning takes, see `open_table`.
         form: what the user said about the table.
         same: gives two names of one image the same text.
+        task: as in `read_predictions`.
 
     Raises:
         UserError: the file is missing or empty, a line is malformed, an id has no caption.
     """
     references, first_name = {}, {}
-    for number, image_id, texts in read_answer_lines(path, REFERENCE_FORM, form):
+    for number, image_id, texts in read_answer_lines(path, REFERENCE_FORM, form, task):
         captions = texts if isinstance(texts, dict) else [text for text in texts if is_box(text) or text.strip()]
         if not captions:
             raise UserError(
@@ -85,7 +91,7 @@ def read_references(
 
 
 def read_answer_lines(
-    path: str | Path, wanted: str, form: TableForm | None = None
+    path: str | Path, wanted: str, form: TableForm | None = None, task: Task | None = None
 ) -> Iterator[tuple[int, str, list[Any] | dict[str, float]]]:
     """Yield line number, id and answers of each row of a table; answers with a confidence as a dict.
 
@@ -94,6 +100,10 @@ def read_answer_lines(
     """
     form, seen = form or TableForm(), False
     table = open_table(path, **form.reading())
+    if task and task.target_column in table.columns:
+        form = replace(form, caption_column=form.caption_column or task.target_column)
+    fields = fields_in(table.columns, form, task)
+    has_confidences = bool(task) and task.metric == "vqa" and CONFIDENCE in table.columns
     ids, answer_names = answer_columns(path, table.columns, form)
     for number, row in table:
         if isinstance(row, Problem):
@@ -101,13 +111,26 @@ def read_answer_lines(
                 f"{path}, line {number} is malformed: {row.detail}. Expected {wanted}. Correct or remove it."
             )
         id_, answers = value_of(row, ids), answers_in(value_of(row, answer_names))
+        confidences = confidences_in(row.get(CONFIDENCE), len(answers or ())) if has_confidences else None
         is_id = isinstance(id_, (str, int)) and not isinstance(id_, bool)
-        if not is_id or answers is None:
+        if not is_id or answers is None or (has_confidences and confidences is None):
             raise malformed_line(path, number, json.dumps(row, ensure_ascii=False, default=str), wanted)
         seen = True
-        yield number, whole_characters(str(id_)), answers
+        name = BETWEEN.join([str(id_), *(str(row.get(field, "")).strip() for field in fields)])
+        yield number, whole_characters(name), dict(zip(answers, confidences)) if has_confidences else answers
     if not seen:
         raise UserError(f"{path} is empty. Expected one row per image: {wanted}")
+
+
+def fields_in(columns: Sequence[str], form: TableForm, task: Task | None) -> list[str]:
+    """The columns that tell rows of one image apart: the task's fields, unless a column names rows.
+
+    Without the task's own column of answers, a column of a field's name may hold the answers.
+    """
+    has_own_names = form.id_column or {"question_id", "id"} & set(columns)
+    if task is None or has_own_names or task.target_column not in columns:
+        return []
+    return [name for name in task.fields if name in columns]
 
 
 def answer_columns(path: str | Path, columns: Sequence[str], form: TableForm) -> tuple[list[str], list[str]]:
@@ -175,11 +198,12 @@ def same_names(predictions: Mapping[str, Any], references: Mapping[str, Any]) ->
 
 def ends_of(name: str) -> Iterator[str]:
     """Ways to write a path, the most exact first: with fewer and fewer folders, with and without its suffix."""
-    parts = clean_name(name)[0]
+    path, between, fields = name.partition(BETWEEN)
+    parts = clean_name(path)[0]
     for start in range(len(parts)):
         end = fold("/".join(parts[start:]))
-        yield end
-        yield without_suffix(end)
+        yield end + between + fields
+        yield without_suffix(end) + between + fields
 
 
 def write_submission(predictions: Mapping[str, str], path: str | Path) -> None:

@@ -77,7 +77,7 @@ class DecoderGraph(nn.Module):
         attention = decoder.layers[0].self_attn
         steps = torch.arange(model.config.max_position_embeddings)
         with torch.no_grad():  # positions are the same in every call, so what is computed of them becomes a constant
-            positions, _ = decoder.position_biases.embeddings(steps, as_codes=False)
+            positions = decoder.position_biases.embeddings(steps)
             for name in ("self_pos_q_linear", "self_pos_k_linear", "cross_pos_q_linear"):
                 states = split_heads(getattr(decoder, name)(positions), attention.num_heads)
                 self.register_buffer(name, states * attention.scaling if "_q_" in name else states)

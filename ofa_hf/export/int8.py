@@ -13,7 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
-from ofa_hf import OFAForConditionalGeneration, __version__
+from ofa_hf import OFAForConditionalGeneration, OFAProcessor, __version__
 from ofa_hf.conversion.convert import as_dtype
 from ofa_hf.conversion.verify import DOES_NOT_LOAD, STRANGER
 from ofa_hf.errors import UserError
@@ -29,6 +29,7 @@ from ofa_hf.files import refuse_existing
 from ofa_hf.fresh_process import run_fresh
 from ofa_hf.image_loading_ofa import load_image
 from ofa_hf.model_card.card import write_card
+from ofa_hf.model_card.snippets import example_values
 from ofa_hf.models import LoadedModel, load_model
 from ofa_hf.prediction.inputs import find_images
 from ofa_hf.samples.shop import draw, split_products
@@ -36,6 +37,7 @@ from ofa_hf.versions_ofa import CAN_SAVE_INT8
 
 
 NUM_IMAGES = 16
+BOX = (5, 5, 30, 30)  # of a task that is asked about a box
 POSITION_PROJECTIONS = (
     *(f"encoder.pos_{what}_linear" for what in "qk"),
     *(f"decoder.{side}_pos_{what}_linear" for side in ("self", "cross") for what in "qk"),
@@ -102,7 +104,7 @@ def export_int8(
         quantised.processor.save_pretrained(folder)
         progress("captioning after, and in a fresh process")
         after = answers_of(quantised, shown)
-        check_in_fresh_process(folder, scratch, shown, after)
+        check_in_fresh_process(folder, scratch, shown, text_for(quantised.processor), after)
         effect = compare(before, after) | {"megabytes": weights_size(folder) / 1e6}
         values = {"format": "int8", "model": source_name(model), "parts": parts, "dtype": str(captioner.model.dtype)}
         values |= {"images": "drawn" if images is None else "given", "effect": effect, "versions": versions()}
@@ -130,14 +132,21 @@ def load_images(folder: str | Path | None) -> list[Image.Image]:
 @torch.no_grad()
 def answers_of(captioner: LoadedModel, images: list[Image.Image]) -> list[dict[str, Any]]:
     """For each image the greedy tokens and the scores of the first token `(vocabulary,)`."""
-    answers = []
+    answers, text = [], text_for(captioner.processor)
     for image in images:
-        inputs = captioner.processor(images=image, return_tensors="pt")
+        inputs = captioner.processor(images=image, text=text, return_tensors="pt")
         inputs["pixel_values"] = inputs["pixel_values"].to(captioner.model.dtype)
         tokens = captioner.model.generate(**inputs, num_beams=1)
-        scores = captioner.model(**inputs, decoder_input_ids=tokens[:, :1]).logits[0, 0]
+        start = inputs.pop("decoder_input_ids", tokens[:, :1])
+        inputs.pop("decoder_attention_mask", None)
+        scores = captioner.model(**inputs, decoder_input_ids=start).logits[0, -1]
         answers.append({"tokens": tokens[0].tolist(), "scores": scores.float()})
     return answers
+
+
+def text_for(processor: OFAProcessor) -> dict[str, Any] | None:
+    """What the default task is asked about every image."""
+    return example_values(processor.find_task(), processor.language, BOX) or None
 
 
 def compare(before: list[dict], after: list[dict]) -> dict[str, Any]:
@@ -153,8 +162,10 @@ def compare(before: list[dict], after: list[dict]) -> dict[str, Any]:
     }
 
 
-def check_in_fresh_process(folder: Path, scratch: Path, images: list[Image.Image], expected: list[dict]) -> None:
-    """Let a process that cannot import this package caption from the folder.
+def check_in_fresh_process(
+    folder: Path, scratch: Path, images: list[Image.Image], text: Any, expected: list[dict]
+) -> None:
+    """Let a process that cannot import this package answer from the folder.
 
     Raises:
         UserError: it cannot load the folder, or says something else.
@@ -162,11 +173,11 @@ def check_in_fresh_process(folder: Path, scratch: Path, images: list[Image.Image
     files = [scratch / f"{number:04d}.png" for number in range(len(images))]
     for image, file in zip(images, files, strict=True):
         image.save(file)
-    request = {"folder": str(folder), "threads": torch.get_num_threads(), "dtype": "auto"}
+    request = {"folder": str(folder), "threads": torch.get_num_threads(), "dtype": "auto", "text": text}
     request |= {"images": list(map(str, files)), "greedy": True}
     seen = run_fresh(STRANGER, request, scratch=scratch, failure=DOES_NOT_LOAD)
     if seen["tokens"] != [one["tokens"] for one in expected]:
-        raise UserError("The written folder captions differently from the model it was saved from. Nothing was kept.")
+        raise UserError("The written folder answers differently from the model it was saved from. Nothing was kept.")
 
 
 def weights_size(folder: Path) -> int:
@@ -185,9 +196,9 @@ def describe(model: str, out: str | Path, values: dict) -> list[str]:
     return [
         f"{model} → {out}: int8 weights in {values['parts']} layers, the rest {values['dtype']}, "
         f"{effect['megabytes']:,.0f} MB",
-        f"effect on {effect['images']} {values['images']} images: {effect['same_captions']} greedy captions and "
+        f"effect on {effect['images']} {values['images']} images: {effect['same_captions']} greedy answers and "
         f"{effect['same_first_tokens']} first tokens are the same; scores of the first token differ by "
         f"{effect['mean_score_difference']:.2g} on average, {effect['max_score_difference']:.2g} at most",
         "a fresh process without this package loaded it through AutoModelForImageTextToText and said the same",
-        f"Score it where captions matter: ofa-hf evaluate --model {out} --captions … --images …",
+        f"Score it on your own data: ofa-hf evaluate --model {out} --captions … --images …",
     ]

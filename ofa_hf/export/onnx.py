@@ -161,7 +161,7 @@ def compare_with_torch(captioner: LoadedModel, folder: Path, scratch: Path) -> d
     image, processor = scratch / "image.png", captioner.processor
     fixed_image().save(image)
     task = processor.find_task()
-    values = example_values(task, processor.language) | ({BOX_SLOT: BOX} if BOX_SLOT in task.fields else {})
+    values = example_values(task, processor.language, BOX)
     asked = [",".join(map(str, value)) if name == BOX_SLOT else value for name, value in values.items()]
     words = [str(image), *(word for text in asked for word in ("--text", text))]
     inputs = processor(images=Image.open(image), text=values or None, return_tensors="pt")

@@ -1,7 +1,7 @@
 """Code that asks a model for the answers of a task, for cards and pages: one form per pipeline."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ofa_hf.tasks_ofa import BOX_SLOT, Task
@@ -20,9 +20,9 @@ EXAMPLES = {  # what fills a slot; other slots get the first label
 }
 
 
-def example_values(task: Task, language: str) -> dict[str, Any]:
-    """Something to fill each slot of a task's prompt with."""
-    known = {BOX_SLOT: BOX, **EXAMPLES[language]}
+def example_values(task: Task, language: str, box: Sequence[float] = BOX) -> dict[str, Any]:
+    """Something to fill each slot of a task's prompt with; `box` must lie in the image that it is asked about."""
+    known = {BOX_SLOT: list(box), **EXAMPLES[language]}
     return {name: known.get(name, LABELS[language][0]) for name in task.fields}
 
 

@@ -11,12 +11,12 @@ from ofa_hf.data.answers import TargetForm
 from ofa_hf.data.sources import Files, TableForm, load_task_files
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.evaluate import EvaluationResult, evaluate_predictions, first_of
-from ofa_hf.evaluation.metrics import metric_of
+from ofa_hf.evaluation.metrics import as_answered, metric_of
 from ofa_hf.evaluation.predictions import read_references
 from ofa_hf.evaluation.scores import References, some_of
 from ofa_hf.models import load_model, load_processor
 from ofa_hf.prediction.loop import Row, find_task, predict, show_progress
-from ofa_hf.prediction.scoring import as_answered, questions_of, references_of, score_columns
+from ofa_hf.prediction.scoring import questions_of, references_of, score_columns
 from ofa_hf.tasks_ofa import TASKS, Task
 
 

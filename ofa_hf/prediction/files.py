@@ -195,9 +195,10 @@ def _check(request: Request, reports: Sequence[Report], processes: Processes) ->
             f"Run the command without them first, then with them and without torchrun."
         )
     check_output(request.output)
+    plural = Format(request.answer, 1).plural
     if processes.count > 1 and not (request.output or request.beside):
         raise UserError(
-            f"{processes.count} processes need a file to write to. Add --output answers.jsonl, or run the command "
+            f"{processes.count} processes need a file to write to. Add --output {plural}.jsonl, or run the command "
             f"without torchrun."
         )
 

@@ -6,9 +6,8 @@ from typing import Any
 from datasets import Dataset
 
 from ofa_hf.evaluation.answers import mean_of, score_answers
-from ofa_hf.evaluation.metrics import Metric, metric_of
+from ofa_hf.evaluation.metrics import Metric, as_answered, metric_of
 from ofa_hf.evaluation.scores import References, Scores
-from ofa_hf.tasks_ofa import Task
 
 
 MEAN_SCORE = "mean_score"  # of a run of several tasks: the mean of what picks the best checkpoint of each
@@ -33,13 +32,6 @@ def references_of(rows: Dataset, number: int, task: str | None) -> dict[str | No
         for name, target in zip(row.get("tasks") or [task] * len(row["targets"]), row["targets"]):
             found.setdefault(name, {}).setdefault(row["id"], []).append(target)
     return found
-
-
-def as_answered(references: References, task: Task) -> References:
-    """Right answers in the words of the task's list, where the data has other names for them."""
-    if not task.labels:
-        return references
-    return {id_: [task.labels.get(text, text) for text in texts] for id_, texts in references.items()}
 
 
 def score_tasks(answered: Mapping[str | None, tuple[dict[str, Any], References]], processor) -> dict[str, float]:

@@ -99,6 +99,7 @@ def targets_of(args: FinetuneArguments, task: Task) -> TargetForm:
 def load_split(args: FinetuneArguments, task: Task, split: str) -> datasets.Dataset:
     """One split of `dataset_name`, stored as rows of the task."""
     name = args.dataset_name
+    refuse_text_tables(name)
     rows = datasets.load_from_disk(name) if is_saved_to_disk(name) else datasets.load_dataset(name)
     if isinstance(rows, datasets.DatasetDict):
         if split not in rows:
@@ -111,6 +112,7 @@ def load_split(args: FinetuneArguments, task: Task, split: str) -> datasets.Data
 
 def stream_split(args: FinetuneArguments, task: Task) -> datasets.IterableDataset:
     """The training split of `dataset_name` as rows of the task that are read while training."""
+    refuse_text_tables(args.dataset_name)
     if is_saved_to_disk(args.dataset_name):
         rows = datasets.load_from_disk(args.dataset_name)
         rows = rows[args.dataset_split] if isinstance(rows, datasets.DatasetDict) else rows
@@ -120,6 +122,17 @@ def stream_split(args: FinetuneArguments, task: Task) -> datasets.IterableDatase
     columns = {"image_column": (args.image_column or "image") if task.needs_image else None}
     columns |= {"target_column": args.target_column or task.target_column, "id_column": args.id_column}
     return stream_rows(rows, **columns, fields=task.fields, strict=args.strict, targets=targets_of(args, task))
+
+
+def refuse_text_tables(name: str) -> None:
+    """Raises `UserError` if a local data set is CSV, whose loader takes NA for nothing and 00123 for 123."""
+    path = Path(name)
+    tables = [path] if path.is_file() else sorted(path.glob("*.[ct]sv")) if path.is_dir() else []
+    if tables and not is_saved_to_disk(name):
+        raise UserError(
+            f"dataset_name is {name}, which is CSV: the datasets library would turn texts such as NA and 00123 into "
+            f"other values. Pass train_caption_file {tables[0]}, and the folder of the images as train_image_file."
+        )
 
 
 def is_saved_to_disk(name: str) -> bool:

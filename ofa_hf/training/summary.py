@@ -50,13 +50,15 @@ def describe_tasks(args: FinetuneArguments, processor, data: RunData) -> dict[st
         found = describe_columns({name: processor.tasks[name] for name in args.columns}, data.train)
         return {f"column {name}": text for name, text in found.items()}
     weights = args.weights()
-    lines = {}
-    for name in weights or [None]:
-        task = processor.find_task(name)
-        answers = f", one of {len(task.choices):,} answers" if task.answer == "choice" else ""
-        weight = f", weight {weights[name]:g}" if name else ""
-        lines["task" if name is None else f"task {name}"] = f"{task.prompts[processor.language]}{answers}{weight}"
-    return {"task": f"{processor.default_task}: {lines['task']}"} if None in (weights or [None]) else lines
+    if not weights:
+        return {"task": f"{processor.default_task}: {describe_question(processor)}"}
+    return {f"task {name}": f"{describe_question(processor, name)}, weight {weights[name]:g}" for name in weights}
+
+
+def describe_question(processor, name: str | None = None) -> str:
+    task = processor.find_task(name)
+    answers = f", one of {len(task.choices):,} answers" if task.answer == "choice" else ""
+    return task.prompts[processor.language] + answers
 
 
 def describe_locks(args: FinetuneArguments) -> str:

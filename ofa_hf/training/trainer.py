@@ -178,7 +178,8 @@ class OFATrainer(Seq2SeqTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # no part of the model runs on its own
             return {**inputs, "pixel_values": images[rows]}
         encoder = self.accelerator.unwrap_model(self.model).get_encoder()
-        return {**inputs, "image_embeds": encoder.embed_image_cells(images)[rows]}
+        with self.accelerator.autocast():
+            return {**inputs, "image_embeds": encoder.embed_image_cells(images)[rows]}
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
         self._refuse_bad_loss()  # of the previous step: reading this step's would wait for the device

@@ -112,13 +112,13 @@ def test_an_interrupted_run_is_continued(model, shop, caption, name):
     status, _, err = caption(*arguments)
     assert status == 0
     assert "done before" in err
-    text = output.read_text(encoding="utf-8")
+    text = output.read_text(encoding="utf-8-sig")
     rows = (
         list(csv.DictReader(text.splitlines())) if name.endswith("csv") else list(map(json.loads, text.splitlines()))
     )
     assert [row["file"] for row in rows] == [str(shop / f"{index}.jpg") for index in range(5)]
     assert caption(*arguments)[0] == 0  # nothing is left to do
-    assert output.read_text(encoding="utf-8") == text
+    assert output.read_text(encoding="utf-8-sig") == text
 
 
 def test_what_cannot_work_is_one_clear_line(model, shop, tmp_path, caption):
@@ -191,7 +191,7 @@ def test_a_table_is_made_of_captions_that_an_interrupted_run_left(model, other_m
     assert status == 0
     assert "0 of 5 images done, 0 not readable, 5 done before" in err
     assert page.read_text(encoding="utf-8") == table
-    rows = list(csv.DictReader(output.read_text(encoding="utf-8").splitlines()))
+    rows = list(csv.DictReader(output.read_text(encoding="utf-8-sig").splitlines()))
     assert sorted((row["model"], row["file"]) for row in rows) == sorted(
         (str(name), str(shop / f"{index}.jpg")) for name in (model, other_model) for index in range(5)
     )

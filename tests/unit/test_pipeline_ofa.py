@@ -347,6 +347,14 @@ def test_questions_are_answered_freely(asker, files):
     assert asker.processor.post_process(ids) == [best[0]["answer"]]
 
 
+def test_a_tasks_own_limit_goes_before_the_checkpoints_without_a_warning(asker, files, caplog):
+    inputs = asker.processor(files[0], text="什么颜色")
+    with torch.no_grad():
+        ids = asker.model.generate(**inputs, num_beams=1, max_new_tokens=3, min_new_tokens=3)
+    assert ids.shape[1] == inputs["decoder_input_ids"].shape[1] + 3
+    assert "seem to have been set" not in caplog.text
+
+
 def test_questions_of_different_length_share_a_batch(asker, files):
     rows = [
         {"image": files[0], "text": "什么颜色"},

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ofa_hf import OFAConfig, OFAProcessor
-from ofa_hf.conversion.convert import convert
+from ofa_hf.conversion.convert import ConversionAccount, convert
 from ofa_hf.conversion.tasks import name_pipelines
 from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import TASKS
@@ -42,11 +42,15 @@ def test_a_grounding_checkpoint_locates(convert_as):
 @pytest.mark.parametrize(
     ("task", "name"), [("unify_task", "x.pt"), ("unify_cn_task", "x.pt"), ("other", "ofa_cn_base.pt")]
 )
-def test_a_pretrained_checkpoint_offers_all_tasks_of_its_language(convert_as, task, name):
+def test_a_pretrained_checkpoint_offers_all_tasks_of_its_language(convert_as, task, name, tmp_path):
     processor, pipelines = convert_as(task, name)
+    folder = tmp_path / "out"
     assert processor.default_task == "caption"
     assert set(processor.tasks) == {name for name, task in TASKS.items() if "zh" in task.prompts}
     assert set(pipelines) == {processor.find_task(name).pipeline for name in processor.tasks}
+    account = json.loads((folder / "conversion.json").read_text(encoding="utf-8"))
+    assert set(account["checkpoint"]["tasks"]) == set(processor.tasks)
+    assert "also trained for grounding, ocr" in "\n".join(ConversionAccount(folder, account).lines())
     for name in processor.tasks:  # this model has 40 positions
         assert processor.generation_kwargs(name).get("max_length", 0) <= 40
 

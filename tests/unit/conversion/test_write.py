@@ -70,6 +70,14 @@ def test_numbers_that_do_not_fit_the_dtype_are_refused(tmp_path):
         write_weights(tmp_path, weights_of({"a": torch.tensor([1e30])}, torch.float16))
 
 
+def test_kernels_kept_channels_last_are_loaded_in_the_order_of_the_file():
+    kernel = torch.randn(4, 8, 1, 1).to(memory_format=torch.channels_last)
+    loaded = weights_of({"kernel": kernel}).load("kernel")
+    assert kernel.is_contiguous()
+    assert torch.equal(loaded, kernel)
+    assert loaded.stride() == torch.empty(4, 8, 1, 1).stride() != kernel.stride()
+
+
 def test_numbers_that_are_none_survive_bit_for_bit(tmp_path):
     weights = weights_of({"a": torch.tensor([float("nan"), float("inf"), -0.0])})
     write_weights(tmp_path, weights)

@@ -51,6 +51,8 @@ def finder(tmp_path_factory):
         ("./apple.jpg", "apple.jpg", ["leading ./"]),
         (" apple.jpg ", "apple.jpg", []),
         ('"apple.jpg"', "apple.jpg", ["quotes around the name"]),
+        ('="00123"', "00123.jpg", ["quotes around the name", "suffix missing"]),
+        ("'00123", "00123.jpg", ["quotes around the name", "suffix missing"]),
         ("APPLE.JPG", "apple.jpg", ["upper or lower case"]),
         ("cake.png", "Cake.PNG", ["upper or lower case"]),
         (f"{NFC}.jpg", f"{NFD}.jpg", ["Unicode form"]),

@@ -7,6 +7,7 @@ import pytest
 
 from ofa_hf.data import load_table, report_of
 from ofa_hf.data.links import LinkedImages
+from ofa_hf.data.sources import TableForm, has_its_images, load_source
 
 
 @pytest.fixture
@@ -69,3 +70,15 @@ def test_a_table_may_mix_links_and_files(server, tmp_path, jpeg):
     rows = load_table(table, tmp_path / "photos", num_proc=0, cache_dir=tmp_path / "cache")
     assert rows["targets"][:] == [["甲"], ["乙"]]
     assert report_of(rows).problems == {"targets without image": 1}
+
+
+def test_a_table_of_links_or_complete_paths_needs_no_folder(server, tmp_path, jpeg):
+    (tmp_path / "b.jpg").write_bytes(jpeg(2))
+    for first in (f"{server[0]}/a.jpg", str(tmp_path / "b.jpg")):
+        table = tmp_path / "t.csv"
+        table.write_text(f"url,caption\n{first},甲\nelsewhere.jpg,乙\n", encoding="utf-8")
+        form = TableForm(cache_dir=str(tmp_path / "cache"))
+        assert has_its_images(table, form)
+        rows = load_source(table, form=form, num_proc=0)
+        assert rows["targets"][:] == [["甲"]]
+        assert report_of(rows).problems == {"targets without image": 1}

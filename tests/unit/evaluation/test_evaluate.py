@@ -54,6 +54,34 @@ def test_boxes_in_files_are_scored_whatever_their_form(tmp_path):
     assert "Accuracy at IoU 0.5" in result.table()
 
 
+def test_phrases_tell_the_boxes_of_one_image_apart(tmp_path):
+    (tmp_path / "boxes.csv").write_text(
+        'image,text,box\nshop/a.jpg,hat,"0,0,9,9"\nshop/a.jpg,shoe,"5,5,9,9"\n', encoding="utf-8"
+    )
+    lines = [
+        {"file": "/photos/shop/a.jpg", "text": text, "box": box, "score": 0.5}
+        for text, box in (("shoe", [5, 5, 9, 9]), ("hat", None))
+    ]
+    (tmp_path / "found.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    result = evaluate_files(tmp_path / "found.jsonl", tmp_path / "boxes.csv", task="grounding")
+    assert (result.scores["box_accuracy"], result.scores["num_rows"]) == (50, 2)
+
+
+def test_labels_of_files_are_answers_by_other_names(tmp_path):
+    rows = "image,hypothesis,label\na.jpg,it rains,entailment\na.jpg,it snows,no\n"
+    (tmp_path / "true.csv").write_text(rows, encoding="utf-8")
+    (tmp_path / "said.csv").write_text(rows.replace("entailment", "yes"), encoding="utf-8")
+    assert evaluate_files(tmp_path / "said.csv", tmp_path / "true.csv", task="entailment").scores["accuracy"] == 100
+
+
+def test_confidences_of_a_table_of_answers_count(tmp_path):
+    rows = "image,question,answer,confidence\na.jpg,what?,cat,0.3\na.jpg,what?,dog,1\n"
+    (tmp_path / "true.csv").write_text(rows, encoding="utf-8")
+    (tmp_path / "said.csv").write_text("file,question,answer,score\na.jpg,what?,cat,0.9\n", encoding="utf-8")
+    result = evaluate_files(tmp_path / "said.csv", tmp_path / "true.csv", task="vqa")
+    assert result.scores["vqa_accuracy"] == pytest.approx(30)
+
+
 def test_answers_of_a_file_are_scored_by_their_confidence(tmp_path):
     paths = tmp_path / "predictions.jsonl", tmp_path / "references.jsonl"
     paths[0].write_text('{"question_id": 1, "answer": "red"}\n', encoding="utf-8")

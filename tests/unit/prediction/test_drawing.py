@@ -30,7 +30,7 @@ def test_a_font_with_chinese_is_found_wherever_it_lies(fonts):
     ):
         (fonts / name).parent.mkdir(exist_ok=True)
         (fonts / name).touch()
-    assert chinese_font() == str(fonts / "w" / "msyh.ttc")
+    assert chinese_font() == str(fonts / "win" / "msyh.ttc")
 
 
 def test_without_one_nothing_is_found(fonts):

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ofa_hf.errors import UserError
 from ofa_hf.training import finetuning
+from ofa_hf.training.sources import refuse_text_tables
 
 
 needs_peft = pytest.mark.skipif(
@@ -141,6 +142,14 @@ def saved_rows(shop, tmp_path) -> str:
 def test_a_data_set_by_name_trains_like_files(train, saved_rows):
     ran = train(**NO_FILES, dataset_name=saved_rows, eval_split="valid", max_steps=2)
     assert "eval_cider_d" in ran.metrics
+
+
+def test_a_csv_as_a_data_set_is_refused_since_its_loader_would_change_texts(tmp_path):
+    (tmp_path / "t.csv").write_text("image,caption\na.jpg,NA\n", encoding="utf-8")
+    for name in (tmp_path, tmp_path / "t.csv"):
+        with pytest.raises(UserError, match=r"NA and 00123.*train_caption_file .*t\.csv"):
+            refuse_text_tables(str(name))
+    refuse_text_tables("shop/owner")
 
 
 def test_a_streamed_data_set_trains_for_as_many_steps_as_asked(train, saved_rows, capsys):

@@ -204,7 +204,7 @@ def test_only_the_words_that_may_stand_at_a_place_count(tokens, smoothing):
         spread = smoothing / (len(logits) - 1 + (1e-6 if number >= 0 else 0))
         own = log_probabilities[words[words >= 0] == labels[row, column]]
         expected -= (1 - smoothing - spread) * own.sum() + spread * log_probabilities.sum()
-    assert loss.item() == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     ours = torch.autograd.grad(loss, tokens[:2], retain_graph=True)
     theirs = torch.autograd.grad(expected, tokens[:2])
     for mine, other in zip(ours, theirs, strict=True):

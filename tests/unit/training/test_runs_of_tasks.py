@@ -4,12 +4,13 @@ import base64
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from tiny_shop import COLOURS, SIDE
+from tiny_shop import COLOURS, SIDE, weights
 
 from ofa_hf import tasks_ofa
 from ofa_hf.cli import main
@@ -175,24 +176,70 @@ def test_the_columns_of_a_table_are_learned_scored_and_filled(train, tmp_path, c
     assert sum(right) / len(right) == pytest.approx(scores["accuracy"] / 100)
 
 
-def test_several_tasks_share_a_run_by_weight_and_each_is_scored(train, table, tmp_path, shop, monkeypatch, capsys):
+def test_several_tasks_share_a_run_by_weight_each_is_scored_and_it_resumes(train, table, shop, monkeypatch, capsys):
     boxes = table("image,text,box", lambda n, image, colour: [image, f"{colour}色", "0,0,16,32"])
     captions = {name: shop[name] for name in shop if name.endswith("_file")}
-    mix = {"caption": {"weight": 2, **captions}, "grounding": boxes}
-    nothing = dict.fromkeys(captions)
-    seen = []
+    tasks = {"caption": {"weight": 2, **captions}, "grounding": boxes}
+    lengths = []
     original = finetuning.OFATrainer.compute_loss
-
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        seen.append(tuple(inputs["input_ids"].shape))
-        return original(self, model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(finetuning.OFATrainer, "compute_loss", compute_loss)
-    options = {"num_train_epochs": 1, "targets_per_row": 4, "per_device_train_batch_size": 48}
-    ran = train(**nothing, **options, tasks=mix)
+    monkeypatch.setattr(
+        finetuning.OFATrainer,
+        "compute_loss",
+        lambda self, model, inputs, *rest, **named: (
+            lengths.append(inputs["input_ids"].shape[1]) or original(self, model, inputs, *rest, **named)
+        ),
+    )
+    options = {"num_train_epochs": 1, "targets_per_row": 4, "per_device_train_batch_size": 48, "dropout": 0.0}
+    options |= {"tasks": tasks, "save_strategy": "steps", "save_steps": 1, **dict.fromkeys(captions)}
+    ran = train(**options)
     assert {"eval_caption_cider_d", "eval_grounding_box_accuracy", "eval_mean_score"} <= ran.metrics.keys()
-    assert len(seen) == 2 + 1, "twelve images with four captions twice, twelve boxes once"
-    assert "task grounding" in capsys.readouterr().err
+    assert len(lengths) == 2 + 1, "twelve images with four captions twice, twelve boxes once"
+    assert "weight 2" in capsys.readouterr().err
+
+    before, order = weights(ran.folder), list(lengths)
+    for later in ("checkpoint-2", "checkpoint-3"):
+        shutil.rmtree(ran.folder / later)
+    train(**options, resume_from_checkpoint=True)
+    assert lengths[3:] == order[1:]
+    after = weights(ran.folder)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"tasks": {"caption": {"colour": 1}}}, "tasks has colour for caption; it must be an object of choices_file"),
+        ({"tasks": {"caption": {"weight": 0}}}, "The weight of the task caption is 0; it must be a number above 0"),
+        ({"tasks": {"caption": {}}, "task": "caption"}, "task and tasks both say what to train"),
+        ({"columns": ["色"], "closed_columns": ["号"]}, "closed_columns has 号, which is not among columns"),
+        ({"data_format": "mine"}, "data_format is 'mine'; it must be official"),
+        ({"columns": "色"}, "columns is '色'; it must be a list of strings or null"),
+    ],
+)
+def test_arguments_that_say_two_things_are_refused(parse, changes, why):
+    with pytest.raises(UserError, match=why):
+        parse(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (
+            {"tasks": {"caption": {}, "ocr": {}}, "cache_encoder_outputs": True},
+            "tasks has several. Drop cache_encoder",
+        ),
+        ({"task": "grounding", "data_format": "official"}, "files hold their images, but .* was given too"),
+        ({"columns": ["caption"]}, "The column caption has the name of the task caption"),
+        (
+            {"columns": ["色"], "dataset_name": "x", "train_caption_file": None, "train_image_file": None},
+            "dataset_name",
+        ),
+    ],
+)
+def test_runs_that_cannot_be_are_refused_before_a_model_is_loaded(train, monkeypatch, changes, why):
+    monkeypatch.setattr(finetuning, "load_model", lambda *args, **options: pytest.fail("a model was loaded"))
+    with pytest.raises(UserError, match=why):
+        train(**changes)
 
 
 def encoded(image: Image.Image) -> str:
