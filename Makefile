@@ -17,7 +17,8 @@ ARGS ?=
 BENCHES ?= speed tasks memory training folder
 # Exactly the tests that are skipped without one of the optional libraries.
 EXTRAS_TESTS = $(addprefix tests/,unit/serving unit/export/test_int8.py unit/export/test_onnx.py unit/test_fast_ofa_int8.py unit/test_reference.py \
-unit/prediction/test_ray_data.py end_to_end/test_export.py \
+unit/prediction/test_ray_data.py unit/prediction/test_text_to_image.py unit/conversion/test_vqgan.py \
+end_to_end/test_tasks_without_package.py::test_texts_are_drawn_without_the_package end_to_end/test_export.py \
 unit/evaluation/test_captions.py::test_scores_equal_those_of_pycocoevalcap_on_random_captions \
 unit/images/test_folders.py::test_images_of_phones_are_read_with_their_library \
 unit/evaluation/test_answers.py::test_f1_and_matthews_equal_those_of_scikit_learn \
@@ -28,7 +29,8 @@ end_to_end/test_web.py end_to_end/test_readme.py::test_the_example_with_ray_runs
 ONE_VERSION_TESTS = $(addprefix tests/,unit/catalogue unit/demo unit/evaluation unit/pages unit/samples unit/test_errors.py \
 unit/test_files.py unit/test_fresh_process.py unit/test_house.py unit/test_image_loading_ofa.py unit/test_licences.py \
 unit/test_remote_code.py unit/test_inert_pickle.py unit/conversion/test_torch_file.py \
-unit/prediction/test_ray_data.py unit/training/test_sharding.py parity/test_base_size.py end_to_end/test_benchmarks.py \
+unit/prediction/test_ray_data.py unit/prediction/test_text_to_image.py unit/conversion/test_vqgan.py \
+unit/training/test_sharding.py parity/test_base_size.py end_to_end/test_benchmarks.py \
 end_to_end/test_caption_processes.py end_to_end/test_demo.py end_to_end/test_notebook.py end_to_end/test_wheel.py)
 LOWEST_TESTS = tests/unit/test_*.py $(addprefix tests/unit/,cli conversion data evaluation hub_upload model_card prediction \
 publishing training/test_trainer.py training/test_finetuning.py)

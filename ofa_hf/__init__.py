@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         OFAQuestionAnsweringPipeline,
         OFASummarizationPipeline,
         OFATextClassificationPipeline,
+        OFATextToImagePipeline,
     )
     from ofa_hf.processing_ofa import OFAProcessor
 
@@ -40,6 +41,7 @@ __all__ = [
     "OFAQuestionAnsweringPipeline",
     "OFASummarizationPipeline",
     "OFATextClassificationPipeline",
+    "OFATextToImagePipeline",
 ]
 
 _HOMES = {
@@ -55,6 +57,7 @@ _HOMES = {
     "OFAQuestionAnsweringPipeline": "pipeline_ofa",
     "OFASummarizationPipeline": "pipeline_ofa",
     "OFATextClassificationPipeline": "pipeline_ofa",
+    "OFATextToImagePipeline": "pipeline_ofa",
 }
 
 

@@ -64,6 +64,7 @@ PIPELINE_CLASSES = {  # names that transformers gives such pipelines → classes
     "zero-shot-object-detection": "OFAObjectDetectionPipeline",
     "summarization": "OFASummarizationPipeline",
     "text-classification": "OFATextClassificationPipeline",
+    "text-to-image": "OFATextToImagePipeline",
     "visual-question-answering": "OFAQuestionAnsweringPipeline",
     "zero-shot-image-classification": "OFAClassificationPipeline",
 }

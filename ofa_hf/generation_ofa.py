@@ -437,7 +437,7 @@ def choosers(processors: Sequence[LogitsProcessor]) -> list[LogitsProcessor] | N
         elif kind is SuppressTokensLogitsProcessor:
             if int(torch.as_tensor(processor.suppress_tokens).max()) >= NUM_SPECIAL_TOKENS:
                 return None
-        elif kind not in (CodesOnly, EndAtMaxLength) and min_length_of(processor) is None:
+        elif not is_codes_only(processor) and kind is not EndAtMaxLength and min_length_of(processor) is None:
             return None  # the others say what `CodesOnly` says as well
     return chosen
 
@@ -485,7 +485,9 @@ def sample_codes(
 
 
 def is_codes_only(processor: LogitsProcessor) -> bool:
-    return isinstance(processor, CodesOnly)
+    """Whether a processor is a `CodesOnly`, also of another copy of the code: models and processors that are loaded
+    with `trust_remote_code=True` have one each."""
+    return hasattr(processor, "of_words")
 
 
 def pad_lists(lists: list[list[int]], fill: int, device: torch.device) -> Tensor:

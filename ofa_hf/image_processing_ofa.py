@@ -1,10 +1,11 @@
-"""Images → `pixel_values`: resized, scaled and normalized. `image_loading_ofa` turns files into images.
+"""Images → `pixel_values`: resized, scaled and normalized. Codes → images. `image_loading_ofa` reads files.
 
 Source: OFA `data/mm_data/caption_dataset.py` (RGB, square bicubic resize, mean = std = 0.5), `ocr_dataset.py`
 (`ocr_resize`). The official default is 480 pixels, OFA-Chinese uses 256; the size belongs to the checkpoint.
 """
 
 import random
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,70 @@ if TYPE_CHECKING:  # never runs: `load_image` needs the file, and transformers 4
 
 FITS = ("stretch", "center", "start", "end", "random", "document")
 MIN_SIDE = 64  # pixels of the shorter side of an image that keeps its shape
+VQGAN_FOLDER = "vqgan"  # of a checkpoint that draws, in the format of diffusers
+PIXELS_PER_CODE = 8  # a side
 DOCUMENT_ROWS = 4  # into which the line of a document is cut
+
+
+@lru_cache(maxsize=2)
+def load_image_decoder(name_or_path: str, revision: str | None = None) -> Any:
+    """The VQGAN of a checkpoint that draws: a `diffusers.VQModel` in float32, in inference mode.
+
+    Args:
+        name_or_path: folder or Hub id of the checkpoint.
+
+    Raises:
+        ImportError: diffusers is not installed.
+        ValueError: the checkpoint has no VQGAN.
+    """
+    try:
+        from diffusers import VQModel
+    except ImportError as error:
+        raise ImportError("Drawing needs diffusers. Install it with `pip install diffusers`.") from error
+    try:
+        decoder = VQModel.from_pretrained(
+            name_or_path, subfolder=VQGAN_FOLDER, revision=revision, use_safetensors=True, torch_dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name_or_path} has no VQGAN in {VQGAN_FOLDER}/, which turns codes into images: {error}. Convert the "
+            f"checkpoint with its VQGAN, or use one that draws."
+        ) from error
+    return decoder.eval()
+
+
+def check_image_decoder(decoder: Any, num_codes: int) -> None:
+    """Check that a VQGAN has the codes of a checkpoint, 8 × 8 pixels each.
+
+    Raises:
+        ValueError: it has others.
+    """
+    pixels = 2 ** (len(decoder.config.block_out_channels) - 1)
+    if (decoder.config.num_vq_embeddings, pixels) != (num_codes, PIXELS_PER_CODE):
+        raise ValueError(
+            f"The VQGAN has {decoder.config.num_vq_embeddings:,} codes of {pixels} × {pixels} pixels. Accepted: "
+            f"{num_codes:,} codes of {PIXELS_PER_CODE} × {PIXELS_PER_CODE}, as the checkpoint knows them."
+        )
+
+
+@torch.no_grad()
+def images_of_codes(decoder: Any, codes: torch.LongTensor) -> list[Image.Image]:
+    """Codes → images, one after the other.
+
+    Args:
+        decoder: what `load_image_decoder` returned.
+        codes: `(batch, rows, columns)`, numbers in the codebook.
+
+    Source: OFA `models/taming/models/vqgan.py`; colors are cut down to whole numbers, not rounded, as in OFA
+    `utils/eval_utils.py`, `eval_image_gen`.
+    """
+    images = []
+    for grid in codes.to(decoder.device).split(1):
+        shape = (*grid.shape, decoder.config.vq_embed_dim)
+        pixels = decoder.decode(grid.contiguous(), force_not_quantize=True, shape=shape).sample[0].float()
+        pixels = (255 * ((pixels.clamp(-1, 1) + 1) / 2)).to(torch.uint8)
+        images.append(Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()))
+    return images
 
 
 def _square_or_size(size: int | dict[str, int]) -> dict[str, int]:

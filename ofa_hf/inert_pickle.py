@@ -279,7 +279,7 @@ def shown(value: Any) -> str:
     return ascii(text)[1:-1] if not text.isprintable() else text
 
 
-KEY_TYPES = frozenset({str, int, float, bool, bytes, type(None)})
+KEY_TYPES = frozenset({str, int, float, bool, bytes, type(None), Symbol})  # the last has the hash of its place
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 LITERALS = frozenset(
     "BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES "

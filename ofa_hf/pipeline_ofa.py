@@ -10,6 +10,8 @@ from transformers import LogitsProcessorList, Pipeline
 from transformers.utils import logging
 
 from .image_loading_ofa import load_image
+from .image_processing_ofa import check_image_decoder, load_image_decoder
+from .tasks_ofa import MAX_DESCRIPTION
 from .versions_ofa import pipeline_generate_kwargs
 
 
@@ -28,6 +30,7 @@ PLAIN_SCORES = {
     "guidance_scale": None,
     "diversity_penalty": 0.0,
 }
+IMAGES_PER_BATCH = 16  # that are drawn together
 PHRASES_PER_BATCH = 16  # that are located together
 PIPELINE_NAMES = ("", "image-to-text", "image-text-to-text")  # what transformers passes as `task`
 OF_OTHER_MODELS = frozenset(  # what transformers' pipelines of these names take for theirs; nothing to do here
@@ -676,3 +679,131 @@ class OFASummarizationPipeline(OFAPipeline):
     def postprocess(self, model_outputs: dict, task: str | None = None, official: bool = False) -> list[dict]:
         texts = self.processor.post_process(model_outputs["sequences"], self._task_for(task), official=official)
         return [{"summary_text": text} for text in texts]
+
+
+class OFATextToImagePipeline(OFAPipeline):
+    """Draws texts: `pipe("a red dress", num_images=4, seed=7)` gives `[{"image": …, "score": …}, …]`, best first.
+
+    `pipeline("text-to-image", model=folder_or_id, trust_remote_code=True)` makes one. It needs diffusers.
+    """
+
+    pipeline_name = "text-to-image"
+
+    def __call__(self, text: Any = None, **kwargs) -> Any:
+        """Draw texts.
+
+        Args:
+            text: what to draw, at most 64 words, or a list of texts.
+            num_images: samples of each text, 1 by default. A sample is independent of the others.
+            seed: the same seed draws a text again, whatever is drawn before it; by default each call draws anew.
+            image_decoder: a `diffusers.VQModel` in place of the checkpoint's.
+            streamer: of transformers; gets the codes of each step.
+            task, kwargs: a task of the checkpoint, and settings of `generate`: `do_sample=False` takes the best code
+                at each place, `num_beams=5` searches, `top_k` and `temperature` change the samples.
+
+        Returns:
+            images with the mean log-probability of their codes, best first; for a list of texts a list of such lists.
+
+        Raises:
+            ImportError: diffusers is not installed.
+            ValueError: no text, or one that is empty or too long; a checkpoint that does not draw, a VQGAN that does
+                not fit it, or fewer beams than images.
+        """
+        text = kwargs.pop("inputs", text)
+        kwargs.pop("batch_size", None)  # the images of a text are the batch
+        return super().__call__(list(text) if isinstance(text, tuple) else text, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        task: str | None = None,
+        num_images: int | None = None,
+        seed: int | None = None,
+        image_decoder: Any = None,
+        generate_kwargs: dict | None = None,
+        **kwargs,
+    ) -> tuple[dict, dict, dict]:
+        kwargs = {name: value for name, value in kwargs.items() if name not in OF_OTHER_MODELS}
+        decoding = _given(task=task, image_decoder=image_decoder)
+        drawing = {**_given(num_images=num_images, seed=seed), **(generate_kwargs or {}), **kwargs}
+        return decoding, {**_given(task=task), **drawing}, decoding
+
+    def preprocess(self, inputs: Any, task: str | None = None, image_decoder: Any = None) -> dict:
+        name = self._task_for(task)
+        text = inputs["text"] if isinstance(inputs, Mapping) and "text" in inputs else inputs
+        check_description(text)
+        check_image_decoder(image_decoder or self._image_decoder(), self.processor.codes()[1])
+        width, height = self.processor.model_size(self.processor.find_task(name))
+        if not width == height == self.model.config.code_image_size:
+            raise ValueError(
+                f"The task {name!r} draws images of {width} × {height} pixels, but the model has places for those of "
+                f"code_image_size={self.model.config.code_image_size}. Make both the same in the checkpoint's files."
+            )
+        encoded = self.processor.encode_question(text, name)
+        length, limit = encoded["input_ids"].shape[1], self.processor.max_prompt_tokens
+        if length > limit:
+            raise ValueError(
+                f"The text {text[:60]!r}… has {length:,} tokens with its prompt, of {limit:,}. Shorten it."
+            )
+        return dict(encoded)
+
+    def _image_decoder(self) -> Any:
+        name, revision = self.model.config._name_or_path, getattr(self.model.config, "_commit_hash", None)
+        return load_image_decoder(name, None if os.path.isdir(name) else revision)
+
+    def _forward(
+        self,
+        model_inputs: dict,
+        task: str | None = None,
+        num_images: int = 1,
+        seed: int | None = None,
+        **generate_kwargs,
+    ) -> dict:
+        settings = self._search_settings(self._task_for(task), generate_kwargs)
+        if (_setting(self.model, "num_beams", settings) or 1) > 1:
+            settings |= {"do_sample": False, "early_stopping": generate_kwargs.get("early_stopping", True)}
+        leave_lost_threads()
+        encoder_outputs = self.model.encode(**{name: model_inputs[name] for name in ("input_ids", "attention_mask")})
+        at_once = IMAGES_PER_BATCH if _setting(self.model, "do_sample", settings) else num_images
+        found, scores = [], []
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            for first in range(0, num_images, at_once):
+                settings["num_return_sequences"] = min(at_once, num_images - first)
+                inputs = {**model_inputs, "encoder_outputs": encoder_outputs, **settings}
+                part = self.model.generate(**inputs, return_dict_in_generate=True)
+                found.append(part.sequences)
+                scores.append(self._scores(part, encoder_outputs, settings))
+        return {"sequences": torch.cat(found), "scores": torch.cat(scores).float()}
+
+    def _scores(self, found: Any, encoder_outputs: Any, settings: Mapping[str, Any]) -> torch.Tensor:
+        """Mean log-probabilities: those of the search, or computed anew where it gives none or others."""
+        scores = getattr(found, "sequences_scores", None)
+        if scores is not None and _setting(self.model, "length_penalty", settings) in (None, 1.0):
+            return scores
+        masks = torch.ones(len(found.sequences), dtype=torch.bool, device=found.sequences.device)
+        words = settings["logits_processor"][0].words
+        return self.model.sequence_scores(found.sequences, encoder_outputs, code_masks=masks, words=words)
+
+    def postprocess(self, model_outputs: dict, task: str | None = None, image_decoder: Any = None) -> list[dict]:
+        scores, order = model_outputs["scores"].sort(descending=True, stable=True)
+        decoder = image_decoder or self._image_decoder()
+        sequences = model_outputs["sequences"][order]
+        images = self.processor.post_process(sequences, self._task_for(task), image_decoder=decoder)
+        return [{"image": image, "score": score} for image, score in zip(images, scores.tolist(), strict=True)]
+
+
+def check_description(text: Any) -> None:
+    """Check a text that is to be drawn.
+
+    Raises:
+        ValueError: it is no text, empty, or longer than the model was trained for.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"Drawing needs a text, but got {str(text)[:100]!r}. Describe the image in a few words.")
+    if (words := len(text.split())) > MAX_DESCRIPTION:
+        raise ValueError(
+            f"The text {text[:60]!r}… has {words} words. The model was trained on at most {MAX_DESCRIPTION}: shorten "
+            f"it."
+        )

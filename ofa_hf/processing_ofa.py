@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import BatchFeature, LogitsProcessorList
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
-from .boxes_ofa import NUM_PLACES, PlacesOnly, box_to_places, check_box, parse_box, places_to_box
+from .boxes_ofa import NUM_PLACES, CodesOnly, PlacesOnly, box_to_places, check_box, parse_box, places_to_box
 from .image_loading_ofa import IMAGE_SUFFIXES, load_image
+from .image_processing_ofa import PIXELS_PER_CODE, check_image_decoder, images_of_codes, load_image_decoder
 from .tasks_ofa import BOX_SLOT, OFFICIAL_TEXT, Task, checkpoint_task, upgrade_config
 from .versions_ofa import PROCESSOR_DECLARES_PARTS
 
@@ -339,6 +341,10 @@ class OFAProcessor(ProcessorMixin):
                 default those among places count.
         """
         chosen = self.find_task(task)
+        if chosen.answer == "image":
+            codes = CodesOnly(*self.codes(), self._codes_of_image(chosen), self.tokenizer.eos_token_id)
+            length = {"max_length": codes.length + 2}  # start and end tokens count
+            return {**length, **chosen.generation, "logits_processor": LogitsProcessorList([codes])}
         if chosen.answer != "boxes" or official:
             return dict(chosen.generation)
         places_only = PlacesOnly(self.encode_bins([0])[0], self.tokenizer.eos_token_id, renormalize=not zero_shot)
@@ -350,22 +356,32 @@ class OFAProcessor(ProcessorMixin):
         task: str | None = None,
         image_sizes: Sequence[tuple[int, int]] | None = None,
         official: bool = False,
-    ) -> list[str] | list[dict[str, float] | None]:
+        image_decoder: Any = None,
+    ) -> list[str] | list[dict[str, float] | None] | list[Image.Image]:
         """Generated ids `(batch, tokens)` → one answer per row.
 
         Args:
             image_sizes: `(width, height)` of each original image, for tasks that answer with boxes.
             official: texts as the original scripts write them before they score them: captions without punctuation,
                 summaries in the tokens of Gigaword.
+            image_decoder: for tasks that draw, what `load_image_decoder` returned; by default that of the checkpoint
+                that this processor was loaded from. It needs diffusers.
 
         Returns:
             texts; for tasks that answer with boxes `{"xmin", "ymin", "xmax", "ymax"}` in pixels of the original
-            image, and None for a row without four places, which only `official=True` generates.
+            image, and None for a row without four places, which only `official=True` generates; for tasks that draw
+            RGB images.
 
         Raises:
-            ValueError: a task that answers with boxes got no image sizes, or a wrong number of them.
+            ImportError: a task that draws, and diffusers is not installed.
+            ValueError: a task that answers with boxes got no image sizes, or a wrong number of them; a task that
+                draws got other tokens than the codes of one image, or a VQGAN that does not fit.
         """
         chosen = self.find_task(task)
+        if chosen.answer == "image":
+            decoder = image_decoder or load_image_decoder(self.tokenizer.name_or_path)
+            check_image_decoder(decoder, self.codes()[1])
+            return images_of_codes(decoder, self._grids(sequences, chosen))
         if chosen.answer != "boxes":
             answers = self._answers(sequences)
             return list(map(OFFICIAL_TEXT[chosen.official_text], answers)) if official else answers
@@ -384,6 +400,27 @@ class OFAProcessor(ProcessorMixin):
         if len(places) < 4 or not all(0 <= place < NUM_PLACES for place in places):
             return None
         return places_to_box(places, tuple(map(int, image_size)), self.model_size(task))
+
+    def codes(self) -> tuple[int, int]:
+        """Id of `<code_0>`, and how many codes there are."""
+        first = self.encode_codes([0])[0]
+        return first, self.encode_bins([0])[0] - first
+
+    def _codes_of_image(self, task: Task) -> int:
+        width, height = self.model_size(task)
+        return (width // PIXELS_PER_CODE) * (height // PIXELS_PER_CODE)
+
+    def _grids(self, sequences: Any, task: Task) -> torch.LongTensor:
+        """Generated ids `(batch, tokens)` → codes `(batch, rows, columns)`."""
+        first, number = self.codes()
+        codes = torch.as_tensor(sequences)[:, 1 : 1 + self._codes_of_image(task)] - first
+        width, height = (side // PIXELS_PER_CODE for side in self.model_size(task))
+        if codes.shape[1] != width * height or not bool(((codes >= 0) & (codes < number)).all()):
+            raise ValueError(
+                f"An image of the task {task.name!r} is {height} × {width} codes after the start token. Generate it "
+                f"with the settings of processor.generation_kwargs({task.name!r})."
+            )
+        return codes.view(-1, height, width)
 
     def model_size(self, task: Task) -> tuple[int, int]:
         """`(width, height)` that the model reads for a task."""
@@ -432,7 +469,8 @@ class OFAProcessor(ProcessorMixin):
             `input_ids`, `attention_mask (batch, tokens)`; with images `pixel_values (batch, 3, height, width)`; for a
             task whose answers start with the question `decoder_input_ids`, `decoder_attention_mask (batch, tokens)`,
             padded on the left: give a model questions of one length, or none but `score_choices` is exact; with
-            targets `labels (batch, target tokens)`: target and `</s>`, −100 where a row is shorter.
+            targets `labels (batch, target tokens)`: target and `</s>`, −100 where a row is shorter; for a task that
+            draws `code_masks (batch,)`.
 
         Raises:
             ImageError: an image cannot be read.
@@ -459,6 +497,11 @@ class OFAProcessor(ProcessorMixin):
             data.update(_insert_places(data, places, self.tokenizer.eos_token_id))
         if chosen.starts_with and texts is not None and text_target is None:
             data.update(_start_of_answers(data, chosen.starts_with == "question", self.tokenizer))
+        if chosen.answer == "image" and texts is not None:
+            if text_target is not None:
+                raise ValueError(f"The task {chosen.name!r} answers with images, so it takes no text_target.")
+            masks = [True] * len(texts)
+            data["code_masks"] = masks if return_tensors is None else torch.tensor(masks)
         if text_target is not None:
             data["labels"] = self._labels(text_target, data, return_tensors)
         if not data:
@@ -496,6 +539,8 @@ class OFAProcessor(ProcessorMixin):
             data.update(_insert_places(data, places, self.tokenizer.eos_token_id))
         if chosen.starts_with:
             data.update(_start_of_answers(data, chosen.starts_with == "question", self.tokenizer))
+        if chosen.answer == "image":
+            data["code_masks"] = [True]
         return BatchFeature(data, tensor_type="pt")
 
     def _take_boxes(self, task: Task, images: Any, text: Any, boxes: Any) -> tuple[list, list, list[list[int]]]:

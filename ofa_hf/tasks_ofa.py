@@ -15,12 +15,13 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-ANSWERS = ("text", "boxes", "choice")  # kinds of answer
+ANSWERS = ("text", "boxes", "choice", "image")  # kinds of answer
 # Kind of answer → metric of a task of the checkpoint's own that names none.
-USUAL_METRIC = {"text": "caption", "boxes": "box", "choice": "accuracy"}
+USUAL_METRIC = {"text": "caption", "boxes": "box", "choice": "accuracy", "image": ""}
 SLOT = re.compile(r"\{([^\W\d]\w*)\}")  # `{text}` or `{标题}` in a prompt
 STARTS = ("", "question", "question and end")  # what the decoder's text begins with
 IMAGENET_COLORS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+MAX_DESCRIPTION = 64  # words of a text that is drawn
 BOX_SLOT = "box"  # filled with the symbols of four places, at the end of a prompt
 
 
@@ -70,6 +71,14 @@ def clean_sentence(text: str) -> str:
     return first_words(" ".join(text.lower().split()), 512)
 
 
+def clean_description(text: str) -> str:
+    """A text to draw as the original cleans it: single blanks, 64 words at most.
+
+    Source: OFA `data/mm_data/image_gen_dataset.py`, with the limit of `run_scripts/image_gen/`.
+    """
+    return first_words(" ".join(text.split()), MAX_DESCRIPTION)
+
+
 def clean_objects(text: str) -> str:
     """Names of the objects in an image, 30 at most; in tables they are divided by `&&`.
 
@@ -85,6 +94,7 @@ CLEANING = {  # what happens to the texts that fill a prompt
     "objects": clean_objects,
     "article": clean_article,
     "sentence": clean_sentence,
+    "description": clean_description,
 }
 
 
@@ -191,8 +201,8 @@ class Task:
     Args:
         name: as users write it: `task="caption"`.
         prompts: language → the question. A slot such as `{text}` is filled with the row's field of that name.
-        answer: kind of answer, one of `ANSWERS`: a text, a box in pixels of the original image, or the best answer of
-            a list.
+        answer: kind of answer, one of `ANSWERS`: a text, a box in pixels of the original image, the best answer of a
+            list, or an image, whose side is the `"size"` of the image settings.
         choices: the list of answers, where it belongs to the task.
         labels: other names that data has for these answers, such as `entailment` for `yes`.
         target: name of the column of answers in a table; by default the task's own.
@@ -206,7 +216,7 @@ class Task:
         image: settings of the image processor, such as `{"size": 512}`, that differ from the checkpoint's.
         generation: keywords of `generate` that belong to the task, whatever the checkpoint.
         official_text: what the original scripts make of a generated text, a key of `OFFICIAL_TEXT`.
-        metric: name of the score that compares answers with references.
+        metric: name of the score that compares answers with references; empty for drawn images, which have none.
         pipeline: transformers' name of the pipeline that answers it.
     """
 
@@ -463,6 +473,26 @@ TASKS = {
             name="region_caption",
             prompts={"en": "  what does the region describe? region:{box}"},
             target="caption",
+        ),
+        Task(
+            name="image_generation",
+            prompts={"en": " what is the complete image? caption: {text}"},
+            answer="image",
+            target="image",
+            cleaning="description",
+            needs_image=False,
+            image={"size": 256},
+            generation={
+                "do_sample": True,
+                "top_k": 256,
+                "top_p": 1.0,
+                "temperature": 1.0,
+                "num_beams": 1,
+                "no_repeat_ngram_size": 0,
+                "early_stopping": False,
+            },
+            metric="",
+            pipeline="text-to-image",
         ),
     )
 }

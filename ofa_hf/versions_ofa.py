@@ -24,6 +24,9 @@ if hasattr(transformers, "AutoModelForVision2Seq"):
 # transformers 5 reads a processor's parts from the arguments of `__init__` and warns about class attributes.
 PROCESSOR_DECLARES_PARTS = not TRANSFORMERS_5
 
+# Keywords of `AutoImageProcessor.from_pretrained` for images that Pillow prepares, as in original code.
+PILLOW_BACKEND = {"backend": "pil"} if TRANSFORMERS_5 else {"use_fast": False}
+
 # transformers 4 cannot save torchao's int8 weights as safetensors.
 CAN_SAVE_INT8 = TRANSFORMERS_5
 

@@ -165,6 +165,111 @@ def write_official(path: Path, weights: OrderedDict, arguments: argparse.Namespa
     return path
 
 
+VQGAN_CONFIG = {
+    "model": {
+        "target": "models.taming.models.vqgan.GumbelVQ",
+        "params": {
+            "kl_weight": 1e-08,
+            "embed_dim": 32,
+            "n_embed": 8192,
+            "ddconfig": {
+                "double_z": False,
+                "z_channels": 32,
+                "resolution": 64,
+                "in_channels": 3,
+                "out_ch": 3,
+                "ch": 32,
+                "ch_mult": [1, 1, 1, 2],
+                "num_res_blocks": 1,
+                "attn_resolutions": [8],
+                "dropout": 0.0,
+            },
+        },
+    }
+}
+
+
+def vqgan_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Official names and shapes of a VQGAN's weights, written down once more from the official sources."""
+    settings = config["model"]["params"]["ddconfig"]
+    ch, factors, blocks = settings["ch"], settings["ch_mult"], settings["num_res_blocks"]
+    width, resolution = settings["z_channels"], settings["resolution"]
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def convolution(name: str, given: int, out: int, side: int) -> None:
+        shapes.update({f"{name}.weight": (out, given, side, side), f"{name}.bias": (out,)})
+
+    def norm(name: str, size: int) -> None:
+        shapes.update({f"{name}.weight": (size,), f"{name}.bias": (size,)})
+
+    def block(name: str, given: int, out: int) -> None:
+        norm(f"{name}.norm1", given)
+        convolution(f"{name}.conv1", given, out, 3)
+        norm(f"{name}.norm2", out)
+        convolution(f"{name}.conv2", out, out, 3)
+        if given != out:
+            convolution(f"{name}.nin_shortcut", given, out, 1)
+
+    def attention(name: str, size: int) -> None:
+        norm(f"{name}.norm", size)
+        for part in ("q", "k", "v", "proj_out"):
+            convolution(f"{name}.{part}", size, size, 1)
+
+    def middle(name: str, size: int) -> None:
+        block(f"{name}.mid.block_1", size, size)
+        attention(f"{name}.mid.attn_1", size)
+        block(f"{name}.mid.block_2", size, size)
+
+    def has_attention(level: int) -> bool:
+        return resolution // 2**level in settings["attn_resolutions"]
+
+    convolution("encoder.conv_in", 3, ch, 3)
+    size = ch
+    for level, factor in enumerate(factors):
+        for number in range(blocks):
+            block(f"encoder.down.{level}.block.{number}", size, ch * factor)
+            size = ch * factor
+            if has_attention(level):
+                attention(f"encoder.down.{level}.attn.{number}", size)
+        if level < len(factors) - 1:
+            convolution(f"encoder.down.{level}.downsample.conv", size, size, 3)
+    middle("encoder", size)
+    norm("encoder.norm_out", size)
+    convolution("encoder.conv_out", size, width, 3)
+    convolution("decoder.conv_in", width, size, 3)
+    middle("decoder", size)
+    for level in reversed(range(len(factors))):
+        for number in range(blocks + 1):
+            block(f"decoder.up.{level}.block.{number}", size, ch * factors[level])
+            size = ch * factors[level]
+            if has_attention(level):
+                attention(f"decoder.up.{level}.attn.{number}", size)
+        if level:
+            convolution(f"decoder.up.{level}.upsample.conv", size, size, 3)
+    norm("decoder.norm_out", size)
+    convolution("decoder.conv_out", size, 3, 3)
+    number, embed = config["model"]["params"]["n_embed"], config["model"]["params"]["embed_dim"]
+    convolution("quant_conv", width, embed, 1)
+    convolution("post_quant_conv", embed, width, 1)
+    convolution("quantize.proj", width, number, 1)
+    shapes["quantize.embed.weight"] = (number, embed)
+    return shapes
+
+
+def write_vqgan(folder: Path, config: dict = VQGAN_CONFIG, state: dict | None = None) -> tuple[Path, Path]:
+    """`last.ckpt` as Lightning writes it, with objects that belong to training, and `model.yaml`."""
+    if state is None:
+        generator = torch.Generator().manual_seed(0)
+        shapes = vqgan_shapes(config)
+        state = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+        state["loss.discriminator.main.0.weight"] = torch.ones(2, 3)
+    checkpoint, settings = folder / "last.ckpt", folder / "model.yaml"
+    leftovers = {"epoch": 7, "callbacks": {argparse.Namespace: {"best": Path("x.ckpt")}}, "optimizer_states": []}
+    torch.save({**leftovers, "pytorch-lightning_version": "1.0.8", "state_dict": state}, checkpoint)
+    settings.write_text(json.dumps(config), encoding="utf-8")  # which is YAML too
+    return checkpoint, settings
+
+
 def write_vocabulary(path: Path) -> Path:
     """The word pieces of `make_config()` as a BERT `vocab.txt`."""
     path.write_text("\n".join(WORD_PIECES) + "\n", encoding="utf-8")

@@ -130,7 +130,7 @@ CATALOGUE = {entry["name"]: read_model(entry) for entry in _FACTS["models"]}
 def find_published(name: str) -> PublishedCheckpoint | None:
     """The catalogue entry of a file or folder name, a catalogue name or a Hub id; None if it is not published."""
     by_short_name = {entry.name.rpartition("/")[2]: entry for entry in CATALOGUE.values()}
-    return CATALOGUE.get(name) or by_short_name.get(name.rpartition("/")[2].removesuffix(".pt"))
+    return CATALOGUE.get(name) or by_short_name.get(name.rpartition("/")[2].removesuffix(".pt").removesuffix(".zip"))
 
 
 def nearest_names(name: str, number: int = 3) -> list[str]:
@@ -196,6 +196,8 @@ def tasks_of(language: str) -> list[str]:
 def with_settings(defaults: TaskDefaults, settings: Mapping[str, Any], name: str) -> TaskDefaults:
     """Defaults with what the arguments of finetuning say: image size, and settings of the task."""
     size = settings.get("patch_image_size")
+    if TASKS[defaults.task].answer == "image":  # the size of what is drawn, whatever images were read in training
+        size = settings.get("code_image_size")
     if type(size) is int and 16 <= size <= 4096:
         defaults = replace(defaults, image_size=size)
     return replace(defaults, changes=changes_of(TASKS[defaults.task], settings, name))

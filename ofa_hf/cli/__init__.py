@@ -18,6 +18,7 @@ from ofa_hf.errors import UserError, text_of_os_error
 ANSWERING = ("caption", "ground", "ocr", "vqa", "classify", "summarize", "fill")
 COMMANDS = (
     *ANSWERING,
+    "draw",
     "convert",
     "check",
     "review",

@@ -10,7 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="official .pt file, legacy folder (pytorch_model.bin), published name (caption_cn_base) or Hub id",
+        help="official .pt file, legacy folder (pytorch_model.bin), published name (caption_cn_base) or Hub id; "
+        "or the published .zip of a checkpoint that draws",
     )
     parser.add_argument("out", metavar="OUT", help="folder to write")
     parser.add_argument(
@@ -31,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as read)"
     )
+    parser.add_argument("--vqgan", metavar="CKPT", help="VQGAN of a checkpoint that draws, its last.ckpt")
+    parser.add_argument("--vqgan-config", metavar="YAML", help="model.yaml of the VQGAN")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion at OUT")
     parser.add_argument("--no-verify", action="store_true", help="skip the verification in a fresh process")
     parser.add_argument("--json", action="store_true", help="print the whole account as one JSON object")
@@ -62,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         generation={name: value for name, value in generation.items() if value is not None},
         overwrite=args.overwrite,
         verify=not args.no_verify,
+        vqgan=args.vqgan,
+        vqgan_config=args.vqgan_config,
         progress=lambda step: print(step, file=sys.stderr),
     )
     print(json.dumps(account.values, ensure_ascii=False) if args.json else "\n".join(account.lines()))

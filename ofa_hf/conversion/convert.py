@@ -11,8 +11,11 @@ import torch
 import transformers
 
 from ofa_hf import OFAImageProcessor, OFAProcessor, __version__  # from here: this registers them for saving
-from ofa_hf.catalogue.published import TaskDefaults
+from ofa_hf.boxes_ofa import NUM_PLACES
+from ofa_hf.catalogue.published import CATALOGUE, TaskDefaults
+from ofa_hf.conversion.archive import unpack
 from ofa_hf.conversion.configuration import ConfigDecisions
+from ofa_hf.conversion.download import download_file
 from ofa_hf.conversion.english_vocabulary import (
     build_english_tokenizer,
     fetch_byte_pairs,
@@ -25,6 +28,7 @@ from ofa_hf.conversion.tasks import fitting, name_pipelines, offered_tasks
 from ofa_hf.conversion.torch_file import FileRefused
 from ofa_hf.conversion.verify import Verification, empty_model, verify_written
 from ofa_hf.conversion.vocabulary import build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
+from ofa_hf.conversion.vqgan import VQGANSource, with_vqgan
 from ofa_hf.conversion.write import (
     WeightsToSave,
     compare_weights,
@@ -37,11 +41,13 @@ from ofa_hf.errors import UserError, explain_full_disk
 from ofa_hf.files import file_digest, new_folder, write_json
 from ofa_hf.model_card.card import write_card
 from ofa_hf.model_card.facts import ACCOUNT_FILE
+from ofa_hf.tasks_ofa import TASKS
 
 
 ACCOUNT_VERSION = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ENGLISH_VOCABULARY = 59457
+NUM_CODES = 8192  # symbols of image codes in every vocabulary
 VOCABULARY_LANGUAGES = {30325: "Chinese", ENGLISH_VOCABULARY: "English"}
 ROOM_FOR_OTHER_FILES = 100 * 2**20  # bytes for code, tokenizer and verification
 
@@ -87,12 +93,15 @@ def convert(
     generation: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     verify: bool = True,
+    vqgan: str | Path | None = None,
+    vqgan_config: str | Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ConversionAccount:
     """Convert a checkpoint into a Hub-ready folder and verify it.
 
     Args:
-        checkpoint: official `.pt`, legacy folder, name of a published checkpoint (downloaded first) or Hub id.
+        checkpoint: official `.pt`, legacy folder, name of a published checkpoint (downloaded first) or Hub id; or the
+            published archive of a checkpoint that draws, which has its VQGAN with it.
         out: the folder; it appears whole or not at all.
         vocab: Chinese BERT `vocab.txt`; or the folder with the English `encoder.json`, `vocab.bpe` and `dict.txt`, or
             `vocab.json` and `merges.txt`. By default the legacy folder's tokenizer, else the files from the Hub.
@@ -101,21 +110,39 @@ def convert(
         prompt, image_size, generation: replace what belongs to the checkpoint.
         overwrite: replace an earlier conversion at `out`.
         verify: compare the folder, loaded in a fresh process, with the source.
+        vqgan, vqgan_config: `last.ckpt` and `model.yaml` of the VQGAN, which a checkpoint that draws needs.
         progress: called with what happens now.
 
     Raises:
         UserError: the checkpoint, the options or the disk do not allow it; nothing is written.
     """
     target = Path(out).absolute()
+    if archive := archive_of(checkpoint):
+        options = {"dtype": dtype, "task": task, "prompt": prompt, "image_size": image_size, "generation": generation}
+        options |= {"overwrite": overwrite, "verify": verify, "progress": progress}
+        check_target(target, overwrite)
+        progress(f"unpacking {archive.name}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with unpack(archive, target.parent) as files:
+            return convert(files.checkpoint, out, vocab, **options, vqgan=files.vqgan, vqgan_config=files.settings)
     full_disk = explain_full_disk(target.parent, "Free some room and convert again; nothing half-written was kept.")
     with full_disk, new_folder(target, partial(check_target, overwrite=overwrite)) as (folder, scratch):
         try:
-            job = Conversion(open_source(checkpoint), progress)
+            job = Conversion(open_source(checkpoint), progress, (vqgan, vqgan_config))
             options = {"task": task, "prompt": prompt, "image_size": image_size, "generation": generation or {}}
             values = job.run(folder, scratch, vocab, as_dtype(dtype), options, verify)
         except FileRefused as error:  # found while numbers were read: damaged bytes
             raise UserError(f"{checkpoint} cannot be converted: {error}.") from error
     return ConversionAccount(target, values)
+
+
+def archive_of(checkpoint: str | Path) -> Path | None:
+    """The archive that a path or a published name means, downloaded first; None if it means something else."""
+    published = CATALOGUE.get(str(checkpoint))
+    if published and (published.url or "").endswith(".zip") and not Path(checkpoint).exists():
+        return download_file(published.url)
+    path = Path(checkpoint)
+    return path if path.suffix == ".zip" and path.is_file() else None
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -163,8 +190,14 @@ def match_source(source: Source) -> MatchedSource:
 class Conversion:
     """One run: the source and what was decided about it."""
 
-    def __init__(self, source: Source, progress: Callable[[str], None]):
-        self.source, self.progress = source, progress
+    def __init__(
+        self,
+        source: Source,
+        progress: Callable[[str], None],
+        vqgan: tuple[str | Path | None, str | Path | None] = (None, None),
+    ):
+        self.source, self.progress, self.vqgan_files = source, progress, vqgan
+        self.vqgan: VQGANSource | None = None
         progress(f"reading {source.name}")
         self.matched = match_source(source)
         self.decisions, self.config = self.matched.decisions, self.matched.decisions.config
@@ -176,6 +209,7 @@ class Conversion:
         tokenizer, language = self.make_tokenizer(vocab)
         self.defaults, self.task_reason = self.source.recognise_task(language, options.pop("task"))
         settings = self.settings_of(**options)
+        self.open_vqgan(settings)
         processor = self.write_small_files(folder, tokenizer, settings, weights.dtype)
         self.progress("writing weights")
         compare_weights(folder, write_weights(folder, weights), weights)
@@ -184,8 +218,9 @@ class Conversion:
         if verify:
             self.progress("verifying the folder in a fresh process")
             verification = verify_written(folder, self.config, weights, processor, scratch)
+        drawing = self.vqgan and self.vqgan.write(folder, self.config.code_image_size)
         self.progress("writing the account")
-        values = self.account(weights, settings, verification)
+        values = self.account(weights, settings, verification) | ({"vqgan": drawing} if drawing else {})
         write_json(folder / ACCOUNT_FILE, values)
         write_card(folder)
         return values
@@ -203,6 +238,8 @@ class Conversion:
         chosen = {**self.defaults.generation, **generation}
         if chosen["num_beams"] == 1:
             chosen.pop("early_stopping", None)
+        if TASKS[self.defaults.task].answer == "image":
+            return self.settings_of_drawing(prompt, image_size, chosen)
         limit = self.config.max_position_embeddings
         if generation.get("max_length", 0) > limit:
             raise UserError(
@@ -213,6 +250,36 @@ class Conversion:
         chosen |= fitting(chosen, limit)
         prompt = self.defaults.prompt if prompt is None else prompt
         return replace(self.defaults, prompt=prompt, image_size=size, generation=chosen)
+
+    def settings_of_drawing(self, prompt: str | None, image_size: int | None, generation: dict) -> TaskDefaults:
+        """Settings of a checkpoint that draws, whose images have the size that its network has places for."""
+        side = image_size or self.defaults.image_size
+        if not 8 <= side <= 8 * self.config.image_bucket_size or side % 8:
+            raise UserError(
+                f"Images of {side} pixels cannot be drawn by {self.source.name}. Accepted: multiples of 8 up to "
+                f"{8 * self.config.image_bucket_size}; name the size with --image-size."
+            )
+        self.config.code_image_size = side  # a table of positions alone depends on it, which is computed anew
+        generation |= {"max_length": (side // 8) ** 2 + 2, "do_sample": generation["num_beams"] == 1}
+        prompt = self.defaults.prompt if prompt is None else prompt
+        changes = {} if side == TASKS[self.defaults.task].image["size"] else {"image": {"size": side}}
+        return replace(self.defaults, prompt=prompt, image_size=side, generation=generation, changes=changes)
+
+    def open_vqgan(self, settings: TaskDefaults) -> None:
+        """Read the VQGAN of a checkpoint that draws.
+
+        Raises:
+            UserError: there is none, it does not fit, or the checkpoint does not draw.
+        """
+        if TASKS[settings.task].answer == "image":
+            self.vqgan = with_vqgan(*self.vqgan_files, self.progress)
+            first_code = self.config.vocab_size - NUM_CODES - NUM_PLACES
+            self.vqgan.check_codes(NUM_CODES if first_code > 0 else 0)
+        elif any(self.vqgan_files):
+            raise UserError(
+                f"{self.source.name} was trained for the task {settings.task}, which needs no VQGAN. Leave out "
+                f"--vqgan, or name the task with --task image_generation."
+            )
 
     def write_small_files(self, folder: Path, tokenizer, settings: TaskDefaults, dtype: torch.dtype) -> OFAProcessor:
         """Everything but the weights and the account; returns the processor, made from the source."""

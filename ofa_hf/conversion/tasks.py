@@ -32,7 +32,7 @@ def offered_tasks(source: Source, chosen: TaskDefaults, max_positions: int) -> d
     tasks = {chosen.task: {"prompt": chosen.prompt, "generation": {}, **chosen.changes}}
     if is_pretrained(source):
         for name, task in TASKS.items():
-            if chosen.language in task.prompts and name not in tasks:
+            if chosen.language in task.prompts and name not in tasks and task.answer != "image":  # without a VQGAN
                 generation = {**task.generation, **fitting(task.generation, max_positions)}
                 changed = {} if generation == task.generation else {"generation": generation}
                 tasks[name] = {**ZERO_SHOT.get(name, {}), **changed}

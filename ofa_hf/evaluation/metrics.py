@@ -99,8 +99,13 @@ def metric_of(task: Task) -> Metric:
 
     Raises:
         UserError: there is no such metric, it needs a package that is not installed, or it does not score the kind of
-            answer that the task has.
+            answer that the task has; images have none.
     """
+    if task.answer == "image":
+        raise UserError(
+            f"The task {task.name} answers with images, which are neither scored nor trained here. Draw with "
+            f"`ofa-hf draw`."
+        )
     metric = find_metric(task.metric)
     if (task.answer == "boxes") != (metric is METRICS["box"]):
         kind = "boxes" if task.answer == "boxes" else "no boxes"

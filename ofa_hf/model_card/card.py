@@ -37,11 +37,13 @@ SUBTITLES = {  # kind of answer → a Chinese line for those who skim
     "text": "看图回答：输入图片和问题，输出中文。",
     "boxes": "图文定位：输入图片和短语，输出短语所指物体的框。",
     "choice": "看图选择：输入图片和候选答案，按概率排序。",
+    "image": "看文画图：输入文字，输出图片。",
 }
 ANSWER_NOTES = {
     "text": "It gives short answers, in {language} only.",
     "boxes": "It gives one box for every phrase, also for what the image does not show: look at the score.",
     "choice": "It chooses among the answers it is given, also where none of them is right: look at the score.",
+    "image": "It draws texts in {language} only, also those that should not be drawn: look before you share.",
 }
 SCORES_NOTE = {"caption": "Scores are percentages over characters; a run of Latin letters or digits is one token."}
 
@@ -182,7 +184,7 @@ def tasks_table(facts: FolderFacts) -> str:
 def metric_title(task: Task) -> str:
     """What the task is scored by; of one that nobody knows here its name."""
     metric = METRICS.get(task.metric)
-    return metric.titles[metric.best] if metric else one_line(task.metric)
+    return metric.titles[metric.best] if metric else one_line(task.metric or "none")
 
 
 def settings(facts: FolderFacts) -> dict[str, Any]:
@@ -218,6 +220,7 @@ def origin(facts: FolderFacts) -> dict[str, Any]:
         "source_versions": versions_line(account.get("versions", {})),
         "weight_counts": ", ".join(f"{number} {word}" for word, number in weights.items() if number),
         "verification": account.get("proof"),
+        "vqgan": account.get("vqgan"),
     }
 
 
@@ -294,9 +297,10 @@ class Measured(NamedTuple):
 
 def titles_of(facts: FolderFacts) -> dict[str, str]:
     """Scores of the default task, and of a model of several tasks those of each, which begin with its name."""
-    titles = dict(METRICS[facts.task.metric].titles)
+    titles = dict(METRICS[facts.task.metric].titles) if facts.task.metric else {}
     for name, settings in facts.tasks.items() if len(facts.tasks) > 1 else ():
-        own = METRICS[checkpoint_task(name, settings, facts.language).metric].titles
+        metric = checkpoint_task(name, settings, facts.language).metric
+        own = METRICS[metric].titles if metric else {}
         titles |= {f"{name}_{score}": f"{name} {title}" for score, title in own.items()}
     return titles
 

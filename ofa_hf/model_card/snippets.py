@@ -74,6 +74,10 @@ def classify_text(task: Task, image: str, values: Mapping[str, Any], labels: lis
     return Call((dict(values),))
 
 
+def draw(task: Task, image: str, values: Mapping[str, Any], labels: list[str]) -> Call:
+    return Call((next(iter(values.values())),), {"num_images": 4, "seed": 7}, key="image")
+
+
 CALLS: dict[str, Callable[[Task, str, Mapping[str, Any], list[str]], Call]] = {
     "image-to-text": ask_about_image,
     "visual-question-answering": ask_question,
@@ -81,6 +85,7 @@ CALLS: dict[str, Callable[[Task, str, Mapping[str, Any], list[str]], Call]] = {
     "zero-shot-image-classification": classify,
     "summarization": summarize,
     "text-classification": classify_text,
+    "text-to-image": draw,
 }
 
 

@@ -17,7 +17,7 @@ from ofa_hf.errors import UserError
 from ofa_hf.evaluation.evaluate import package_versions
 from ofa_hf.models import LoadedModel, load_model, load_processor, read_tasks
 from ofa_hf.prediction.choices import read_choices, usable_choices
-from ofa_hf.prediction.loop import Prediction, check_beams, predict
+from ofa_hf.prediction.loop import Prediction, check_beams, predict, refuse_drawing
 from ofa_hf.prediction.output_files import TextFiles, check_output, record_of, write_sheet
 from ofa_hf.prediction.outputs import AnswerFile, AnswerPrinter, Answers, Format, Name
 from ofa_hf.prediction.processes import Processes, SharedAnswerFile, open_answer_file
@@ -160,6 +160,7 @@ def the_task(command: str, models: Sequence[str], name: str | None) -> tuple[Tas
                 f"The model {model} has no task {wanted!r}, which ofa-hf {command} needs. Its tasks: "
                 f"{', '.join(tasks)}. Name one of them with --task, or use a model trained for {wanted}."
             )
+        refuse_drawing(tasks[wanted])
         found.append((tasks[wanted], language))
     if len({(task.fields, task.needs_image, task.answer == "boxes") for task, _ in found}) > 1:
         raise UserError(

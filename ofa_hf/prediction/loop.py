@@ -254,12 +254,19 @@ def answer_settings(defaults, num_answers: int, generate: Mapping[str, Any]) -> 
     return settings
 
 
+def refuse_drawing(task: Task) -> None:
+    """Raises `UserError` for a task whose answers are images, which are drawn elsewhere."""
+    if task.answer == "image":
+        raise UserError(f"The task {task.name} answers with images. Draw them with `ofa-hf draw`.")
+
+
 def check_choices(processor, task: Task, choices: Sequence[str] | None) -> list[str]:
     """The answers to choose from; none for a task that answers freely.
 
     Raises:
-        UserError: the task needs some, or the model cannot choose among these.
+        UserError: the task needs some, the model cannot choose among these, or the task draws images.
     """
+    refuse_drawing(task)
     choices = list(task.choices if choices is None else choices)
     if task.answer == "choice" and not choices:
         raise UserError(f"The task {task.name} chooses among answers, but none were given. Pass a list of them.")

@@ -20,7 +20,7 @@ PACKAGE = REPOSITORY / "ofa_hf"
 HUB_FILES = hub_files()
 HUB_MODULES = {file.stem for file in HUB_FILES}
 STAYING_ROOT_FILES = {file.stem for file in PACKAGE.glob("*.py")} - HUB_MODULES
-HUB_LIBRARIES = {"torch", "torchvision", "numpy", "PIL", "transformers", "huggingface_hub"}
+HUB_LIBRARIES = {"torch", "torchvision", "numpy", "PIL", "transformers", "huggingface_hub", "diffusers"}
 
 # What code that strangers run with trust_remote_code must not need: processes, sockets, files written, text executed.
 BARRED_MODULES = {

@@ -16,7 +16,7 @@ STANDARD_MODULES = frozenset(
     "base64 binascii collections contextlib contextvars copy dataclasses functools inspect io itertools logging math "
     "os random re threading time types typing unicodedata warnings weakref".split()
 )
-LIBRARIES = frozenset("torch torchvision numpy PIL transformers huggingface_hub".split())
+LIBRARIES = frozenset("torch torchvision numpy PIL transformers huggingface_hub diffusers".split())
 # Of modules that can do more than compute, what may be used. `os`: paths, and what a fork needs.
 MEMBERS = {
     "os": {"PathLike", "fspath", "fsdecode", "path", "getpid", "register_at_fork"},

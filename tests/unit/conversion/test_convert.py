@@ -341,8 +341,8 @@ def test_vocabularies_of_the_other_language_are_refused(
 def test_a_checkpoint_of_a_task_nobody_has_here_is_refused_by_name(
     english_weights, english_vocabulary, arguments, out, tmp_path
 ):
-    arguments.task = "image_gen"
+    arguments.task = "speech"
     weights = make_official_weights(make_config(ENGLISH_VOCAB_SIZE), english_weights)
-    with pytest.raises(UserError, match="mine.pt was trained for the task 'image_gen'"):
+    with pytest.raises(UserError, match="mine.pt was trained for the task 'speech'"):
         convert_quickly(save_official(tmp_path / "mine.pt", weights, arguments), out, english_vocabulary)
     assert nothing_was_left(out)

@@ -47,7 +47,8 @@ def ask(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("task", "language"), [(name, language) for name, task in TASKS.items() for language in task.prompts]
+    ("task", "language"),
+    [(name, language) for name, task in TASKS.items() if task.answer != "image" for language in task.prompts],
 )
 def test_a_snippet_prints_an_answer(ask, monkeypatch, task, language):
     (printed,) = ask(TASKS[task], language, monkeypatch)

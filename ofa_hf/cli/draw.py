@@ -1,0 +1,59 @@
+"""`ofa-hf draw TEXT… --model DIR_OR_ID --output FOLDER`: images of texts."""
+
+import argparse
+
+
+HELP = "Draw texts: PNG images, a sheet of them per text, and images.jsonl. A run that was interrupted is continued."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="what to draw; or one table with a column of texts")
+    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a checkpoint that draws")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="folder of the images")
+    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="images of each text (default: 4)")
+    parser.add_argument("--seed", type=int, default=42, help="the same seed draws the same images (default: 42)")
+    parser.add_argument("--column", metavar="NAME", help="column of the texts in a table (default: text or caption)")
+    parser.add_argument("--task", metavar="NAME", help="task of the model (default: the one that draws)")
+    parser.add_argument("--clip", metavar="DIR_OR_ID", help="rank the images of a text with this CLIP")
+    parser.add_argument("--num-beams", type=int, metavar="N", help="search with so many beams instead of sampling")
+    parser.add_argument("--top-k", type=int, metavar="N", help="sample among the N best codes (default: 256)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="below 1 samples are more alike (default: 1)")
+    parser.add_argument("--device", help="such as cuda or cpu (default: the best there is)")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--json", action="store_true", help="print the lines of images.jsonl instead of file names")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw everything that can be; 1 if anything could not."""
+    from pathlib import Path
+
+    from ofa_hf.prediction.text_to_image import RECORD, DrawRequest, draw_files
+
+    options = {"num_beams": args.num_beams, "top_k": args.top_k, "temperature": args.temperature}
+    request = DrawRequest(
+        args.texts,
+        args.model,
+        args.output,
+        num_images=args.num_images,
+        seed=args.seed,
+        task=args.task,
+        clip=args.clip,
+        column=args.column,
+        device=args.device,
+        dtype=args.dtype,
+        options={name: value for name, value in options.items() if value is not None},
+    )
+    failed = draw_files(request)
+    record = Path(args.output, RECORD)
+    if record.is_file():
+        print_images(record, args.json)
+    return 1 if failed else 0
+
+
+def print_images(record, as_json: bool) -> None:
+    """The best image of each text, or with `--json` all that is known of them."""
+    import json
+
+    for line in record.read_text(encoding="utf-8").splitlines():
+        values = json.loads(line)
+        print(line if as_json else f"{record.parent / values['images'][0]['file']}\t{values['text']}")

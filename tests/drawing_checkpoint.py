@@ -1,0 +1,24 @@
+"""A small checkpoint that draws, converted from files of exactly the official form."""
+
+from pathlib import Path
+
+import small_checkpoints
+
+from ofa_hf.conversion.convert import convert
+
+
+def write_drawing_files(work: Path) -> tuple[Path, Path, Path, Path]:
+    """Checkpoint, vocabulary, VQGAN and description."""
+    config = small_checkpoints.make_config(small_checkpoints.ENGLISH_VOCAB_SIZE)
+    arguments = small_checkpoints.make_arguments()
+    arguments.task = "image_gen"
+    weights = small_checkpoints.make_official_weights(config, small_checkpoints.make_weights(config))
+    checkpoint = small_checkpoints.write_official(work / "image_gen_base_best.pt", weights, arguments)
+    vocabulary = small_checkpoints.write_english_vocabulary(work / "BPE")
+    return checkpoint, vocabulary, *small_checkpoints.write_vqgan(work)
+
+
+def make_drawing_folder(work: Path) -> Path:
+    checkpoint, vocabulary, vqgan, settings = write_drawing_files(work)
+    convert(checkpoint, work / "drawer", vocabulary, vqgan=vqgan, vqgan_config=settings, verify=False)
+    return work / "drawer"

@@ -1,0 +1,192 @@
+"""A VQGAN becomes a folder of diffusers that decodes codes as the official code does; nothing of its file runs."""
+
+import copy
+import json
+import os
+import zipfile
+
+import pytest
+import small_checkpoints
+import torch
+from fixtures.recorded import FIXTURES, official_tensor
+
+from ofa_hf.conversion.archive import unpack
+from ofa_hf.conversion.vqgan import VQGANSource, with_vqgan
+from ofa_hf.errors import UserError
+from ofa_hf.image_processing_ofa import check_image_decoder, images_of_codes, load_image_decoder
+
+
+RECORDED = json.loads((FIXTURES / "recorded_vqgan.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def diffusers():
+    return pytest.importorskip("diffusers")
+
+
+@pytest.fixture(scope="module")
+def folders(diffusers, tmp_path_factory):
+    """The two recorded VQGANs, converted."""
+    found = {}
+    for name, config in RECORDED["configs"].items():
+        folder = tmp_path_factory.mktemp(name)
+        shapes = small_checkpoints.vqgan_shapes(config)
+        assert len(shapes) == RECORDED["names"][name]
+        state = {key: torch.from_numpy(official_tensor(RECORDED["seed"], key, shape)) for key, shape in shapes.items()}
+        source = VQGANSource(*small_checkpoints.write_vqgan(folder, config, state))
+        account = source.write(folder, 64)
+        assert account["weights"] == {"renamed": len(shapes) - 2, "code logits": 2}
+        found[name] = folder
+    return found
+
+
+@pytest.mark.parametrize("name", RECORDED["cases"])
+def test_codes_become_the_official_images(folders, name):
+    case = RECORDED["cases"][name]
+    decoder = load_image_decoder(str(folders[name.split("/")[0]]))
+    codes = torch.tensor(case["codes"])
+    with torch.no_grad():
+        shape = (*codes.shape, decoder.config.vq_embed_dim)
+        image = decoder.decode(codes, force_not_quantize=True, shape=shape).sample.flatten()
+    assert (image[case["places"]] - torch.tensor(case["image"])).abs().max() < 1e-4
+    colors = torch.cat([torch.tensor(list(one.tobytes())) for one in images_of_codes(decoder, codes)])
+    difference = (colors[case["color_places"]] - torch.tensor(case["colors"])).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 0.005
+
+
+def test_a_vqgan_with_other_codes_is_refused(folders):
+    decoder = load_image_decoder(str(folders["attn2"]))
+    with pytest.raises(ValueError, match="512 codes of 8 × 8 pixels. Accepted: 8,192 codes"):
+        check_image_decoder(decoder, 8192)
+    check_image_decoder(decoder, 512)
+
+
+def test_a_folder_without_a_vqgan_says_so(diffusers, tmp_path):
+    with pytest.raises(ValueError, match="has no VQGAN in vqgan/"):
+        load_image_decoder(str(tmp_path))
+
+
+@pytest.fixture
+def files(diffusers, tmp_path):
+    return small_checkpoints.write_vqgan(tmp_path)
+
+
+def changed(files, **values):
+    """The description with other values of its `ddconfig`, or of the parameters."""
+    config = copy.deepcopy(small_checkpoints.VQGAN_CONFIG)
+    parameters = config["model"]["params"]
+    for name, value in values.items():
+        (parameters if name in parameters else parameters["ddconfig"])[name] = value
+    files[1].write_text(json.dumps(config), encoding="utf-8")
+    return files
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_res_blocks": 2}, "does not fit .*missing"),
+        ({"n_embed": 512}, "of another shape .*quantize.embedding.weight"),
+        ({"embed_dim": 16}, "another autoencoder"),
+        ({"double_z": True}, "another autoencoder"),
+        ({"ch": -1}, "no usable value for ch"),
+        ({"ch_mult": [1, [2]]}, "no usable value for ch_mult"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(files, values, message):
+    with pytest.raises(UserError, match=message):
+        VQGANSource(*changed(files, **values))
+
+
+def test_an_unknown_weight_is_named(files):
+    config = small_checkpoints.VQGAN_CONFIG
+    state = {name: torch.ones(shape) for name, shape in small_checkpoints.vqgan_shapes(config).items()}
+    small_checkpoints.write_vqgan(files[0].parent, config, {**state, "encoder.extra.weight": torch.ones(1)})
+    with pytest.raises(UserError, match=r"1 unknown \(encoder.extra.weight\)"):
+        VQGANSource(*files)
+
+
+def test_codes_of_another_size_do_not_fit_a_checkpoint(files):
+    source = VQGANSource(*files)
+    source.check_codes(8192)
+    with pytest.raises(UserError, match="8,192 codes of 8 × 8 pixels. Accepted: 1,024"):
+        source.check_codes(1024)
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_nothing_in_a_hostile_checkpoint_runs(files):
+    mark = files[0].with_name("mark")
+    torch.save({"state_dict": {}, "callbacks": Hostile(mark)}, files[0])
+    with pytest.raises(UserError, match="it wants to use .*system"):
+        VQGANSource(*files)
+    assert not mark.exists()
+
+
+def test_missing_and_foreign_files_are_named(files, tmp_path):
+    with pytest.raises(UserError, match="No VQGAN at .*nothing.ckpt"):
+        VQGANSource(tmp_path / "nothing.ckpt", files[1])
+    with pytest.raises(UserError, match="No model.yaml at"):
+        VQGANSource(files[0], tmp_path / "nothing.yaml")
+    files[1].write_text("a: [", encoding="utf-8")
+    with pytest.raises(UserError, match="is no YAML"):
+        VQGANSource(*files)
+    files[1].write_text("model: {params: 3}", encoding="utf-8")
+    with pytest.raises(UserError, match="does not describe a VQGAN"):
+        VQGANSource(*files)
+
+
+def test_a_checkpoint_that_draws_needs_both_files(files):
+    with pytest.raises(UserError, match="add --vqgan last.ckpt and --vqgan-config model.yaml"):
+        with_vqgan(files[0], None)
+
+
+# ---------------------------------------------------------------------------------------------------- archives
+
+MEMBERS = {"image_gen/best.pt": b"checkpoint", "vqgan/last.ckpt": b"vqgan", "vqgan/model.yaml": b"a: 1"}
+
+
+def write_archive(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def test_an_archive_is_unpacked_for_a_while(tmp_path):
+    path = write_archive(tmp_path / "a.zip", {**MEMBERS, "clip/ViT-B-16.pt": b"clip", "readme.txt": b"hello"})
+    with unpack(path, tmp_path) as files:
+        assert [one.read_bytes() for one in (files.checkpoint, files.vqgan, files.settings)] == list(MEMBERS.values())
+    assert [one.name for one in tmp_path.iterdir()] == ["a.zip"]
+
+
+@pytest.mark.parametrize("name", ["../out.pt", "/out.pt", "a/../../out.pt", "..\\out.pt", "C:out.pt"])
+def test_an_archive_with_a_path_out_of_it_is_refused(tmp_path, name):
+    path = write_archive(tmp_path / "a.zip", {**MEMBERS, name: b"x"})
+    with pytest.raises(UserError, match="names a file outside of it"), unpack(path, tmp_path):
+        pytest.fail("unpacked")
+    assert [one.name for one in tmp_path.iterdir()] == ["a.zip"]
+
+
+@pytest.mark.parametrize("missing", MEMBERS)
+def test_an_archive_without_one_of_the_files_is_refused(tmp_path, missing):
+    path = write_archive(tmp_path / "a.zip", {name: data for name, data in MEMBERS.items() if name != missing})
+    with pytest.raises(UserError, match="not the archive of a checkpoint that draws"), unpack(path, tmp_path):
+        pytest.fail("unpacked")
+
+
+def test_a_damaged_archive_is_refused(tmp_path):
+    path = write_archive(tmp_path / "a.zip", MEMBERS)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"vqgan/last.ckpt", b"vqgan/last.ckpX", 1))
+    with pytest.raises(UserError, match="cannot be unpacked"), unpack(path, tmp_path):
+        pytest.fail("unpacked")
+    path.write_bytes(data[:100])
+    with pytest.raises(UserError, match="cannot be unpacked"), unpack(path, tmp_path):
+        pytest.fail("unpacked")

@@ -1,0 +1,300 @@
+"""Texts become images: one pipeline, one command, a folder that continues an interrupted run."""
+
+import json
+import shutil
+import sys
+import zipfile
+
+import pytest
+import torch
+import transformers
+from drawing_checkpoint import make_drawing_folder, write_drawing_files
+from PIL import Image
+
+from ofa_hf.cli import main
+from ofa_hf.conversion.convert import convert
+from ofa_hf.errors import UserError
+from ofa_hf.evaluation.metrics import metric_of
+from ofa_hf.models import load_model, read_tasks
+from ofa_hf.pipeline_ofa import OFATextToImagePipeline
+from ofa_hf.prediction import text_to_image
+from ofa_hf.prediction.clip import ClipScorer
+from ofa_hf.prediction.loop import predict
+from ofa_hf.prediction.text_to_image import DrawRequest, draw_files, sheet
+from ofa_hf.tasks_ofa import TASKS
+
+
+pytest.importorskip("diffusers")
+
+
+@pytest.fixture(scope="module")
+def drawer(tmp_path_factory):
+    return make_drawing_folder(tmp_path_factory.mktemp("drawer"))
+
+
+@pytest.fixture(scope="module")
+def pipe(drawer):
+    model, processor = load_model(drawer, device="cpu")
+    return OFATextToImagePipeline(model=model, processor=processor)
+
+
+def same(first, second) -> bool:
+    return [one["image"].tobytes() for one in first] == [one["image"].tobytes() for one in second]
+
+
+# ---------------------------------------------------------------------------------------------------- pipeline
+
+
+def test_a_text_becomes_images_best_first(pipe):
+    images = pipe("red hat", num_images=3, seed=7)
+    assert [(one["image"].size, one["image"].mode) for one in images] == [((64, 64), "RGB")] * 3
+    scores = [one["score"] for one in images]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) == 3
+
+
+def test_a_seed_draws_the_same_images_whatever_was_drawn_before_and_leaves_the_generator_alone(pipe):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    alone = pipe("red hat", num_images=2, seed=7)
+    assert torch.equal(torch.rand(2), expected)
+    both = pipe(["what", "red hat"], num_images=2, seed=7)
+    assert same(both[1], alone)
+    assert not same(pipe("red hat", num_images=2, seed=8), alone)
+    assert not same(pipe("red hat"), pipe("red hat"))
+
+
+def test_the_best_code_at_each_place_and_beams_need_no_seed(pipe):
+    assert same(pipe("red hat", do_sample=False), pipe("red hat", do_sample=False))
+    greedy, beams = pipe("red hat", do_sample=False), pipe("red hat", num_beams=3, num_images=2)
+    assert len(beams) == 2
+    assert beams[0]["score"] >= greedy[0]["score"] - 1e-5
+
+
+def test_the_score_of_an_image_is_that_of_its_codes_whichever_loop_draws_it(pipe, monkeypatch):
+    expected = pipe("red hat", do_sample=False)
+    monkeypatch.setattr(type(pipe.model), "_sample", transformers.GenerationMixin._sample)  # gives no scores
+    found = pipe("red hat", do_sample=False)
+    assert same(found, expected)
+    assert found[0]["score"] == pytest.approx(expected[0]["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "needs a text"), (None, "needs a text"), ("hat " * 65, "65 words"), ("x" * 60, "tokens with its prompt")],
+)
+def test_texts_that_cannot_be_drawn_are_refused(pipe, text, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(text)
+
+
+def test_a_window_that_the_model_has_no_places_for_is_refused(pipe, monkeypatch):
+    monkeypatch.setitem(pipe.processor.tasks["image_generation"], "image", {"size": 128})
+    with pytest.raises(ValueError, match="draws images of 128 × 128 pixels, but the model has places for .*=64"):
+        pipe("red hat")
+
+
+def test_the_processor_takes_the_steps_one_by_one(pipe):
+    processor = pipe.processor
+    inputs = processor(text=["red hat", "what"], task="image_generation")
+    assert inputs["code_masks"].tolist() == [True, True]
+    sequences = pipe.model.generate(**inputs, **processor.generation_kwargs("image_generation"))
+    assert sequences.shape == (2, 66)
+    images = processor.post_process(sequences, task="image_generation")
+    assert [image.size for image in images] == [(64, 64)] * 2
+    with pytest.raises(ValueError, match="8 × 8 codes"):
+        processor.post_process(sequences[:, :40], task="image_generation")
+    with pytest.raises(ValueError, match="takes no text_target"):
+        processor(text="red hat", text_target="what", task="image_generation")
+
+
+# -------------------------------------------------------------------------------------------------- conversion
+
+
+def test_a_converted_folder_says_what_it_holds(drawer):
+    card = (drawer / "README.md").read_text(encoding="utf-8")
+    assert "pipeline_tag: text-to-image" in card
+    assert "`vqgan/` is the VQGAN" in card
+    assert 'pipe("a red dress", num_images=4, seed=7)[0]["image"]' in card
+    account = json.loads((drawer / "conversion.json").read_text(encoding="utf-8"))["vqgan"]
+    assert account["weights"] == {"renamed": 211, "code logits": 2}
+    tasks, default, _ = read_tasks(drawer)
+    assert (default, tasks[default].answer, tasks[default].image) == ("image_generation", "image", {"size": 64})
+    assert list(json.loads((drawer / "config.json").read_text(encoding="utf-8"))["custom_pipelines"]) == [
+        "text-to-image"
+    ]
+
+
+def test_the_published_archive_is_converted_as_it_is_and_nothing_is_left_of_it(drawer, tmp_path):
+    checkpoint, vocabulary, vqgan, settings = write_drawing_files(tmp_path)
+    archive = tmp_path / "image_gen_large_best.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(checkpoint, "image_gen_large_best/image_gen_large_best.pt")
+        file.write(vqgan, "image_gen_large_best/vqgan/last.ckpt")
+        file.write(settings, "image_gen_large_best/vqgan/model.yaml")
+    convert(archive, tmp_path / "out" / "large", vocabulary, verify=False)
+    assert (tmp_path / "out" / "large" / "vqgan" / "config.json").is_file()
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["large"]
+    with pytest.raises(UserError, match="holds an earlier conversion"):
+        convert(archive, tmp_path / "out" / "large", vocabulary)
+
+
+def test_a_checkpoint_that_draws_is_not_converted_without_its_vqgan(tmp_path):
+    checkpoint, vocabulary, vqgan, settings = write_drawing_files(tmp_path)
+    with pytest.raises(UserError, match="needs its VQGAN: add --vqgan"):
+        convert(checkpoint, tmp_path / "out", vocabulary)
+    with pytest.raises(UserError, match="which needs no VQGAN"):
+        convert(checkpoint, tmp_path / "out", vocabulary, task="caption", vqgan=vqgan, vqgan_config=settings)
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------- the command
+
+
+def files_of(folder) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def lines_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "images.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_command_draws_and_continues(drawer, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["draw", "red hat", "what", "--model", str(drawer), "--num-images", "2", "--output", str(out)]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{out}/0001-1.png\tred hat", f"{out}/0002-1.png\twhat"]
+    names = [f"{number}-{kind}.png" for number in ("0001", "0002") for kind in ("1", "2", "sheet")]
+    assert files_of(out) == [*names, "images.jsonl"]
+    assert Image.open(out / "0001-sheet.png").size == (136, 64)
+    before = {name: (out / name).read_bytes() for name in names}
+    first, second = (out / "images.jsonl").read_text(encoding="utf-8").splitlines()
+    (out / "images.jsonl").write_text(f"{first}\n{second[:20]}", encoding="utf-8")  # as a crash leaves it
+    (out / "0002-1.png").unlink()
+    assert main([*command, "--json"]) == 0
+    assert {name: (out / name).read_bytes() for name in names} == before
+    assert [line["text"] for line in lines_of(out)] == ["red hat", "what"]
+    streams = capsys.readouterr()
+    assert "1 of 2 texts are drawn already" in streams.err
+    assert json.loads(streams.out.splitlines()[0])["images"][0]["file"] == "0001-1.png"
+
+
+def test_another_run_does_not_mix_with_it(drawer, tmp_path, monkeypatch):
+    request = DrawRequest(["red hat"], str(drawer), str(tmp_path / "out"), num_images=1)
+    assert draw_files(request) == 0
+    monkeypatch.setattr(text_to_image, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    for change in ({"texts": ["what"]}, {"seed": 1}, {"num_images": 2}):
+        other = DrawRequest(**{**vars(request), **change})
+        with pytest.raises(UserError, match="is of another run"):
+            draw_files(other)
+    assert draw_files(request) == 0
+
+
+def test_a_table_is_drawn_and_its_bad_rows_are_counted(drawer, tmp_path, capsys):
+    table = tmp_path / "texts.csv"
+    table.write_text(f"id,caption\n1,red hat\n2,\n3,{'hat ' * 65}\n4,what\n", encoding="utf-8")
+    out = tmp_path / "out"
+    assert main(["draw", str(table), "--model", str(drawer), "--num-images", "1", "--output", str(out)]) == 1
+    assert [line["number"] for line in lines_of(out)] == [1, 4]
+    assert files_of(out) == ["0001-1.png", "0004-1.png", "images.jsonl"]
+    errors = capsys.readouterr().err
+    assert "text 2 is skipped" in errors
+    assert "65 words" in errors
+
+
+def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(text_to_image, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    table = tmp_path / "t.csv"
+    table.write_text("a,b\n1,2\n", encoding="utf-8")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    bare = tmp_path / "bare"
+    shutil.copytree(drawer, bare, ignore=shutil.ignore_patterns("vqgan"))
+    cases = [
+        ({"texts": [str(table)]}, "none of the columns text, caption"),
+        ({"num_images": 0}, "at least one image"),
+        ({"seed": -1}, "a seed is a number from 0"),
+        ({"output": str(tmp_path / "file")}, "is a file"),
+        ({"model": str(bare)}, "has no folder vqgan"),
+        ({"task": "caption"}, "does not draw: its tasks are image_generation"),
+        ({"clip": str(tmp_path)}, "cannot be loaded as a CLIP"),
+    ]
+    for change, message in cases:
+        values = {"texts": ["red hat"], "model": str(drawer), "output": str(tmp_path / "out"), **change}
+        with pytest.raises(UserError, match=message):
+            draw_files(DrawRequest(**values))
+
+
+def test_a_missing_extra_is_named(drawer, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    text_to_image.load_image_decoder.cache_clear()
+    with pytest.raises(UserError, match=r"ofa-hf\[draw\]"):
+        draw_files(DrawRequest(["red hat"], str(drawer), str(tmp_path / "out")))
+
+
+def test_other_commands_and_training_send_to_the_one_that_draws(drawer, pipe):
+    with pytest.raises(UserError, match="ofa-hf draw"):
+        next(predict(pipe.model, pipe.processor, [{"id": 1, "text": "red hat"}]))
+    with pytest.raises(UserError, match="neither scored nor trained"):
+        metric_of(TASKS["image_generation"])
+    assert main(["summarize", "red", "--model", str(drawer), "--task", "image_generation"]) == 1
+
+
+def test_a_sheet_has_the_best_image_first():
+    images = [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in (10, 20, 30)]
+    whole = sheet(images)
+    assert whole.size == (40, 40)
+    assert [whole.getpixel(place)[0] for place in ((0, 0), (24, 0), (0, 24), (24, 24))] == [10, 20, 30, 255]
+
+
+# -------------------------------------------------------------------------------------------------------- CLIP
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A small CLIP whose tokenizer knows a few words."""
+    folder = tmp_path_factory.mktemp("clip")
+    merges = ["o f</w>", "d o", "do g</w>", "p h", "ph o", "pho t", "phot o</w>"]
+    words = ["a", "o", "f", "d", "g", "p", "h", "t", "a</w>", "o</w>", "f</w>", "g</w>", "t</w>"]
+    words += [merge.replace(" ", "") for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={**sizes, **ends, "vocab_size": len(words), "max_position_embeddings": 12, "projection_dim": 8},
+        vision_config={**sizes, "image_size": 32, "patch_size": 8, "projection_dim": 8},
+        projection_dim=8,
+    )
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    transformers.CLIPImageProcessor(**size).save_pretrained(folder)
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 12}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def test_clip_ranks_images_by_the_cosine_with_the_text(clip, drawer, tmp_path):
+    scorer = ClipScorer(str(clip))
+    images = [Image.effect_noise((64, 64), 10 + 40 * number).convert("RGB") for number in range(4)]
+    cosines = scorer("a photo of a dog", images)
+    assert all(-1 <= cosine <= 1 for cosine in cosines)
+    assert scorer("a photo/ of a dog", images) == cosines  # slashes are taken out, as in the original
+    assert scorer("a photo of a dog", images[::-1]) == pytest.approx(cosines[::-1], abs=1e-6)
+    with pytest.raises(ValueError, match="tokens for CLIP, which reads 12"):
+        scorer("dog " * 20, images)
+    request = DrawRequest(["hat"], str(drawer), str(tmp_path / "out"), num_images=3, clip=str(clip))
+    assert draw_files(request) == 0
+    scores = [one["clip_score"] for one in lines_of(tmp_path / "out")[0]["images"]]
+    assert scores == sorted(scores, reverse=True)
+    drawn = [Image.open(tmp_path / "out" / f"0001-{rank}.png") for rank in (1, 2, 3)]
+    assert scorer("hat", drawn) == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_model_that_is_no_clip_is_refused(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.BertModel(transformers.BertConfig(vocab_size=20, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="cannot be loaded as a CLIP|not a CLIP"):
+        ClipScorer(str(tmp_path))
