@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the check; 1 if nothing would be trained on."""
     if args.report:
         refuse_unwritable([args.report])
-    from ofa_hf.data.checking import check_data
+    from ofa_hf.checking.checking import check_data
 
     task, unknown = task_and_vocabulary(args)
     test = (args.test, args.test_images or args.images) if args.test else None
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 def task_and_vocabulary(args: argparse.Namespace):
     """The task, and a function that tells which characters the vocabulary lacks."""
-    from ofa_hf.data.text_check import unknown_to, unknown_to_list, unknown_to_published
+    from ofa_hf.checking.text_check import unknown_to, unknown_to_list, unknown_to_published
     from ofa_hf.errors import UserError
     from ofa_hf.tasks_ofa import find_task
 

@@ -22,11 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
+    from ofa_hf.checking.review import Review
     from ofa_hf.data.build import cache_root
-    from ofa_hf.data.packed import unpacked
-    from ofa_hf.data.problems import counted
-    from ofa_hf.data.review import Review
+    from ofa_hf.images.packed import unpacked
     from ofa_hf.serving.review import ReviewServer
+    from ofa_hf.tables.problems import counted
 
     images = unpacked(args.images, cache_root(args.cache_dir))
     review = Review(args.captions, images, args.output, table_form(args))

@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from ofa_hf.data.collator import OFACollator
     from ofa_hf.data.grouping import GroupedTargets, GroupedTargetSampler, ImagesById, count_targets
     from ofa_hf.data.muge import load_muge, load_muge_splits
-    from ofa_hf.data.problems import DataReport, Problem, report_of
     from ofa_hf.data.tables import FolderImages, load_rows, load_table, stream_rows
+    from ofa_hf.tables.problems import DataReport, Problem, report_of
 
 _MODULES = {
-    "DataReport": "problems",
-    "FolderImages": "tables",
-    "GroupedTargetSampler": "grouping",
-    "GroupedTargets": "grouping",
-    "ImagesById": "grouping",
-    "OFACollator": "collator",
-    "Problem": "problems",
-    "count_targets": "grouping",
-    "load_muge": "muge",
-    "load_muge_splits": "muge",
-    "load_rows": "tables",
-    "load_table": "tables",
-    "report_of": "problems",
-    "stream_rows": "tables",
+    "DataReport": "ofa_hf.tables.problems",
+    "FolderImages": "ofa_hf.data.tables",
+    "GroupedTargetSampler": "ofa_hf.data.grouping",
+    "GroupedTargets": "ofa_hf.data.grouping",
+    "ImagesById": "ofa_hf.data.grouping",
+    "OFACollator": "ofa_hf.data.collator",
+    "Problem": "ofa_hf.tables.problems",
+    "count_targets": "ofa_hf.data.grouping",
+    "load_muge": "ofa_hf.data.muge",
+    "load_muge_splits": "ofa_hf.data.muge",
+    "load_rows": "ofa_hf.data.tables",
+    "load_table": "ofa_hf.data.tables",
+    "report_of": "ofa_hf.tables.problems",
+    "stream_rows": "ofa_hf.data.tables",
 }
 
 __all__ = [
@@ -56,7 +56,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

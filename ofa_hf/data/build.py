@@ -21,7 +21,10 @@ from datasets import Dataset
 from datasets.utils import tqdm
 from filelock import FileLock
 
-from ofa_hf.data.problems import (
+from ofa_hf.data.shards import INDEX_FILE, Options, Shard, ShardResult, drop_rows, read_shards
+from ofa_hf.data.target_index import MISSING, TargetIndex
+from ofa_hf.errors import UserError, explain_full_disk, is_full_disk
+from ofa_hf.tables.problems import (
     DUPLICATE_ID,
     REPORT_FILE,
     TARGETS_WITHOUT_IMAGE,
@@ -32,9 +35,6 @@ from ofa_hf.data.problems import (
     read_report,
     write_report,
 )
-from ofa_hf.data.shards import INDEX_FILE, Options, Shard, ShardResult, drop_rows, read_shards
-from ofa_hf.data.target_index import MISSING, TargetIndex
-from ofa_hf.errors import UserError, explain_full_disk, is_full_disk
 
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.data.problems import MALFORMED_LINE, Problem
+from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
 
 MAX_LINE_BYTES = 64 * 2**20  # no image of MUGE is larger; only a file without line breaks has such lines

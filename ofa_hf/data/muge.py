@@ -16,16 +16,16 @@ from datasets import Dataset, DatasetDict
 
 from ofa_hf.data.build import Recipe, build, file_identity
 from ofa_hf.data.lines import parse_id, read_json_lines, read_lines, target_list
-from ofa_hf.data.problems import (
+from ofa_hf.data.shards import Options, RowRecord
+from ofa_hf.data.target_index import TargetIndex
+from ofa_hf.errors import UserError
+from ofa_hf.tables.problems import (
     BROKEN_IMAGE,
     EMPTY_TARGET,
     MALFORMED_LINE,
     MISSING_ID,
     Problem,
 )
-from ofa_hf.data.shards import Options, RowRecord
-from ofa_hf.data.target_index import TargetIndex
-from ofa_hf.errors import UserError
 
 
 Paths = str | Path | Sequence[str | Path]

@@ -20,10 +20,10 @@ from ofa_hf.data.answers import AnswerRule
 from ofa_hf.data.build import Recipe, build, file_identity
 from ofa_hf.data.lines import parse_id, read_lines, whole_characters
 from ofa_hf.data.muge import decode_base64
-from ofa_hf.data.problems import BROKEN_IMAGE, EMPTY_TARGET, MALFORMED_LINE, MISSING_FIELD, MISSING_ID, Problem
 from ofa_hf.data.shards import Options, RowRecord, RowTexts
 from ofa_hf.errors import UserError
 from ofa_hf.processing_ofa import IDEOGRAPH
+from ofa_hf.tables.problems import BROKEN_IMAGE, EMPTY_TARGET, MALFORMED_LINE, MISSING_FIELD, MISSING_ID, Problem
 from ofa_hf.tasks_ofa import Task, clean_article, without_punctuation
 
 

@@ -23,9 +23,9 @@ from datasets.utils import tqdm
 
 from ofa_hf.data.answers import AnswerRule, fit_box
 from ofa_hf.data.images import measure
-from ofa_hf.data.problems import BROKEN_IMAGE, UNFIT_ANSWER, WITHOUT_TARGETS, Problem
 from ofa_hf.data.target_index import TargetIndex
 from ofa_hf.errors import UserError
+from ofa_hf.tables.problems import BROKEN_IMAGE, UNFIT_ANSWER, WITHOUT_TARGETS, Problem
 from ofa_hf.tasks_ofa import BOX_SLOT
 
 

@@ -12,17 +12,17 @@ from datasets import Dataset
 
 from ofa_hf.data.answers import TargetForm
 from ofa_hf.data.build import cache_root
-from ofa_hf.data.column_names import IMAGES, matches
-from ofa_hf.data.columns import Columns, find_columns
-from ofa_hf.data.links import is_link
 from ofa_hf.data.muge import load_muge
 from ofa_hf.data.official import FORMS, load_official
-from ofa_hf.data.packed import is_packed
-from ofa_hf.data.problems import Problem
-from ofa_hf.data.public import muge_files
-from ofa_hf.data.table_files import open_table
 from ofa_hf.data.tables import load_rows, load_table
 from ofa_hf.errors import UserError
+from ofa_hf.images.links import is_link
+from ofa_hf.images.packed import is_packed
+from ofa_hf.tables.column_names import IMAGES, matches
+from ofa_hf.tables.columns import Columns, find_columns
+from ofa_hf.tables.problems import Problem
+from ofa_hf.tables.public import muge_files
+from ofa_hf.tables.table_files import open_table
 from ofa_hf.tasks_ofa import Task
 
 

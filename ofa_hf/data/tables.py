@@ -14,14 +14,17 @@ from datasets import ClassLabel, Dataset, Image, IterableDataset
 
 from ofa_hf.data.answers import TargetForm, confidences_in, is_box, targets_in, text_of_box
 from ofa_hf.data.build import Recipe, build, cache_root, file_identity
-from ofa_hf.data.columns import Columns, find_columns
-from ofa_hf.data.folders import report_left_out, walk_images
-from ofa_hf.data.image_finder import ImageFinder, is_one_image, without_suffix
 from ofa_hf.data.images import stored_image
 from ofa_hf.data.lines import parse_id, whole_characters
-from ofa_hf.data.links import LinkedImages, is_link
-from ofa_hf.data.packed import unpacked
-from ofa_hf.data.problems import (
+from ofa_hf.data.shards import Options, RowRecord, RowTexts, make_row
+from ofa_hf.data.target_index import MISSING, TargetIndex
+from ofa_hf.errors import UserError
+from ofa_hf.images.folders import report_left_out, walk_images
+from ofa_hf.images.image_finder import ImageFinder, is_one_image, without_suffix
+from ofa_hf.images.links import LinkedImages, is_link
+from ofa_hf.images.packed import unpacked
+from ofa_hf.tables.columns import Columns, find_columns
+from ofa_hf.tables.problems import (
     BROKEN_IMAGE,
     DUPLICATE_ID,
     EMPTY_TARGET,
@@ -31,11 +34,8 @@ from ofa_hf.data.problems import (
     WITHOUT_TARGETS,
     Problem,
 )
-from ofa_hf.data.shards import Options, RowRecord, RowTexts, make_row
-from ofa_hf.data.table_files import Table, open_table
-from ofa_hf.data.target_index import MISSING, TargetIndex
-from ofa_hf.data.text_files import TEXT_FILE, texts_identity
-from ofa_hf.errors import UserError
+from ofa_hf.tables.table_files import Table, open_table
+from ofa_hf.tables.text_files import TEXT_FILE, texts_identity
 
 
 logger = logging.getLogger(__name__)

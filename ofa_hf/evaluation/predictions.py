@@ -12,14 +12,14 @@ from typing import Any
 
 from ofa_hf.boxes_ofa import SIDES
 from ofa_hf.data.answers import confidences_in, is_box
-from ofa_hf.data.column_names import IDS, IMAGES, TARGETS, matches
-from ofa_hf.data.columns import missing_columns
-from ofa_hf.data.image_finder import clean_name, fold, without_suffix
 from ofa_hf.data.lines import whole_characters
-from ofa_hf.data.problems import Problem
 from ofa_hf.data.sources import TableForm
-from ofa_hf.data.table_files import open_table
 from ofa_hf.errors import UserError
+from ofa_hf.images.image_finder import clean_name, fold, without_suffix
+from ofa_hf.tables.column_names import IDS, IMAGES, TARGETS, matches
+from ofa_hf.tables.columns import missing_columns
+from ofa_hf.tables.problems import Problem
+from ofa_hf.tables.table_files import open_table
 from ofa_hf.tasks_ofa import Task
 
 

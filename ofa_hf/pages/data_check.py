@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.data.checking import DataCheck
+from ofa_hf.checking.checking import DataCheck
 from ofa_hf.data.grouping import ImagesById
 from ofa_hf.files import write_text
 from ofa_hf.pages.frame import html_page, image_tag

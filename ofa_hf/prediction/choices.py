@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ofa_hf.data.encodings import find_encoding, text_lines
 from ofa_hf.errors import UserError
+from ofa_hf.tables.encodings import find_encoding, text_lines
 
 
 SEPARATORS = re.compile("[,，、;；\n]")

@@ -12,9 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.data.column_names import IMAGES, matches
-from ofa_hf.data.problems import Problem
-from ofa_hf.data.table_files import Table, open_table
 from ofa_hf.errors import UserError
 from ofa_hf.models import load_model, read_tasks
 from ofa_hf.prediction.inputs import TableImages, image_of
@@ -22,6 +19,9 @@ from ofa_hf.prediction.loop import predict
 from ofa_hf.prediction.outputs import box_text, lock, sides_of, whole_lines
 from ofa_hf.prediction.processes import Processes
 from ofa_hf.prediction.questions import cell_text
+from ofa_hf.tables.column_names import IMAGES, matches
+from ofa_hf.tables.problems import Problem
+from ofa_hf.tables.table_files import Table, open_table
 from ofa_hf.tasks_ofa import TASKS, Task
 
 

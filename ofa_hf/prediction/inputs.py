@@ -7,11 +7,11 @@ from typing import Any
 
 from ofa_hf.data import FolderImages, ImagesById, load_muge
 from ofa_hf.data.build import cache_root
-from ofa_hf.data.folders import report_left_out, walk_images
-from ofa_hf.data.image_finder import ImageFinder
-from ofa_hf.data.packed import is_packed, unpacked
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES
+from ofa_hf.images.folders import report_left_out, walk_images
+from ofa_hf.images.image_finder import ImageFinder
+from ofa_hf.images.packed import is_packed, unpacked
 
 
 class ImageFile(os.PathLike):

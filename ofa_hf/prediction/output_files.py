@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.data.image_finder import without_suffix
 from ofa_hf.errors import UserError
 from ofa_hf.files import refuse_unwritable, write_text
 from ofa_hf.image_loading_ofa import URL_PREFIXES
+from ofa_hf.images.image_finder import without_suffix
 from ofa_hf.prediction.outputs import Answers, Format, Name
 
 

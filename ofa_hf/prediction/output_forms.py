@@ -5,8 +5,8 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ofa_hf.data.delimited import SEPARATORS
-from ofa_hf.data.encodings import is_gb18030
+from ofa_hf.tables.delimited import SEPARATORS
+from ofa_hf.tables.encodings import is_gb18030
 
 
 MARK = b"\xef\xbb\xbf"  # without it, spreadsheets take UTF-8 for the encoding of their country

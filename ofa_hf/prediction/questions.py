@@ -9,15 +9,15 @@ from itertools import product
 from typing import Any
 
 from ofa_hf.boxes_ofa import SIDES, parse_box
-from ofa_hf.data.column_names import FIELDS, IMAGES, matches
-from ofa_hf.data.encodings import find_encoding, text_lines
-from ofa_hf.data.problems import Problem
-from ofa_hf.data.table_files import open_table
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
 from ofa_hf.prediction.inputs import TableImages, find_images, image_of
 from ofa_hf.prediction.outputs import Name
 from ofa_hf.processing_ofa import IDEOGRAPH, LATIN_SENTENCE
+from ofa_hf.tables.column_names import FIELDS, IMAGES, matches
+from ofa_hf.tables.encodings import find_encoding, text_lines
+from ofa_hf.tables.problems import Problem
+from ofa_hf.tables.table_files import open_table
 from ofa_hf.tasks_ofa import BOX_SLOT, Task
 
 

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from ofa_hf.data.review import Review
+from ofa_hf.checking.review import Review
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import ImageError, load_image
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from datasets import Dataset, IterableDataset
 
+from ofa_hf.checking.text_check import TextFaults, are_sentences, check_texts, texts_of, unknown_to
 from ofa_hf.data import count_targets, report_of
-from ofa_hf.data.text_check import TextFaults, are_sentences, check_texts, texts_of, unknown_to
 from ofa_hf.errors import UserError
 from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.columns import describe_columns

@@ -18,8 +18,8 @@ from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.data import OFACollator
 from ofa_hf.data.answers import AnswerRule
 from ofa_hf.data.official import FORMS, clean_caption, clean_read_text, clean_summary, parse_line, target_reader
-from ofa_hf.data.problems import Problem
 from ofa_hf.data.shards import Options, make_row
+from ofa_hf.tables.problems import Problem
 from ofa_hf.tasks_ofa import TASKS
 
 

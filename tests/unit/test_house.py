@@ -38,7 +38,18 @@ BARRED_MODULES = {
 BARRED_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "write_text", "write_bytes"}
 
 LAYERS = {"hub": 1, "errors": 1, "files": 1, "fresh_process": 1, "image_formats": 1, "inert_pickle": 1, "models": 1}
-LAYERS |= {"catalogue": 2, "conversion": 2, "data": 2, "evaluation": 2, "model_card": 2, "publishing": 2, "samples": 2}
+LAYERS |= {
+    "catalogue": 2,
+    "checking": 2,
+    "conversion": 2,
+    "data": 2,
+    "images": 2,
+    "tables": 2,
+    "evaluation": 2,
+    "model_card": 2,
+    "publishing": 2,
+    "samples": 2,
+}
 LAYERS |= {"prediction": 3, "pages": 3}
 LAYERS |= {"training": 4, "export": 4, "serving": 4}
 LAYERS |= {"demo": 5}

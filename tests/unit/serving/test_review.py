@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 from PIL import Image
 
-from ofa_hf.data.review import Review
+from ofa_hf.checking.review import Review
 from ofa_hf.errors import UserError
 from ofa_hf.serving.review import ReviewServer
 

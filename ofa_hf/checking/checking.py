@@ -9,13 +9,13 @@ from typing import Any
 
 from datasets import Dataset
 
+from ofa_hf.checking.image_check import check_images
+from ofa_hf.checking.text_check import are_sentences, check_texts, texts_of
 from ofa_hf.data.answers import TargetForm
 from ofa_hf.data.build import NoUsableRow
-from ofa_hf.data.image_check import check_images
-from ofa_hf.data.problems import DataReport, Problem, counted, describe_form, report_of
 from ofa_hf.data.sources import TableForm, has_its_images, load_source
-from ofa_hf.data.text_check import are_sentences, check_texts, texts_of
 from ofa_hf.errors import UserError
+from ofa_hf.tables.problems import DataReport, Problem, counted, describe_form, report_of
 from ofa_hf.tasks_ofa import Task
 
 

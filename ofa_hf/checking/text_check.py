@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from datasets import Dataset
 
-from ofa_hf.data.image_finder import without_suffix
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
+from ofa_hf.images.image_finder import without_suffix
 from ofa_hf.tasks_ofa import Task
 
 

@@ -1,12 +1,12 @@
-"""Promises of `ofa_hf.data.image_finder`: names of images from other systems are found, and never the wrong ones."""
+"""Promises of `ofa_hf.images.image_finder`: names of images from other systems are found, and never the wrong ones."""
 
 import os
 import unicodedata
 
 import pytest
 
-from ofa_hf.data.image_finder import ImageFinder, is_one_image
 from ofa_hf.errors import UserError
+from ofa_hf.images.image_finder import ImageFinder, is_one_image
 
 
 NFC, NFD = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")

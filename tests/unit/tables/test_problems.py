@@ -1,9 +1,9 @@
-"""Promises of `ofa_hf.data.problems`."""
+"""Promises of `ofa_hf.tables.problems`."""
 
 import pytest
 
-from ofa_hf.data.problems import BROKEN_IMAGE, DataReport, Problem, ProblemLog
 from ofa_hf.errors import UserError
+from ofa_hf.tables.problems import BROKEN_IMAGE, DataReport, Problem, ProblemLog
 
 
 def test_a_problem_reads_like_a_compilers_message():

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ofa_hf.data.column_names import FIELDS, IDS, IMAGES, TARGETS, matches, plain_name
 from ofa_hf.errors import UserError
+from ofa_hf.tables.column_names import FIELDS, IDS, IMAGES, TARGETS, matches, plain_name
 
 
 IMAGE_IDS = frozenset({"imageid", "imgid", "图片id", "图片编号"})  # ids that name an image rather than a row

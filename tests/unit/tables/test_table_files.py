@@ -1,4 +1,4 @@
-"""Promises of `ofa_hf.data.table_files`: any usual table is read as it is meant, or refused with the line."""
+"""Promises of `ofa_hf.tables.table_files`: any usual table is read as it is meant, or refused with the line."""
 
 import datetime
 import json
@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 
 from ofa_hf.data import Problem
-from ofa_hf.data import encodings as encodings_module
-from ofa_hf.data.table_files import open_table
 from ofa_hf.errors import UserError
+from ofa_hf.tables import encodings as encodings_module
+from ofa_hf.tables.table_files import open_table
 
 
 ROWS = [("apple.jpg", "新鲜红苹果 脆甜多汁"), ("cake.jpg", "网红生日蛋糕 同城配送"), ("shoes.jpg", "夏季透气小白鞋")]
@@ -170,7 +170,7 @@ def test_an_encoding_that_stops_fitting_is_named_with_its_line(tmp_path, monkeyp
 
 
 def test_an_endless_line_costs_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("ofa_hf.data.encodings.MAX_LINE", 100)
+    monkeypatch.setattr("ofa_hf.tables.encodings.MAX_LINE", 100)
     table = open_table(write(tmp_path / "t.csv", f"image,caption\na.jpg,{'红' * 500}\nb.jpg,红\n"))
     assert [row["image"] for row in rows_of(table)] == ["b.jpg"]
     assert [problem.line for problem in problems_of(table)] == [2]
@@ -222,7 +222,7 @@ def test_broken_json_names_its_line(tmp_path):
 
 
 def test_a_long_list_is_decoded_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr("ofa_hf.data.json_tables.CHUNK", 7)
+    monkeypatch.setattr("ofa_hf.tables.json_tables.CHUNK", 7)
     rows = [{"image": f"{number}.jpg", "caption": "红" * number, "n": number} for number in range(30)]
     table = open_table(write(tmp_path / "t.json", json.dumps(rows, ensure_ascii=False, indent=2)))
     assert [row for _, row in table] == rows

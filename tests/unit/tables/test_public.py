@@ -1,4 +1,4 @@
-"""Promises of `ofa_hf.data.public`: public sets are read from the files as they are distributed."""
+"""Promises of `ofa_hf.tables.public`: public sets are read from the files as they are distributed."""
 
 import json
 import os
@@ -8,11 +8,11 @@ import pytest
 
 from ofa_hf.cli import main
 from ofa_hf.data import Problem
-from ofa_hf.data.image_finder import ImageFinder
-from ofa_hf.data.public import join_words
 from ofa_hf.data.sources import TableForm, load_source
-from ofa_hf.data.table_files import open_table
 from ofa_hf.errors import UserError
+from ofa_hf.images.image_finder import ImageFinder
+from ofa_hf.tables.public import join_words
+from ofa_hf.tables.table_files import open_table
 
 
 COCO_CN = "COCO_train2014_000000000072#0\t一只长颈鹿\nCOCO_train2014_000000000072#1\t两只\nCOCO_val2014_0001#0\t狗\n"

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.data.columns import Columns, find_columns
-from ofa_hf.data.image_finder import ImageFinder
 from ofa_hf.data.lines import target_list
-from ofa_hf.data.problems import Problem
 from ofa_hf.data.sources import TableForm
-from ofa_hf.data.table_files import open_table
 from ofa_hf.data.tables import plain_text
 from ofa_hf.errors import UserError
 from ofa_hf.files import refuse_unwritable, write_bytes
+from ofa_hf.images.image_finder import ImageFinder
+from ofa_hf.tables.columns import Columns, find_columns
+from ofa_hf.tables.problems import Problem
+from ofa_hf.tables.table_files import open_table
 
 
 ACCEPTED, REJECTED, OPEN = "accepted", "rejected", "open"

@@ -1,4 +1,4 @@
-"""Promises of `ofa_hf.data.folders`: every image once, and a count of everything else."""
+"""Promises of `ofa_hf.images.folders`: every image once, and a count of everything else."""
 
 import logging
 import os
@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from ofa_hf.data.folders import report_left_out, walk_images
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import ImageError, load_image
+from ofa_hf.images.folders import report_left_out, walk_images
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def phone(tmp_path):
 
 
 def test_what_is_left_out_is_counted_by_kind_in_one_line(phone, monkeypatch, caplog):
-    monkeypatch.setattr("ofa_hf.data.folders.missing_reader", lambda suffix: "ofa-hf[images]" * (suffix == ".heic"))
+    monkeypatch.setattr("ofa_hf.images.folders.missing_reader", lambda suffix: "ofa-hf[images]" * (suffix == ".heic"))
     left_out = Counter()
     found = [os.path.relpath(path, phone) for path in walk_images(phone, left_out)]
     assert found == ["a.png", "b.JPG", "deep/c.webp"]

@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.data.delimited import find_separator, read_delimited, read_header
-from ofa_hf.data.encodings import find_encoding, read_start
-from ofa_hf.data.json_tables import find_json_kind, json_columns, read_json_table
-from ofa_hf.data.problems import Problem
-from ofa_hf.data.public import Named, named_set
-from ofa_hf.data.spreadsheets import parquet_columns, read_parquet, read_sheet, sheet_header
-from ofa_hf.data.text_files import has_text_files, read_text_files
 from ofa_hf.errors import UserError
+from ofa_hf.tables.delimited import find_separator, read_delimited, read_header
+from ofa_hf.tables.encodings import find_encoding, read_start
+from ofa_hf.tables.json_tables import find_json_kind, json_columns, read_json_table
+from ofa_hf.tables.problems import Problem
+from ofa_hf.tables.public import Named, named_set
+from ofa_hf.tables.spreadsheets import parquet_columns, read_parquet, read_sheet, sheet_header
+from ofa_hf.tables.text_files import has_text_files, read_text_files
 
 
 JSON_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})

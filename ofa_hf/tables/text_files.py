@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.data.encodings import find_encoding, text_lines
-from ofa_hf.data.folders import walk_images
-from ofa_hf.data.problems import MALFORMED_LINE, WITHOUT_TARGETS, Problem
 from ofa_hf.errors import UserError
+from ofa_hf.images.folders import walk_images
+from ofa_hf.tables.encodings import find_encoding, text_lines
+from ofa_hf.tables.problems import MALFORMED_LINE, WITHOUT_TARGETS, Problem
 
 
 TEXT_FILE = "text file"  # the column that names where a caption comes from

@@ -1,4 +1,4 @@
-"""Promises of `ofa_hf.data.checking`: what is odd about captions and images is counted, and nothing else is."""
+"""Promises of `ofa_hf.checking.checking`: what is odd about captions and images is counted, and nothing else is."""
 
 import io
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ofa_hf.data.checking import check_data
+from ofa_hf.checking.checking import check_data
+from ofa_hf.checking.text_check import check_texts, unknown_to, unknown_to_list, unknown_to_published, why_odd
 from ofa_hf.data.sources import TableForm
-from ofa_hf.data.text_check import check_texts, unknown_to, unknown_to_list, unknown_to_published, why_odd
 from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import TASKS
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from ofa_hf.data.folders import walk_images
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
+from ofa_hf.images.folders import walk_images
 
 
 BACKSLASHES, DRIVE, DOT, QUOTES = "backslashes", "drive letter", "leading ./", "quotes around the name"

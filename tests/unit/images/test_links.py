@@ -1,4 +1,4 @@
-"""Promises of `ofa_hf.data.links`: linked images are fetched once, and what is no image never enters the cache."""
+"""Promises of `ofa_hf.images.links`: linked images are fetched once, and what is no image never enters the cache."""
 
 import http.server
 import threading
@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from ofa_hf.data import load_table, report_of
-from ofa_hf.data.links import LinkedImages
 from ofa_hf.data.sources import TableForm, has_its_images, load_source
+from ofa_hf.images.links import LinkedImages
 
 
 @pytest.fixture

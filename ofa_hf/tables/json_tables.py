@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.data.column_names import is_usual_name
-from ofa_hf.data.encodings import text_lines
-from ofa_hf.data.problems import MALFORMED_LINE, Problem
 from ofa_hf.errors import UserError
+from ofa_hf.tables.column_names import is_usual_name
+from ofa_hf.tables.encodings import text_lines
+from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
 
 CHUNK = 2**20  # characters read at a time

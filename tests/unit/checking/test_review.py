@@ -1,11 +1,11 @@
-"""Promises of `ofa_hf.data.review`: every decision is saved at once, and the result is a table for finetuning."""
+"""Promises of `ofa_hf.checking.review`: every decision is saved at once, and the result is a table for finetuning."""
 
 import pytest
 
-from ofa_hf.data.review import Review
+from ofa_hf.checking.review import Review
 from ofa_hf.data.sources import TableForm, load_source
-from ofa_hf.data.table_files import open_table
 from ofa_hf.errors import UserError
+from ofa_hf.tables.table_files import open_table
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Promises of `ofa_hf.data.packed`: a packed folder is a folder, and can write nowhere else."""
+"""Promises of `ofa_hf.images.packed`: a packed folder is a folder, and can write nowhere else."""
 
 import io
 import tarfile
@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from ofa_hf.data.packed import unpacked
 from ofa_hf.errors import UserError
+from ofa_hf.images.packed import unpacked
 
 
 def files_of(folder) -> list[str]:
@@ -52,7 +52,7 @@ def test_a_tar_file_gives_its_files_and_no_links(tmp_path):
 
 
 def test_a_bomb_and_a_damaged_file_are_refused_and_leave_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("ofa_hf.data.packed.SMALLEST", 1000)
+    monkeypatch.setattr("ofa_hf.images.packed.SMALLEST", 1000)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jpg", bytes(10**6))
     (tmp_path / "torn.zip").write_bytes((tmp_path / "bomb.zip").read_bytes()[:100])

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from ofa_hf.data.column_names import is_usual_name
-from ofa_hf.data.encodings import MAX_LINE, text_lines
-from ofa_hf.data.problems import MALFORMED_LINE, Problem
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES
+from ofa_hf.tables.column_names import is_usual_name
+from ofa_hf.tables.encodings import MAX_LINE, text_lines
+from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "，": "full-width comma", "|": "bar"}

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.data.encodings import find_encoding, text_lines
-from ofa_hf.data.json_tables import COCO, JSON_LIST, read_json_table
-from ofa_hf.data.problems import MALFORMED_LINE, Problem
 from ofa_hf.errors import UserError
 from ofa_hf.inert_pickle import InertUnpickler, PickleRefused
+from ofa_hf.tables.encodings import find_encoding, text_lines
+from ofa_hf.tables.json_tables import COCO, JSON_LIST, read_json_table
+from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
 
 Rows = Iterator[tuple[int, dict[str, Any] | Problem]]

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.data.delimited import check_header
-from ofa_hf.data.problems import MALFORMED_LINE, Problem
 from ofa_hf.errors import UserError
+from ofa_hf.tables.delimited import check_header
+from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
 
 BATCH_ROWS = 100  # of a parquet file held in memory, which may hold images
