@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ofa_hf.errors import UserError
 from ofa_hf.models import load_pipeline
+from ofa_hf.pipeline_ofa import OFAImageToTextPipeline
+from ofa_hf.prediction.loop import refuse_drawing
 from ofa_hf.samples.examples import draw_examples
 
 
@@ -25,6 +27,17 @@ def models_to_serve(out: str | Path, models: Sequence[str]) -> list[str]:
             f"run `ofa-hf demo {out}` first, which trains one in about five minutes."
         )
     return list(dict.fromkeys(models)) or [str(own)]
+
+
+def load_for_page(model: str) -> OFAImageToTextPipeline:
+    """A model of the page.
+
+    Raises:
+        UserError: it cannot be loaded, or it draws images, which the page does not show.
+    """
+    loaded = load_pipeline(model)
+    refuse_drawing(loaded.processor.find_task())
+    return loaded
 
 
 def serve(
@@ -49,7 +62,7 @@ def serve(
             from ofa_hf.serving import web
         except ImportError as error:
             raise UserError(f"The page needs Gradio ({error}). Install it: `pip install 'ofa-hf[web]'`.") from error
-        page = web.build_page(models, load_pipeline, draw_examples(Path(folder, "examples")))
+        page = web.build_page(models, load_for_page, draw_examples(Path(folder, "examples")))
         try:
             address = web.launch(page, server_name=host, server_port=port, quiet=True, prevent_thread_lock=True)[1]
         except OSError as error:

@@ -21,6 +21,7 @@ from ofa_hf.prediction import text_to_image
 from ofa_hf.prediction.clip import ClipScorer
 from ofa_hf.prediction.loop import predict
 from ofa_hf.prediction.text_to_image import DrawRequest, draw_files, sheet
+from ofa_hf.serving.serve import load_for_page
 from ofa_hf.tasks_ofa import TASKS
 
 
@@ -237,6 +238,8 @@ def test_other_commands_and_training_send_to_the_one_that_draws(drawer, pipe):
         next(predict(pipe.model, pipe.processor, [{"id": 1, "text": "red hat"}]))
     with pytest.raises(UserError, match="neither scored nor trained"):
         metric_of(TASKS["image_generation"])
+    with pytest.raises(UserError, match="ofa-hf draw"):
+        load_for_page(str(drawer))
     assert main(["summarize", "red", "--model", str(drawer), "--task", "image_generation"]) == 1
 
 
