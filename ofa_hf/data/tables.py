@@ -298,6 +298,7 @@ def load_rows(
     check_images: bool = True,
     cache_dir: str | Path | None = None,
     targets: TargetForm | None = None,
+    assumed: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Convert any data set of the `datasets` library (local, parquet, from the Hub) to rows of a task.
 
@@ -309,6 +310,7 @@ def load_rows(
         fields: columns that fill the task's prompt, such as a question.
         num_proc, strict, check_images, cache_dir: as in `load_muge`.
         targets: as in `load_table`.
+        assumed: how the data set was read, for the report.
 
     Raises:
         UserError: a column is missing, no row is usable, the disk is full.
@@ -325,6 +327,7 @@ def load_rows(
         read_targets=partial(index_rows, stored, columns),
         make_shards=lambda index: split_rows(stored, columns, num_proc),
         total=len(dataset),
+        notes=partial(notes_of, assumed or {}, None),
     )
     return build(recipe, options, num_proc, cache_dir)
 

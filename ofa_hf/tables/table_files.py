@@ -40,7 +40,7 @@ class Table:
     Args:
         columns: names of the columns; of JSON those of the first rows.
         assumed: how the file was read: `kind`, `encoding` and `separator` (None where there is none), and the `sheet`
-            of a spreadsheet.
+            of a spreadsheet, with the names of `other_sheets` that hold text.
     """
 
     path: Path
@@ -125,8 +125,9 @@ def _open_sheet(path: Path) -> Table:
         raise UserError(f"{path} is damaged ({error}). Get the file again.") from error
     if not is_sheet:
         raise UserError(f"{path} is a packed file, not a table. Accepted: {ACCEPTED}. Unpack it first.")
-    sheet, columns = sheet_header(path)
-    return _table(path, "xlsx", columns, partial(read_sheet, path, sheet, columns), sheet=sheet)
+    sheet, columns, others = sheet_header(path)
+    more = {"other_sheets": list(others)} if others else {}
+    return _table(path, "xlsx", columns, partial(read_sheet, path, sheet, columns), sheet=sheet, **more)
 
 
 def _looks_like_json(path: Path, start: bytes, encoding: str) -> bool:

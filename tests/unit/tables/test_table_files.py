@@ -11,6 +11,7 @@ import pytest
 from ofa_hf.data import Problem
 from ofa_hf.errors import UserError
 from ofa_hf.tables import encodings as encodings_module
+from ofa_hf.tables.problems import describe_form
 from ofa_hf.tables.table_files import open_table
 
 
@@ -290,3 +291,26 @@ def test_the_first_line_of_a_file_in_another_encoding_has_no_lines_before_it(tmp
     path = write(tmp_path / "a.csv", "图片,caption\na.jpg,红\n")
     with pytest.raises(UserError, match=r"line 1 is not ascii\. Save"):
         open_table(path, encoding="ascii")
+
+
+def test_what_a_spreadsheet_holds_instead_of_texts_is_said(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl", reason="needs the extra tables")
+    workbook = openpyxl.Workbook()
+    sheet = workbook.active
+    rows = [("image", "caption"), ("a.jpg", "红"), (None, "蓝"), ("b.jpg", "#N/A"), ("c.jpg", '="红"&"色"')]
+    for row in [*rows, ('=DISPIMG("ID_1",1)', "黄"), ("d.jpg", None), ("e.jpg", "黑")]:
+        sheet.append(row)
+    sheet.merge_cells("A2:A3")
+    workbook.create_sheet("more").append(["image", "caption"])
+    workbook.create_sheet("empty")
+    workbook.save(tmp_path / "t.xlsx")
+    table = open_table(tmp_path / "t.xlsx")
+    assert table.assumed["other_sheets"] == ["more"]
+    assert "not the sheets more" in describe_form(table.assumed)
+    assert rows_of(table) == as_dicts([("a.jpg", "红"), ("a.jpg", "蓝"), ("d.jpg", ""), ("e.jpg", "黑")])
+    problems = problems_of(table)
+    assert [problem.line for problem in problems] == [4, 5, 6]
+    for problem, said in zip(
+        problems, ("the error #N/A", "a formula without its value", "holds an image"), strict=True
+    ):
+        assert said in problem.detail
