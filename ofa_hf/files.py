@@ -98,6 +98,22 @@ def refuse_unwritable(paths: Iterable[str | Path]) -> None:
             ) from error
 
 
+def make_writable(folder: str | Path) -> None:
+    """Make a folder unless it exists, and try whether it can be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be written: {error.strerror or error}. Name one that you may write to."
+        ) from error
+
+
 def hub_files() -> list[Path]:
     """Code files of this package that belong in every Hub-ready folder."""
     return [file for file in sorted(Path(__file__).parent.iterdir()) if HUB_FILE.fullmatch(file.name)]

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ofa_hf.data.lines import target_list
+from ofa_hf.data.answers import targets_in
 from ofa_hf.data.sources import TableForm
 from ofa_hf.data.tables import plain_text
 from ofa_hf.errors import UserError
 from ofa_hf.files import refuse_unwritable, write_bytes
 from ofa_hf.images.image_finder import ImageFinder
 from ofa_hf.tables.columns import Columns, find_columns
-from ofa_hf.tables.problems import Problem
+from ofa_hf.tables.problems import EMPTY_TARGET, MISSING_ID, Problem
 from ofa_hf.tables.table_files import open_table
 
 
@@ -85,10 +85,15 @@ class Review:
             if isinstance(row, Problem):
                 self.problems[row.kind] += 1
                 continue
-            image, captions = plain_text(row.get(columns.image)), target_list(row.get(columns.target))
-            for caption in filter(str.strip, captions or ()):
+            image, captions = plain_text(row.get(columns.image)), targets_in(row.get(columns.target)) or [""]
+            if not image:
+                self.problems[MISSING_ID] += 1
+                continue
+            self.problems[EMPTY_TARGET] += sum(not caption.strip() for caption in captions)
+            for caption in filter(str.strip, captions):
                 item = Item(image, caption.strip(), caption.strip())
                 items.setdefault(item.key, item)
+        self.problems = +self.problems  # without zeros
         return list(items.values())
 
     def _take_up(self) -> None:

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
 from ofa_hf.images.image_finder import without_suffix
+from ofa_hf.tables.encodings import find_encoding, text_lines
 from ofa_hf.tasks_ofa import Task
 
 
@@ -132,6 +133,5 @@ def unknown_to_published(characters: Iterable[str]) -> set[str]:
 
 def unknown_to_list(path: str) -> Callable[[Iterable[str]], set[str]]:
     """Which of some characters a list of word pieces lacks, one a line as in `vocab.txt`; case does not count."""
-    with open(path, encoding="utf-8", newline="\n") as lines:
-        pieces = {line.rstrip("\r\n").removeprefix("##") for line in lines}
+    pieces = {(line or "").rstrip("\r\n").removeprefix("##") for _, line in text_lines(path, find_encoding(path))}
     return lambda chars: {char for char in chars if not char.isspace() and not {char, char.lower()} & pieces}

@@ -94,9 +94,15 @@ def text_of_box(value: Any) -> str:
 
 def targets_in(value: Any) -> list[str] | None:
     """Targets from a text, a number, a box, or a list of them; None for anything else."""
-    values = value if isinstance(value, list) and not is_box(value) else [value]
+    values = [None if is_nan(each) else each for each in (value if isinstance(value, list) else [value])]
+    values = [value] if is_box(value) else values
     texts = [text_of_box(each) if is_box(each) else str(each) if is_number(each) else each for each in values]
     return target_list(texts)
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a number is NaN, which pandas writes where a table has nothing."""
+    return isinstance(value, float) and value != value
 
 
 def is_number(value: Any) -> bool:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ofa_hf.tasks_ofa import Task
 
 MUGE_SUFFIX = ".tsv"
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "tif", "tiff", "image")  # of a shard's files
+SAMPLE_ROWS = 100  # in which the first image of a table is looked for
 TEXT_KEYS = ("txt", "caption", "text", "json")
 
 
@@ -95,6 +97,8 @@ def load_source(
             )
         return load_muge(captions, images, cache_dir=form.cache_dir, **options)
     options["targets"] = targets
+    if images is not None and needs_images and stored_images(captions, form):
+        raise UserError(f"{captions} holds its images, but {images} was given too. Leave that out.")
     if images is None and needs_images:
         if is_packed(captions) or "*" in str(captions):
             return load_shards(str(captions), fields=fields, form=form, **options)
@@ -178,16 +182,17 @@ def names_complete(path: str | Path, form: TableForm) -> bool:
 
 
 def first_image(path: str | Path, form: TableForm) -> Any:
-    """What the image column of a table holds in its first row; None if there is no such column or row."""
+    """What the image column of a table first holds; None if there is no such column, or its first rows have none."""
     table = open_table(path, **form.reading())
     column = form.image_column or next(iter(matches(table.columns, IMAGES)), None)
-    return next((row.get(column) for _, row in table if not isinstance(row, Problem)), None)
+    rows = (row for _, row in islice(table, SAMPLE_ROWS) if not isinstance(row, Problem))
+    return next((row[column] for row in rows if row.get(column)), None)
 
 
 def load_parquet(path: str | Path, *, fields: Sequence[str], form: TableForm, **options: Any) -> Dataset:
     """Rows of a parquet file that holds the images."""
     rows = Dataset.from_parquet(str(path), cache_dir=form.cache_dir)
-    return load_dataset_rows(rows, str(path), fields=fields, form=form, **options)
+    return load_dataset_rows(rows, str(path), fields=fields, form=form, kind="parquet", **options)
 
 
 def load_dataset_rows(
@@ -198,9 +203,14 @@ def load_dataset_rows(
     form: TableForm,
     has_images: bool = True,
     targets: TargetForm | None = None,
+    kind: str = "data set",
     **options: Any,
 ) -> Dataset:
-    """Rows of a data set whose columns have usual names or are named by the user."""
+    """Rows of a data set whose columns have usual names or are named by the user.
+
+    Args:
+        kind: the form of the data set, for the report.
+    """
     wanted = Columns(form.image_column, form.caption_column, form.id_column, tuple(fields))
     wanted = replace(wanted, usual_target=targets.column) if targets else wanted
     has_cells = bool(targets and targets.cells)
@@ -214,6 +224,7 @@ def load_dataset_rows(
         fields=fields,
         cache_dir=form.cache_dir,
         targets=targets,
+        assumed={"kind": kind, "encoding": None, "separator": None, "columns": columns.assumed()},
         **options,
     )
 
@@ -249,4 +260,4 @@ def load_shards(pattern: str, *, fields: Sequence[str] = (), form: TableForm, **
         rows = rows.rename_columns({name: name.removeprefix("json.") for name in rows.column_names if "json." in name})
         text = find_columns(pattern, rows.column_names, Columns(image, None, None, tuple(fields))).target
     form = TableForm(None, None, image, text, form.id_column or "__key__", form.cache_dir)
-    return load_dataset_rows(rows, pattern, fields=fields, form=form, **options)
+    return load_dataset_rows(rows, pattern, fields=fields, form=form, kind="webdataset", **options)

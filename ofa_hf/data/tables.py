@@ -12,14 +12,14 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Image, IterableDataset
 
-from ofa_hf.data.answers import TargetForm, confidences_in, is_box, targets_in, text_of_box
+from ofa_hf.data.answers import TargetForm, confidences_in, is_box, is_nan, targets_in, text_of_box
 from ofa_hf.data.build import Recipe, build, cache_root, file_identity
 from ofa_hf.data.images import stored_image
 from ofa_hf.data.lines import parse_id, whole_characters
 from ofa_hf.data.shards import Options, RowRecord, RowTexts, make_row
 from ofa_hf.data.target_index import MISSING, TargetIndex
 from ofa_hf.errors import UserError
-from ofa_hf.images.folders import report_left_out, walk_images
+from ofa_hf.images.folders import TEXT, report_left_out, walk_images
 from ofa_hf.images.image_finder import ImageFinder, is_one_image, without_suffix
 from ofa_hf.images.links import LinkedImages, is_link
 from ofa_hf.images.packed import unpacked
@@ -35,7 +35,7 @@ from ofa_hf.tables.problems import (
     Problem,
 )
 from ofa_hf.tables.table_files import Table, open_table
-from ofa_hf.tables.text_files import TEXT_FILE, texts_identity
+from ofa_hf.tables.text_files import TEXT_FILE, TEXT_FILES, texts_identity
 
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,9 @@ def folder_identity(folder: Path) -> list:
 
 def notes_of(assumed: Mapping[str, Any], finder: ImageFinder | None) -> dict[str, Any]:
     """What the report says beside problems."""
-    repaired, left_out = (finder.repaired, finder.left_out) if finder else ({}, {})
+    repaired, left_out = (finder.repaired, dict(finder.left_out)) if finder else ({}, {})
+    if assumed.get("kind") == TEXT_FILES:  # each was read, or is a problem
+        left_out.pop(TEXT, None)
     return {"assumed": dict(assumed), "repaired": dict(repaired), "left_out": dict(left_out)}
 
 
@@ -211,16 +213,16 @@ def parse_texts(row: dict, columns: Columns, file: str, line: int, default_id: s
 
 
 def plain_text(value: Any) -> str:
-    """A string, a number or a box of a table as text; anything else gives the empty string."""
+    """A string, a number (not NaN) or a box of a table as text; anything else gives the empty string."""
     if is_box(value):
         return text_of_box(value)
-    is_text = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    is_text = isinstance(value, (str, int, float)) and not isinstance(value, bool) and not is_nan(value)
     return whole_characters(str(value)).strip() if is_text else ""
 
 
 def split_table(table: Path, folder: Path | None, count: int, num_proc: int) -> list["TableRows"]:
     bounds = [count * part // max(1, num_proc) for part in range(max(1, num_proc) + 1)]
-    return [TableRows(str(folder or table), folder is not None, first, last) for first, last in pairwise(bounds)]
+    return [TableRows(str(table), folder is not None, first, last) for first, last in pairwise(bounds)]
 
 
 @dataclass
@@ -296,6 +298,7 @@ def load_rows(
     check_images: bool = True,
     cache_dir: str | Path | None = None,
     targets: TargetForm | None = None,
+    assumed: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Convert any data set of the `datasets` library (local, parquet, from the Hub) to rows of a task.
 
@@ -307,6 +310,7 @@ def load_rows(
         fields: columns that fill the task's prompt, such as a question.
         num_proc, strict, check_images, cache_dir: as in `load_muge`.
         targets: as in `load_table`.
+        assumed: how the data set was read, for the report.
 
     Raises:
         UserError: a column is missing, no row is usable, the disk is full.
@@ -323,6 +327,7 @@ def load_rows(
         read_targets=partial(index_rows, stored, columns),
         make_shards=lambda index: split_rows(stored, columns, num_proc),
         total=len(dataset),
+        notes=partial(notes_of, assumed or {}, None),
     )
     return build(recipe, options, num_proc, cache_dir)
 

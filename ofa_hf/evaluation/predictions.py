@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_hf.boxes_ofa import SIDES
-from ofa_hf.data.answers import confidences_in, is_box
+from ofa_hf.data.answers import confidences_in, is_box, is_nan, is_number
 from ofa_hf.data.lines import whole_characters
 from ofa_hf.data.sources import TableForm
 from ofa_hf.errors import UserError
@@ -107,9 +107,8 @@ def read_answer_lines(
     ids, answer_names = answer_columns(path, table.columns, form)
     for number, row in table:
         if isinstance(row, Problem):
-            raise UserError(
-                f"{path}, line {number} is malformed: {row.detail}. Expected {wanted}. Correct or remove it."
-            )
+            expected = "" if table.assumed["separator"] else f" Expected {wanted}."
+            raise UserError(f"{path}, line {number} is malformed: {row.detail}.{expected} Correct or remove it.")
         id_, answers = value_of(row, ids), answers_in(value_of(row, answer_names))
         confidences = confidences_in(row.get(CONFIDENCE), len(answers or ())) if has_confidences else None
         is_id = isinstance(id_, (str, int)) and not isinstance(id_, bool)
@@ -163,9 +162,10 @@ def answers_in(value: Any) -> list[Any] | dict[str, float] | None:
     if isinstance(value, dict) and set(SIDES) != value.keys():
         is_confident = value and all(isinstance(each, (int, float)) for each in value.values())
         return {whole_characters(text): float(each) for text, each in value.items()} if is_confident else None
-    if value is None:
+    if value is None or is_nan(value):
         return [""]  # no answer
     answers = value if isinstance(value, list) and not is_box(value) else [value]
+    answers = [str(each) if is_number(each) else each for each in answers]
     if not all(isinstance(each, str) or is_box(each) for each in answers):
         return None
     return [whole_characters(each) if isinstance(each, str) else each for each in answers]

@@ -19,13 +19,14 @@ read_more_formats()
 SYSTEM_NAMES = frozenset(
     "thumbs.db ehthumbs.db desktop.ini __macosx @eadir $recycle.bin lost+found".split() + ["system volume information"]
 )
-HIDDEN, BROKEN_LINK, OTHER = "hidden or system file", "broken link", "other file"
+HIDDEN, BROKEN_LINK, OTHER, TEXT = "hidden or system file", "broken link", "other file", "text file"
 KINDS = {
     "video": ".mp4 .mov .avi .mkv .webm .m4v .wmv .flv .3gp .mpg .mpeg .mts .ts .livp",
     "drawing such as SVG": ".svg .svgz .ai .eps .ps .wmf .emf .cdr",
     "raw photo": ".cr2 .cr3 .nef .arw .dng .orf .rw2 .raf .pef .srw",
     "Photoshop file": ".psd .psb",
     "PDF": ".pdf",
+    TEXT: ".txt .caption",
 }
 KIND_OF_SUFFIX = {suffix: kind for kind, suffixes in KINDS.items() for suffix in suffixes.split()}
 
@@ -43,6 +44,15 @@ def walk_images(folder: str | os.PathLike, left_out: Counter[str] | None = None)
         UserError: a folder cannot be read.
     """
     left_out = Counter() if left_out is None else left_out
+    for entry in walk_files(folder, left_out):
+        if kind := _why_left_out(entry):
+            left_out[kind] += 1
+        else:
+            yield entry.path
+
+
+def walk_files(folder: str | os.PathLike, left_out: Counter[str]) -> Iterator[os.DirEntry]:
+    """All files in a folder and its subfolders but hidden and system files, in the order of `walk_images`."""
     seen, linked = set(), deque([os.fspath(folder)])
     while linked:  # links come last: what they lead to keeps its own path if it has one here
         waiting = [linked.popleft()]
@@ -58,10 +68,8 @@ def walk_images(folder: str | os.PathLike, left_out: Counter[str] | None = None)
                     inner.append(entry.path)
                 elif entry.is_symlink() and os.path.isdir(entry.path):
                     linked.append(entry.path)
-                elif kind := _why_left_out(entry):
-                    left_out[kind] += 1
                 else:
-                    yield entry.path
+                    yield entry
             waiting.extend(reversed(inner))
 
 

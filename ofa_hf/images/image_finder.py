@@ -26,6 +26,7 @@ from ofa_hf.images.folders import walk_images
 
 BACKSLASHES, DRIVE, DOT, QUOTES = "backslashes", "drive letter", "leading ./", "quotes around the name"
 FILE_URL, FOLDER, SUBFOLDER = "file:// in front", "folder in front", "subfolder missing"
+PERCENT = "letters written as in a link (%20)"
 CASE, FORM, NO_SUFFIX = "upper or lower case", "Unicode form", "suffix missing"
 OTHER_SUFFIX, NUMBER = "another suffix", "number shortened by a spreadsheet"
 
@@ -98,7 +99,7 @@ class ImageFinder:
     def __init__(self, folder: str | Path):
         self.folder = os.path.abspath(folder)
         if not os.path.isdir(self.folder):
-            raise UserError(f"{folder} is not a folder. Pass the folder that holds the images.")
+            raise UserError(f"{folder} is not a folder. Pass the folder, .zip or .tar file that holds the images.")
         self.repaired: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         self._index: sqlite3.Connection | None = None
@@ -124,7 +125,12 @@ class ImageFinder:
                 return found._replace(repairs=(*repairs, *folder, *found.repairs) if found.path else ())
         if len(parts) == 1:
             matches = self._query("name", fold(parts[0])) or self._query("name_stem", fold(without_suffix(parts[0])))
-            return self._only(matches, (*repairs, SUBFOLDER))
+            found = self._only(matches, (*repairs, SUBFOLDER))
+            if found.path or found.candidates:
+                return found
+        if (plain := unquote(name)) != name:
+            found = self._find(plain)
+            return found._replace(repairs=(PERCENT, *found.repairs) if found.path else ())
         return Found(None)
 
     def _similar(self, tail: str) -> Found:
@@ -193,12 +199,13 @@ class ImageFinder:
             return "no such file"
         rows = self._files().execute("SELECT path FROM files LIMIT ?", (MAX_COMPARED,))
         paths = [path for (path,) in rows]
-        wanted = "/".join(clean_name(name)[0])
-        nearest = difflib.get_close_matches(wanted, paths, 1, 0.6)
-        if not nearest:
-            by_name = {path.rpartition("/")[2]: path for path in paths}
-            nearest = [by_name[each] for each in difflib.get_close_matches(wanted.rpartition("/")[2], by_name, 1, 0.6)]
-        return f"no such file; the nearest name is {nearest[0]}" if nearest else "no such file, and none like it"
+        wanted = fold(without_suffix("/".join(clean_name(name)[0])))
+        stems = {fold(without_suffix(path)): path for path in paths}  # all suffixes are alike
+        names = {stem.rpartition("/")[2]: path for stem, path in stems.items()}
+        for text, known in ((wanted, stems), (wanted.rpartition("/")[2], names)):
+            if nearest := difflib.get_close_matches(text, known, 1, 0.6):
+                return f"no such file; the nearest name is {known[nearest[0]]}"
+        return "no such file, and none like it"
 
     def __getstate__(self) -> dict:
         return {"folder": self.folder}

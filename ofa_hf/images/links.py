@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES, URL_TIMEOUT
 MAX_BYTES = 100 * 2**20  # of one image
 CHUNK = 2**18  # bytes read at a time
 THREADS = 16
+PATIENCE = 4  # times the wait for a server, for all of an image
 REFUSED_TYPES = (
     "text/",
     "application/json",
@@ -38,7 +40,7 @@ class LinkedImages:
 
     Args:
         cache: folder that has or gets a folder `links`.
-        timeout: seconds to wait for a server.
+        timeout: seconds to wait for a server to send something; an image may take `PATIENCE` times as long.
         limit: bytes of one image.
     """
 
@@ -87,9 +89,9 @@ class LinkedImages:
                 self._copy(response, file)
             os.replace(part, target)
         except urllib.error.HTTPError as error:
-            return f"HTTP {error.code} {error.reason}"
+            return f"HTTP {error.code} {on_one_line(error.reason)}"
         except (OSError, ValueError, http.client.HTTPException) as error:
-            return str(getattr(error, "reason", None) or error) or type(error).__name__
+            return _reason(error)
         finally:
             part.unlink(missing_ok=True)
         return ""
@@ -99,14 +101,26 @@ class LinkedImages:
         kind, length = response.headers.get("Content-Type", ""), response.headers.get("Content-Length")
         if kind.lower().startswith(REFUSED_TYPES):
             raise ValueError(f"the server sent {kind.partition(';')[0]}, not an image")
-        size = 0
-        while chunk := response.read(CHUNK):
+        size, end = 0, time.monotonic() + PATIENCE * self.timeout
+        while chunk := response.read1(CHUNK):  # returns what is there: a slow server cannot hold it up
             size += len(chunk)
+            if time.monotonic() > end:
+                raise ValueError(f"only {size:,} bytes arrived in {PATIENCE * self.timeout:.0f} seconds")
             if size > self.limit:
                 raise ValueError(f"it has more than {self.limit:,} bytes")
             file.write(chunk)
         if not size or (length and size != int(length)):
             raise ValueError(f"{size:,} of {length or 'some'} bytes arrived")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without numbers of errors."""
+    cause = getattr(error, "reason", None) or error
+    return on_one_line(getattr(cause, "strerror", None) or cause) or type(error).__name__
+
+
+def on_one_line(text: object) -> str:
+    return " ".join(str(text).split())[:200]
 
 
 def _once(links: Iterable[str], seen: set[bytes]) -> Iterator[str]:

@@ -1,18 +1,27 @@
 """Packed folders of images: zip and tar files, unpacked once into a cache."""
 
 import hashlib
+import logging
 import os
+import posixpath
 import stat
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from ofa_hf.errors import UserError, explain_full_disk
 from ofa_hf.files import new_folder
+from ofa_hf.images.folders import left_out_line
 
 
+logger = logging.getLogger(__name__)
+
+OUTSIDE, SYSTEM, LINK, SPECIAL = "path out of the folder", "system file", "link out of the archive", "special file"
+MAX_LINKS = 8  # that lead to each other
+LONGEST_LINK = 2**12  # bytes
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 CHUNK = 2**20
 MAX_BYTES_PER_BYTE = 200  # unpacked; photos do not shrink, so more is no folder of images
@@ -27,7 +36,8 @@ def is_packed(path: str | Path) -> bool:
 def unpacked(path: str | Path, cache: Path) -> Path:
     """The folder that a zip or tar file holds, unpacked on the first call; any other path as it is.
 
-    Only regular files are unpacked, below the folder and nowhere else.
+    Only files are unpacked, below the folder and nowhere else; a link becomes the file of the archive that it leads
+    to. What is left out is counted in a line of the log.
 
     Raises:
         UserError: the file is damaged, holds far more than a folder of images would, or the disk is full.
@@ -38,20 +48,26 @@ def unpacked(path: str | Path, cache: Path) -> Path:
     status = path.stat()
     identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
     target = cache / "unpacked" / f"{path.name[:60]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    notes = target.with_name(f"{target.name}.left_out.txt")
     if not target.is_dir():
         limit = max(SMALLEST, MAX_BYTES_PER_BYTE * status.st_size)
         advice = "Free some space, or unpack the file yourself."
         with explain_full_disk(target.parent, advice), new_folder(target) as new:
-            _unpack(path, new.folder, limit)
+            if line := _unpack(path, new.folder, limit):
+                notes.write_text(line, "utf-8")
+    if notes.is_file():
+        logger.warning(notes.read_text("utf-8"))
     return target
 
 
-def _unpack(path: Path, folder: Path, limit: int) -> None:
-    total = 0
+def _unpack(path: Path, folder: Path, limit: int) -> str:
+    """Unpack a file. Returns a line that counts what was left out, empty if nothing was."""
+    total, links, left_out = 0, {}, Counter()
     try:
-        for name, source in _members(path):
+        for name, source in _members(path, links, left_out):
             place = _place(name)
             if place is None:
+                left_out[SYSTEM if "__MACOSX" in name else OUTSIDE] += 1
                 continue
             file = folder / place
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -64,25 +80,61 @@ def _unpack(path: Path, folder: Path, limit: int) -> None:
                             "yourself if it is yours, and pass the folder."
                         )
                     target.write(chunk)
+        _add_links(folder, links, left_out)
+        return left_out_line(path, left_out)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError, NotImplementedError) as error:
         raise UserError(
-            f"{path} cannot be unpacked ({error}). Get the file again, or unpack it yourself and pass the folder."
+            f"{path} cannot be unpacked ({_why(error)}). Get the file again, or unpack it yourself and pass the "
+            "folder."
         ) from error
 
 
-def _members(path: Path) -> Iterator[tuple[str, BinaryIO]]:
-    """Name and stream of each regular file."""
+def _why(error: Exception) -> str:
+    is_neither = isinstance(error, tarfile.ReadError) and "method" in str(error)  # it tells of each packer it tried
+    return "it is no complete zip or tar file" if is_neither else str(error)
+
+
+def _members(path: Path, links: dict[str, str], left_out: Counter[str]) -> Iterator[tuple[str, BinaryIO]]:
+    """Name and stream of each regular file. Names of links and what they lead to, both in the archive, go to `links`;
+    what is neither is counted."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for item in archive.infolist():
                 kind = stat.S_IFMT(item.external_attr >> 16)
                 if not item.is_dir() and kind in (0, stat.S_IFREG):
                     yield _name_in_zip(item), archive.open(item)
+                elif kind == stat.S_IFLNK and item.file_size < LONGEST_LINK:
+                    name = _name_in_zip(item)
+                    links[name] = _beside(name, archive.read(item).decode("utf-8", "replace"))
+                elif not item.is_dir():
+                    left_out[SPECIAL] += 1
         return
     with tarfile.open(path) as archive:
         for item in archive:
             if item.isfile():
                 yield item.name, archive.extractfile(item)
+            elif item.islnk() or item.issym():
+                links[item.name] = item.linkname if item.islnk() else _beside(item.name, item.linkname)
+            elif not item.isdir():
+                left_out[SPECIAL] += 1
+
+
+def _beside(name: str, target: str) -> str:
+    """What a symbolic link leads to, as a name in its archive."""
+    return posixpath.normpath(posixpath.join("" if target.startswith("/") else posixpath.dirname(name), target))
+
+
+def _add_links(folder: Path, links: dict[str, str], left_out: Counter[str]) -> None:
+    """Files for the links that lead to a file of the archive; no link is made that could lead elsewhere."""
+    for name, target in links.items():
+        for _ in range(MAX_LINKS):  # a link may lead to a link
+            target = links.get(target, target)
+        place, source = _place(name), _place(target)
+        if place is None or source is None or target.startswith("/") or not (folder / source).is_file():
+            left_out[LINK] += 1
+        elif not (folder / place).exists():
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            os.link(folder / source, folder / place)
 
 
 def _name_in_zip(item: zipfile.ZipInfo) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ofa_hf.tables.delimited import SEPARATORS
-from ofa_hf.tables.encodings import is_gb18030
+from ofa_hf.tables.encodings import is_big5, is_gb18030
 
 
 MARK = b"\xef\xbb\xbf"  # without it, spreadsheets take UTF-8 for the encoding of their country
@@ -78,7 +78,20 @@ def encoding_of(data: bytes) -> str:
         return "gb18030"
     if len(wrong) < len(lines) and is_gb18030(b"\n".join(wrong)):
         raise ValueError("its lines are in two encodings, UTF-8 and GB18030; save it as CSV UTF-8")
+    if is_big5(b"\n".join(wrong)) or any(map(_has_foreign_text, wrong)):
+        raise ValueError("a program saved it in another encoding; save it as CSV UTF-8")
     return "utf-8"  # names of files may be any bytes
+
+
+def _has_foreign_text(line: bytes) -> bool:
+    """Whether a line has bytes that are no UTF-8 after the name of its file, which is all that may have them."""
+    text = line.decode("utf-8", "surrogateescape")
+    cells = (next(csv.reader([text], delimiter=separator), []) for separator in SEPARATORS if separator in text)
+    return all(any(map(_is_surrogate, "".join(each[1:]))) for each in cells)
+
+
+def _is_surrogate(char: str) -> bool:
+    return "\ud800" <= char <= "\udfff"
 
 
 def _is_utf8(line: bytes) -> bool:

@@ -239,8 +239,8 @@ class AnswerFile:
         self.is_csv = self.path.suffix.lower() == ".csv"
         if not self.is_csv and self.path.suffix.lower() not in (".jsonl", ".json"):
             raise UserError(
-                f"The output {self.path} has no known suffix. Accepted: .jsonl (one JSON object per line), .csv "
-                f"and .xlsx. Rename the output."
+                f"The output {self.path} has no known suffix. Accepted: .csv, .jsonl (one JSON object per line) and "
+                f".xlsx. Rename the output."
             )
         self._form = CsvForm()
         try:

@@ -12,14 +12,14 @@ from typing import Any
 from datasets.utils import tqdm
 from PIL import Image
 
-from ofa_hf.data.problems import Problem
-from ofa_hf.data.table_files import open_table
 from ofa_hf.errors import UserError
 from ofa_hf.files import write_bytes
 from ofa_hf.image_processing_ofa import PIXELS_PER_CODE, VQGAN_FOLDER, check_image_decoder, load_image_decoder
 from ofa_hf.models import load_model, read_tasks
 from ofa_hf.pipeline_ofa import IMAGES_PER_BATCH, OFATextToImagePipeline, check_description
 from ofa_hf.prediction.clip import ClipScorer
+from ofa_hf.tables.problems import Problem
+from ofa_hf.tables.table_files import open_table
 from ofa_hf.tasks_ofa import Task
 
 

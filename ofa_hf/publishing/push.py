@@ -131,7 +131,7 @@ def connect(repo_id: str, token: str | None = None) -> HfApi:
     token = token or get_token()
     if not token:
         raise UserError(
-            f"{repo_id} cannot be written: no token of the Hub was found. Make one with write access at "
+            f"Nothing can be published as {repo_id}: no token of the Hub was found. Make one with write access at "
             f"https://huggingface.co/settings/tokens, then run `hf auth login` or set HF_TOKEN."
         )
     return HfApi(token=token)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ofa_hf.errors import UserError
-from ofa_hf.tables.column_names import FIELDS, IDS, IMAGES, TARGETS, matches, plain_name
+from ofa_hf.tables.column_names import FIELDS, IDS, IMAGES, TARGETS, is_usual_name, matches, plain_name
 
 
 IMAGE_IDS = frozenset({"imageid", "imgid", "图片id", "图片编号"})  # ids that name an image rather than a row
@@ -68,8 +68,11 @@ class Columns:
 
 
 def missing_columns(source: str, missing: Sequence[str], found: Iterable[str]) -> UserError:
+    found = list(map(str, found))
+    has_names = any(map(is_usual_name, found))
+    first = "" if has_names else "If these are no names of columns, add a first line that has them. "
     return UserError(
-        f"{source} has no column {', '.join(missing)}; it has {', '.join(map(str, found)) or 'none'}. Name its "
+        f"{source} has no column {', '.join(missing)}; it has {', '.join(found)[:500] or 'none'}. {first}Name its "
         f"columns with {', '.join(OPTIONS.values())}; a task's field is a column of its own name."
     )
 

@@ -70,7 +70,10 @@ def split_row(text: str, separator: str) -> Cells | str:
         return text.split(separator)
     cells, place = [], 0
     while True:
-        if not text.startswith('"', place):
+        if quoted := _quoted_between_blanks(text, separator, place):
+            cell, end = quoted
+            cells.append(cell)
+        elif not text.startswith('"', place):
             end = text.find(separator, place)
             cells.append(text[place:] if end < 0 else text[place:end])
         else:
@@ -85,6 +88,22 @@ def split_row(text: str, separator: str) -> Cells | str:
         if end < 0:
             return cells
         place = end + 1
+
+
+def _quoted_between_blanks(text: str, separator: str, place: int) -> tuple[str, int] | None:
+    """A quoted text with blanks around its quotes, and where it ends (−1: with the row); None if there is none."""
+    start = place
+    while text.startswith(" ", start):
+        start += 1
+    if not text.startswith('"', start):
+        return None
+    last = _closing_quote(text, start + 1)
+    end = last + 1
+    while text.startswith(" ", end):
+        end += 1
+    if last < 0 or text[end : end + 1] not in ("", separator):
+        return None
+    return text[start + 1 : last].replace('""', '"'), end if end < len(text) else -1
 
 
 def _closing_quote(text: str, start: int) -> int:

@@ -133,10 +133,10 @@ def text_lines(path: str | Path, encoding: str) -> Iterator[tuple[int, str | Non
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
         except UnicodeError as error:
             line, plain = _first_bad_line(path, encoding) or number + 1, encoding.removesuffix("-sig")
+            like = ", as the lines before it are" if line > 1 else ""
             raise UserError(
-                f"{path}, line {line} is not {plain}, as the lines before "
-                f"it are. Save the file as UTF-8, or name its encoding ({ACCEPTED}) with --encoding (encoding= in "
-                "Python)."
+                f"{path}, line {line} is not {plain}{like}. Save the file as UTF-8, or name its encoding ({ACCEPTED}) "
+                "with --encoding (encoding= in Python)."
             ) from error
 
 
@@ -169,6 +169,11 @@ def _first_bad_line(path: str | Path, encoding: str) -> int:
             except UnicodeError:
                 return number
     return 0
+
+
+def is_big5(data: bytes) -> bool:
+    """Whether bytes that are no UTF-8 are Chinese text in Big5."""
+    return (_chinese_encoding(data) or "").startswith(("big5", "cp950"))
 
 
 def is_gb18030(data: bytes) -> bool:

@@ -231,10 +231,11 @@ def _elements_of(path: Path, encoding: str, key: str) -> Iterator[tuple[int, Any
 
 def _coco(path: Path, encoding: str, key: str) -> Rows:
     """Annotations with the file name of their image as `image`."""
-    names = {row.get("id"): row.get("file_name") for _, row in _elements_of(path, encoding, "images")}
+    images = (row for _, row in _elements_of(path, encoding, "images") if isinstance(row, dict))
+    names = {str(row.get("id")): row.get("file_name") for row in images}  # some tools write a number as a text
     for number, row in _json_list(path, encoding, key):
         if isinstance(row, dict):
-            name = names.get(row.get("image_id"))
+            name = names.get(str(row.get("image_id")))
             if name is None:
                 row = Problem(MALFORMED_LINE, str(path), number, str(row.get("image_id", "")), "no such image")
             else:

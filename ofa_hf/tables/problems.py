@@ -121,6 +121,7 @@ def describe_form(assumed: Mapping[str, Any]) -> str:
     parts = [assumed.get("kind"), assumed.get("encoding")]
     parts += [f"separator {assumed['separator']!r}"] if assumed.get("separator") else []
     parts += [f"sheet {assumed['sheet']}"] if assumed.get("sheet") else []
+    parts += [f"not the sheets {', '.join(assumed['other_sheets'])}"] if assumed.get("other_sheets") else []
     parts += [f"{part} in column {column}" for part, column in assumed.get("columns", {}).items()]
     return ", ".join(filter(None, parts))
 

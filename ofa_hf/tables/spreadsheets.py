@@ -1,8 +1,11 @@
 """Read spreadsheets (xlsx) and parquet files as tables, a few rows at a time."""
 
 import datetime
+import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,19 @@ from ofa_hf.tables.delimited import check_header
 from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
 
+ERRORS = frozenset("#N/A #NAME? #REF! #VALUE! #DIV/0! #NULL! #NUM!".split())
+FORMULA = re.compile(rb"<f[ >/]")
+MERGED = re.compile(rb"<mergeCell ref=\"([A-Z]+)(\d+):[A-Z]+(\d+)\"")
 BATCH_ROWS = 100  # of a parquet file held in memory, which may hold images
 
 Rows = Iterator[tuple[int, dict[str, Any] | Problem]]
 
 
-def open_workbook(path: Path):
+def open_workbook(path: Path, values: bool = True):
     """A spreadsheet that is read row by row.
+
+    Args:
+        values: cells hold what their formulas gave when the file was last saved; False: the formulas.
 
     Raises:
         UserError: the library is missing, or the file is damaged.
@@ -30,45 +39,107 @@ def open_workbook(path: Path):
             "or export the table as CSV."
         ) from error
     try:
-        return openpyxl.load_workbook(path, read_only=True, data_only=True)
+        return openpyxl.load_workbook(path, read_only=True, data_only=values)
     except Exception as error:  # a damaged file raises anything
         raise UserError(f"{path} cannot be read as a spreadsheet ({error}). Export the table as CSV.") from error
 
 
-def sheet_header(path: Path) -> tuple[str, tuple[str, ...]]:
-    """Name of the first sheet with text, and the names of its columns."""
-    workbook = open_workbook(path)
+def sheet_header(path: Path) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Name of the first sheet with text, names of its columns, and names of the other sheets with text."""
+    workbook, found = open_workbook(path), []
     try:
         for sheet in workbook.worksheets:
             for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
-                names = tuple(map(cell_text, row))
-                while names and not names[-1]:
-                    names = names[:-1]
-                if names:
-                    check_header(path, number, names)
-                    return sheet.title, names
+                if any(names := tuple(map(cell_text, row))):
+                    found.append((sheet.title, number, names))
+                    break
     finally:
         workbook.close()
-    raise UserError(f"{path} has no row. Pass a spreadsheet whose first row names its columns.")
+    if not found:
+        raise UserError(f"{path} has no row. Pass a spreadsheet whose first row names its columns.")
+    (title, number, names), *others = found
+    while not names[-1]:
+        names = names[:-1]
+    check_header(path, number, names)
+    return title, names, tuple(name for name, *_ in others)
 
 
 def read_sheet(path: Path, sheet: str, columns: tuple[str, ...]) -> Rows:
-    """Yield number and texts of each row of a sheet below its header; empty rows are skipped."""
-    workbook, seen_header = open_workbook(path), False
+    """Yield number and texts of each row of a sheet below its header; empty rows are skipped.
+
+    Cells merged over several rows have their value in each. A row with an error, such as `#N/A`, or with a formula
+    whose value the file lacks is a problem.
+    """
+    workbook, merged = open_workbook(path), _merged_cells(path, sheet)
+    formulas = open_workbook(path, values=False) if _has_formulas(path) else None
+    rows, seen_header, spread = workbook[sheet].iter_rows(values_only=True), False, {}
+    sources = formulas[sheet].iter_rows(values_only=True) if formulas else repeat(())
     try:
-        for number, row in enumerate(workbook[sheet].iter_rows(values_only=True), start=1):
+        for number, (row, source) in enumerate(zip(rows, sources), start=1):
             cells = [cell_text(value) for value in row]
-            if not any(cells):
+            for column, last in merged.get(number, ()):
+                if column < len(cells):
+                    spread[column] = last, cells[column]
+            for column, (last, value) in spread.items():
+                if number <= last and column < len(cells):
+                    cells[column] = cells[column] or value
+            if not any(cells) and not any(source):
                 continue
             if not seen_header:
                 seen_header = True
-            elif any(cells[len(columns) :]):
-                yield number, Problem(MALFORMED_LINE, str(path), number, detail="a value outside the header's columns")
+            elif fault := _fault(cells, source, columns):
+                yield number, Problem(MALFORMED_LINE, str(path), number, detail=fault)
             else:
                 cells += [""] * (len(columns) - len(cells))
                 yield number, dict(zip(columns, cells, strict=False))
     finally:
         workbook.close()
+        if formulas:
+            formulas.close()
+
+
+def _fault(cells: list[str], source: tuple, columns: tuple[str, ...]) -> str:
+    """What is wrong with a row of a sheet; empty if nothing is."""
+    if any(cells[len(columns) :]):
+        return "a value outside the header's columns"
+    for column, cell, formula in zip(columns, cells, chain(source, repeat(None))):
+        if "DISPIMG(" in str(formula or cell):
+            return f"column {column} holds an image, not its name; save the images as files and write their names"
+        if cell in ERRORS:
+            return f"column {column} holds the error {cell}; correct the cell"
+        if not cell and str(formula or "").startswith("="):
+            return f"column {column} holds a formula without its value; open the file in a spreadsheet and save it"
+    return ""
+
+
+def _has_formulas(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        sheets = [name for name in archive.namelist() if name.startswith("xl/worksheets/")]
+        return any(FORMULA.search(part) for name in sheets for part in _parts(archive, name))
+
+
+def _merged_cells(path: Path, sheet: str) -> dict[int, list[tuple[int, int]]]:
+    """Cells of a sheet merged over several rows: first row → columns, from 0, and the last row of each."""
+    workbook = open_workbook(path)
+    place = workbook[sheet]._worksheet_path
+    workbook.close()
+    merged: dict[int, list[tuple[int, int]]] = {}
+    with zipfile.ZipFile(path) as archive:
+        for match in {match for part in _parts(archive, place) for match in MERGED.findall(part)}:
+            letters, first, last = match[0].decode(), int(match[1]), int(match[2])
+            column = sum((ord(letter) - 64) * 26**power for power, letter in enumerate(reversed(letters))) - 1
+            if last > first:
+                merged.setdefault(first, []).append((column, last))
+    return merged
+
+
+def _parts(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
+    """A file of an archive in pieces, each with the end of the one before."""
+    with archive.open(name) as stream:
+        end = b""
+        while piece := stream.read(2**20):
+            yield end + piece
+            end = piece[-100:]
 
 
 def cell_text(value: Any) -> str:

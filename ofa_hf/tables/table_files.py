@@ -14,7 +14,7 @@ from ofa_hf.tables.json_tables import find_json_kind, json_columns, read_json_ta
 from ofa_hf.tables.problems import Problem
 from ofa_hf.tables.public import Named, named_set
 from ofa_hf.tables.spreadsheets import parquet_columns, read_parquet, read_sheet, sheet_header
-from ofa_hf.tables.text_files import has_text_files, read_text_files
+from ofa_hf.tables.text_files import TEXT_FILES, has_text_files, read_text_files
 
 
 JSON_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
@@ -23,9 +23,14 @@ NOT_TABLES = {  # first bytes → what they are
     b"\xd0\xcf\x11\xe0": "an old (.xls) or a protected spreadsheet. Save it as .xlsx without a password, or as CSV",
     b"\x1f\x8b": "packed with gzip. Unpack it first",
     b"%PDF": "a PDF. Export the table as CSV",
+    b"Rar!": "a packed file. Unpack it first",
+    b"7z\xbc\xaf": "a packed file. Unpack it first",
+    b"RIFF": "an image. Pass the table that names the images",
+    b"GIF8": "an image. Pass the table that names the images",
     b"\x89PNG": "an image. Pass the table that names the images",
     b"\xff\xd8\xff": "an image. Pass the table that names the images",
 }
+MARKUP = ("<html", "<!doctype", "<table", "<?xml", "<meta", "<head", "<style")
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Table:
     Args:
         columns: names of the columns; of JSON those of the first rows.
         assumed: how the file was read: `kind`, `encoding` and `separator` (None where there is none), and the `sheet`
-            of a spreadsheet.
+            of a spreadsheet, with the names of `other_sheets` that hold text.
     """
 
     path: Path
@@ -74,6 +79,11 @@ def open_table(path: str | Path, *, encoding: str | None = None, separator: str 
     if what := next((what for mark, what in NOT_TABLES.items() if start.startswith(mark)), None):
         raise UserError(f"{path} is {what}. Accepted: {ACCEPTED}.")
     encoding = find_encoding(path, encoding)
+    if start.decode(encoding, "ignore").lstrip("\ufeff \t\r\n").lower().startswith(MARKUP):
+        raise UserError(
+            f"{path} is a page (HTML or XML), as shop systems export it under the name of a spreadsheet. Open it in a "
+            f"spreadsheet program and save it as .xlsx or CSV. Accepted: {ACCEPTED}."
+        )
     if separator is None and _looks_like_json(path, start, encoding):
         return _open_json(path, encoding)
     separator = find_separator(path, encoding, separator)
@@ -104,7 +114,7 @@ def _open_folder(path: Path) -> Table:
             f"{path} is a folder without captions: no image in it has a .txt file of the same name. Pass a table, or "
             "put a text file beside each image."
         )
-    return _table(path, "text files", ("image", "caption"), partial(read_text_files, path))
+    return _table(path, TEXT_FILES, ("image", "caption"), partial(read_text_files, path))
 
 
 def _open_sheet(path: Path) -> Table:
@@ -115,8 +125,9 @@ def _open_sheet(path: Path) -> Table:
         raise UserError(f"{path} is damaged ({error}). Get the file again.") from error
     if not is_sheet:
         raise UserError(f"{path} is a packed file, not a table. Accepted: {ACCEPTED}. Unpack it first.")
-    sheet, columns = sheet_header(path)
-    return _table(path, "xlsx", columns, partial(read_sheet, path, sheet, columns), sheet=sheet)
+    sheet, columns, others = sheet_header(path)
+    more = {"other_sheets": list(others)} if others else {}
+    return _table(path, "xlsx", columns, partial(read_sheet, path, sheet, columns), sheet=sheet, **more)
 
 
 def _looks_like_json(path: Path, start: bytes, encoding: str) -> bool:
@@ -133,4 +144,10 @@ def _open_json(path: Path, encoding: str) -> Table:
         )
     kind, key = found
     read = partial(read_json_table, path, encoding, kind, key)
-    return _table(path, kind, json_columns(read()), read, encoding=encoding)
+    columns = json_columns(read())
+    if not columns and (problem := next((row for _, row in read() if isinstance(row, Problem)), None)):
+        raise UserError(
+            f"{path}, line {problem.line} is malformed: {problem.detail}; no row of its start is usable. Correct it, "
+            "or export it again."
+        )
+    return _table(path, kind, columns, read, encoding=encoding)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ofa_hf.errors import UserError
-from ofa_hf.images.folders import walk_images
+from ofa_hf.images.folders import walk_files, walk_images
 from ofa_hf.tables.encodings import find_encoding, text_lines
-from ofa_hf.tables.problems import MALFORMED_LINE, WITHOUT_TARGETS, Problem
+from ofa_hf.tables.problems import MALFORMED_LINE, TARGETS_WITHOUT_IMAGE, WITHOUT_TARGETS, Problem
 
 
+TEXT_FILES = "text files"  # kind of such a table
 TEXT_FILE = "text file"  # the column that names where a caption comes from
 SUFFIXES = (".txt", ".caption")
 
@@ -28,9 +29,13 @@ def text_beside(image: str) -> str | None:
 def read_text_files(folder: Path) -> Rows:
     """Yield the captions beside each image, one a line; images without a text file are none of it.
 
-    A text that belongs to two images, as `a.txt` to `a.jpg` and `a.png`, is a problem.
+    A text that belongs to two images, as `a.txt` to `a.jpg` and `a.png`, is a problem, and so is one without an image.
     """
     owners = Counter(filter(None, map(text_beside, walk_images(folder))))
+    for entry in walk_files(folder, Counter()):
+        if entry.name.lower().endswith(SUFFIXES) and entry.path not in owners:
+            name = os.path.relpath(entry.path, folder).replace(os.sep, "/")
+            yield 0, Problem(TARGETS_WITHOUT_IMAGE, entry.path, 0, name, "no image of this name")
     for image in walk_images(folder):
         text = text_beside(image)
         if text is None:

@@ -28,6 +28,7 @@ from ofa_hf.data import GroupedTargets, OFACollator, count_targets
 from ofa_hf.data.grouping import MixedTargets, StreamedTargets
 from ofa_hf.errors import UserError
 from ofa_hf.fast_ofa import is_slow
+from ofa_hf.files import make_writable
 from ofa_hf.models import load_model
 from ofa_hf.publishing.push import Destination, connect, prepare_repository, publish_folder
 from ofa_hf.training.arguments import CHECKPOINTING, FinetuneArguments
@@ -121,7 +122,7 @@ def adapt(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> Se
         UserError: arguments that do not fit together.
     """
     refuse_impossible(args, trainer_args)
-    Path(trainer_args.output_dir).mkdir(parents=True, exist_ok=True)  # fails now rather than after hours
+    make_writable(trainer_args.output_dir)  # fails now rather than after hours
     adapted = copy.copy(trainer_args)
     adapted.label_names = ["labels"]
     adapted.predict_with_generate = False  # evaluation has its own prediction loop

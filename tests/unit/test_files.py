@@ -181,3 +181,13 @@ def test_a_child_that_outlived_its_killed_parent_and_still_writes_does_not_stop_
         write_folder(target, "new")
         writing.result()
     assert names(target) == ["model.txt"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_work(tmp_path):
+    files.make_writable(tmp_path / "new" / "deep")
+    assert names(tmp_path / "new") == ["deep"]
+    assert names(tmp_path / "new" / "deep") == []
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="file.* cannot be written: .*Name one that you may write to"):
+            files.make_writable(folder)

@@ -65,6 +65,8 @@ def test_characters_that_the_vocabulary_lacks_are_counted_by_character(tiny_proc
     assert unknown_to_published("红🍎…a") == {"🍎", "…"}
     (tmp_path / "vocab.txt").write_text("红\n色\n围\n##巾\na\n", encoding="utf-8")
     assert unknown_to_list(str(tmp_path / "vocab.txt"))("红巾A🍎 ") == {"🍎"}
+    with pytest.raises(UserError, match="Cannot read .*gone.txt"):
+        unknown_to_list(str(tmp_path / "gone.txt"))
 
 
 def test_a_check_counts_what_finetune_would_train_on(shop, tmp_path):

@@ -78,3 +78,13 @@ def test_the_table_itself_is_never_replaced(shop, tmp_path):
     (tmp_path / "empty.csv").write_text("image,caption\n0.jpg, \n", encoding="utf-8")
     with pytest.raises(UserError, match="no caption to review"):
         Review(tmp_path / "empty.csv", shop[1])
+
+
+def test_a_number_is_a_caption_and_rows_without_one_are_counted(tmp_path):
+    table = tmp_path / "captions.jsonl"
+    captions = ["12", '"红"', '""', "null", "NaN"]
+    lines = [f'{{"image": "{number}.jpg", "caption": {caption}}}' for number, caption in enumerate(captions)]
+    table.write_text("\n".join([*lines, '{"image": "", "caption": "蓝"}']), encoding="utf-8")
+    review = Review(table, tmp_path)
+    assert [item.original for item in review.items] == ["12", "红"]
+    assert dict(review.problems) == {"empty target": 3, "missing id": 1}

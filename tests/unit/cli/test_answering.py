@@ -272,7 +272,7 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(ask, shop, tmp_pat
         (("classify", "shop"), "Pass --labels FILE_OR_LIST."),
         (("caption", "shop", "--task", "classification"), "Ask it with ofa-hf classify."),
         (("summarize", ""), "Nothing to answer in an empty text: it has no rows."),
-        (("caption", "shop", "--output", "x.pdf"), "Accepted: .jsonl (one JSON object per line), .csv and .xlsx."),
+        (("caption", "shop", "--output", "x.pdf"), "Accepted: .csv, .jsonl (one JSON object per line) and .xlsx."),
         (("vqa", "shop", "--question", "shop/0/红.png"), "is the name of an image, where a text belongs"),
         (("vqa", "shop", "--question", " "), "is empty"),
         (("vqa", "t.csv"), "t.csv has no column question; it has image, q"),

@@ -8,6 +8,7 @@ import zipfile
 import pytest
 from datasets import Dataset, Features, Image, Value
 
+from ofa_hf.data import report_of
 from ofa_hf.data.sources import TableForm, has_its_images, load_source
 from ofa_hf.errors import UserError
 
@@ -47,13 +48,18 @@ def test_a_packed_folder_is_a_folder(jpeg, tmp_path, form):
 
 def test_parquet_may_hold_the_images(jpeg, tmp_path, form):
     rows = Dataset.from_list(
-        [{"图片": {"bytes": jpeg(0), "path": None}, "标题": "甲"}],
+        [{"图片": None, "标题": "无"}, {"图片": {"bytes": jpeg(0), "path": None}, "标题": "甲"}],
         features=Features({"图片": Image(), "标题": Value("string")}),
     )
     rows.to_parquet(tmp_path / "t.parquet")
     assert has_its_images(tmp_path / "t.parquet", form)
     loaded = load_source(tmp_path / "t.parquet", form=form, num_proc=0)
     assert (loaded[0]["targets"], loaded[0]["image"]["bytes"]) == (["甲"], jpeg(0))
+    report = report_of(loaded)
+    assert (report.assumed["kind"], report.assumed["columns"]) == ("parquet", {"image": "图片", "caption": "标题"})
+    assert report.problems == {"broken image": 1}
+    with pytest.raises(UserError, match="t.parquet holds its images, but .* was given too. Leave that out"):
+        load_source(tmp_path / "t.parquet", tmp_path, form=form, num_proc=0)
 
 
 @pytest.mark.parametrize("suffix", ["txt", "json"])

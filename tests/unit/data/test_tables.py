@@ -312,9 +312,11 @@ def test_texts_beside_images_are_a_table(photos, tmp_path, jpeg):
     write(photos / "scarf.txt", "红围巾\r\n\r\n温暖\r\n", "gb18030")
     write(photos / "shoes" / "红鞋.txt", "红鞋")
     write(photos / "twin.txt", "双")
+    write(photos / "gone.txt", "无")
     dataset = load_table(photos, photos, cache_dir=tmp_path / "cache")
     assert dataset["targets"][:] == [["红围巾", "温暖"], ["红鞋"]]
-    assert kinds(dataset) == {"malformed line": 2, "no targets": 4}
+    assert kinds(dataset) == {"malformed line": 2, "no targets": 4, "targets without image": 1}
+    assert "text file" not in report_of(dataset).left_out
     with pytest.raises(UserError, match="no image in it has a .txt"):
         load_table(tmp_path / "cache", photos)
 
@@ -323,3 +325,12 @@ def test_the_column_of_a_field_has_a_usual_name_too(photos, tmp_path):
     table = write(tmp_path / "q.csv", "图片,问题,答案\nscarf.jpg,什么颜色?,红\n")
     rows = load_table(table, photos, fields=["question"], cache_dir=tmp_path / "cache")
     assert (rows[0]["question"], rows[0]["targets"]) == ("什么颜色?", ["红"])
+
+
+def test_what_pandas_writes_for_nothing_is_no_caption(photos, tmp_path):
+    table = write(
+        tmp_path / "nan.json", '[{"image": "scarf.jpg", "caption": NaN}, {"image": "mug.jpg", "caption": 12}]'
+    )
+    dataset = load_table(table, photos, cache_dir=tmp_path / "cache")
+    assert dataset["targets"][:] == [["12"]]
+    assert kinds(dataset)["malformed line"] == 1

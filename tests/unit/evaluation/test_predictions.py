@@ -31,7 +31,7 @@ def test_references_keep_their_order_and_lose_blank_captions(write):
 @pytest.mark.parametrize(
     "line",
     ["{", "[]", "3", '{"image_id": "a"}', '{"text": "x"}', '{"image_id": null, "text": "x"}', '"x"']
-    + ['{"image_id": "a", "text": 3}', '{"image_id": "a", "text": [3]}', '{"image_id": true, "text": "x"}'],
+    + ['{"image_id": "a", "text": true}', '{"image_id": "a", "text": [true]}', '{"image_id": true, "text": "x"}'],
 )
 def test_a_malformed_line_is_named_with_its_number(write, line):
     path = write('{"image_id": "b", "text": "x"}', line)
@@ -109,3 +109,14 @@ def test_half_characters_are_replaced_since_no_file_can_hold_them(write, tmp_pat
 def test_a_line_nested_without_end_is_malformed(write):
     with pytest.raises(UserError, match="line 1 is malformed"):
         read_predictions(write("[" * 100_000))
+
+
+def test_a_number_is_an_answer_as_it_is_for_finetuning(write):
+    path = write('{"image_id": "a", "text": 12}', '{"image_id": "b", "text": NaN}')
+    assert read_predictions(path) == {"a": "12", "b": ""}
+
+
+def test_a_malformed_row_of_a_csv_is_not_told_to_be_json(tmp_path):
+    (tmp_path / "c.csv").write_text("image,caption\na.jpg,red,blue\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"in quotes\. Correct or remove it"):
+        read_references(tmp_path / "c.csv")

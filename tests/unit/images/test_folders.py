@@ -27,7 +27,7 @@ def test_what_is_left_out_is_counted_by_kind_in_one_line(phone, monkeypatch, cap
     found = [os.path.relpath(path, phone) for path in walk_images(phone, left_out)]
     assert found == ["a.png", "b.JPG", "deep/c.webp"]
     heic = "HEIC image (pip install 'ofa-hf[images]' to read them)"
-    expected = {"video": 1, "drawing such as SVG": 1, "raw photo": 1, "other file": 1, "hidden or system file": 5}
+    expected = {"video": 1, "drawing such as SVG": 1, "raw photo": 1, "text file": 1, "hidden or system file": 5}
     assert left_out == {**expected, heic: 1}
     report_left_out(phone, left_out)
     assert len(caplog.records) == 1

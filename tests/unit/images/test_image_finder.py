@@ -115,3 +115,16 @@ def test_two_names_mean_one_image_only_if_their_folders_agree():
     assert is_one_image("photos/a.jpg", "a.jpg")
     assert is_one_image("D:\\shop\\photos\\a.jpg", "photos/A.JPG")
     assert not is_one_image("shop1/front.jpg", "shop2/front.jpg")
+
+
+def test_a_name_written_as_in_a_link_is_found_and_counted(finder):
+    found = finder.find("/data/local-files/a%20b.jpg")
+    assert found.path.endswith("a b.jpg")
+    assert found.repairs[0] == "letters written as in a link (%20)"
+
+
+def test_the_nearest_name_is_told_without_the_suffixes(tmp_path):
+    for name in ("b.jpg", "裙子1.png"):
+        (tmp_path / name).touch()
+    assert ImageFinder(tmp_path).explain("裙子2.jpg").endswith("the nearest name is 裙子1.png")
+    assert ImageFinder(tmp_path).explain("衣.jpg").endswith("none like it")

@@ -82,3 +82,37 @@ def test_a_table_of_links_or_complete_paths_needs_no_folder(server, tmp_path, jp
         rows = load_source(table, form=form, num_proc=0)
         assert rows["targets"][:] == [["甲"]]
         assert report_of(rows).problems == {"targets without image": 1}
+
+
+def test_a_server_that_sends_byte_after_byte_is_given_up(tmp_path, monkeypatch):
+    class Drip(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if "loop" in self.path:
+                self.send_response(302)
+                self.send_header("Location", self.path)
+                self.end_headers()
+                return
+            self.send_response(200)
+            self.end_headers()
+            stop = threading.Event()
+            for _ in range(100):
+                try:
+                    self.wfile.write(b"x")
+                except OSError:
+                    return
+                stop.wait(0.05)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Drip) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{running.server_port}"
+        links = LinkedImages(tmp_path, timeout=0.1)
+        links.fetch([f"{address}/slow.jpg", f"{address}/loop.jpg", "http://127.0.0.1:1/closed.jpg"])
+        running.shutdown()
+    assert links.count == 0
+    assert "bytes arrived in 0 seconds" in links.explain(f"{address}/slow.jpg")
+    assert "infinite loop" in links.explain(f"{address}/loop.jpg")
+    assert "Connection refused; run" in links.explain("http://127.0.0.1:1/closed.jpg")
+    assert all("\n" not in reason and "Errno" not in reason for reason in links.failures.values())

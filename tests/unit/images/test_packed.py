@@ -64,3 +64,37 @@ def test_a_bomb_and_a_damaged_file_are_refused_and_leave_nothing(tmp_path, monke
 
 def test_any_other_path_stays_as_it_is(tmp_path):
     assert unpacked(tmp_path, tmp_path) == tmp_path
+
+
+def test_links_in_an_archive_are_files_and_what_is_left_out_is_counted_each_time(tmp_path, caplog):
+    path = tmp_path / "photos.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name in ("p/a.jpg", "../out.jpg"):
+            item = tarfile.TarInfo(name)
+            item.size = 3
+            archive.addfile(item, io.BytesIO(b"abc"))
+        links = {"p/hard.jpg": "p/a.jpg", "q/soft.jpg": "../p/a.jpg", "p/again.jpg": "../q/soft.jpg"}
+        for name, target in {
+            **links,
+            "bad.jpg": "/etc/hostname",
+            "up.jpg": "../../x.jpg",
+            "round.jpg": "round.jpg",
+        }.items():
+            item = tarfile.TarInfo(name)
+            item.type = tarfile.LNKTYPE if "hard" in name else tarfile.SYMTYPE
+            item.linkname = target
+            archive.addfile(item)
+    for _ in range(2):
+        caplog.clear()
+        folder = unpacked(path, tmp_path / "cache")
+        assert "1 × path out of the folder" in caplog.text
+        assert "3 × link out of the archive" in caplog.text
+    images = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*.jpg")}
+    assert images == dict.fromkeys(["p/a.jpg", *links], b"abc")
+    assert not any(file.is_symlink() for file in folder.rglob("*"))
+
+
+def test_a_file_that_is_no_archive_is_said_in_few_words(tmp_path):
+    (tmp_path / "half.zip").write_bytes(b"PK\x03\x04half")
+    with pytest.raises(UserError, match=r"cannot be unpacked \(it is no complete zip or tar file\)"):
+        unpacked(tmp_path / "half.zip", tmp_path / "cache")

@@ -155,6 +155,8 @@ def test_a_csv_that_a_spreadsheet_saved_again_is_continued_in_its_form(tmp_path,
         ("file,caption,score\na.jpg,红,-1\n".encode("utf-16"), "save it as CSV UTF-8"),
         ("file,caption,score\na.jpg,红色裙子,-1\n".encode("gbk") + "b.jpg,蓝色,-1\n".encode(), "two encodings"),
         ("file,caption\na.jpg,红\n".encode(), "first line is not"),
+        ("file,caption,score\r\n照片/紅.jpg,紅色連衣裙,-1\r\n".encode("big5"), "another encoding.*UTF-8"),
+        ("file;caption;score\r\na.jpg;une robe été;-1\r\n".encode("cp1252"), "another encoding.*UTF-8"),
     ],
 )
 def test_a_csv_in_a_form_that_cannot_be_continued_is_refused_and_left_alone(tmp_path, data, message):

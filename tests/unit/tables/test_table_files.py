@@ -11,6 +11,7 @@ import pytest
 from ofa_hf.data import Problem
 from ofa_hf.errors import UserError
 from ofa_hf.tables import encodings as encodings_module
+from ofa_hf.tables.problems import describe_form
 from ofa_hf.tables.table_files import open_table
 
 
@@ -259,3 +260,57 @@ def test_a_spreadsheet_without_its_library_names_the_extra(tmp_path, monkeypatch
 def test_a_table_can_be_sent_to_another_process(tmp_path):
     table = pickle.loads(pickle.dumps(open_table(write(tmp_path / "t.csv", text_of()))))
     assert rows_of(table) == as_dicts(ROWS)
+
+
+def test_blanks_around_quotes_belong_to_no_cell(tmp_path):
+    text = '"image" , "caption"\na.jpg, "红, ""蓝""" \nb.jpg, 5" 屏\nc.jpg, "红" 色\n'
+    table = open_table(write(tmp_path / "blanks.csv", text))
+    assert rows_of(table) == as_dicts([("a.jpg", '红, "蓝"'), ("b.jpg", ' 5" 屏'), ("c.jpg", ' "红" 色')])
+
+
+@pytest.mark.parametrize("start", ["<html><table>", '\ufeff<?xml version="1.0"?>\n<Workbook>', "  <TABLE border=1>"])
+def test_a_page_that_calls_itself_a_spreadsheet_is_said(tmp_path, start):
+    with pytest.raises(UserError, match="HTML or XML.*save it as .xlsx or CSV"):
+        open_table(write(tmp_path / "orders.xls", start + "<tr><td>image</td><td>caption</td></tr></table>\n"))
+
+
+def test_numbers_of_images_in_coco_may_be_texts(tmp_path):
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    rows = [{"image_id": "1", "caption": "红"}, {"image_id": 7, "caption": "蓝"}]
+    table = open_table(write(tmp_path / "coco.json", json.dumps({"images": images, "annotations": rows})))
+    assert [row["image"] for row in rows_of(table)] == ["a.jpg"]
+    assert [problem.detail for problem in problems_of(table)] == ["no such image"]
+
+
+def test_a_table_without_a_usable_row_names_the_first_problem(tmp_path):
+    with pytest.raises(UserError, match="line 1 is malformed: expected a JSON object"):
+        open_table(write(tmp_path / "lines.jsonl", "['a.jpg', 'red']\n['b.jpg', 'blue']\n"))
+
+
+def test_the_first_line_of_a_file_in_another_encoding_has_no_lines_before_it(tmp_path):
+    path = write(tmp_path / "a.csv", "图片,caption\na.jpg,红\n")
+    with pytest.raises(UserError, match=r"line 1 is not ascii\. Save"):
+        open_table(path, encoding="ascii")
+
+
+def test_what_a_spreadsheet_holds_instead_of_texts_is_said(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl", reason="needs the extra tables")
+    workbook = openpyxl.Workbook()
+    sheet = workbook.active
+    rows = [("image", "caption"), ("a.jpg", "红"), (None, "蓝"), ("b.jpg", "#N/A"), ("c.jpg", '="红"&"色"')]
+    for row in [*rows, ('=DISPIMG("ID_1",1)', "黄"), ("d.jpg", None), ("e.jpg", "黑")]:
+        sheet.append(row)
+    sheet.merge_cells("A2:A3")
+    workbook.create_sheet("more").append(["image", "caption"])
+    workbook.create_sheet("empty")
+    workbook.save(tmp_path / "t.xlsx")
+    table = open_table(tmp_path / "t.xlsx")
+    assert table.assumed["other_sheets"] == ["more"]
+    assert "not the sheets more" in describe_form(table.assumed)
+    assert rows_of(table) == as_dicts([("a.jpg", "红"), ("a.jpg", "蓝"), ("d.jpg", ""), ("e.jpg", "黑")])
+    problems = problems_of(table)
+    assert [problem.line for problem in problems] == [4, 5, 6]
+    for problem, said in zip(
+        problems, ("the error #N/A", "a formula without its value", "holds an image"), strict=True
+    ):
+        assert said in problem.detail
