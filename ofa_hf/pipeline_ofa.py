@@ -93,6 +93,25 @@ def generate_answers(
     return torch.cat(padded), torch.cat(scores) if return_scores else None
 
 
+def with_length(
+    of_task: Mapping[str, Any], given: Mapping[str, Any], defaults: Any, answer_follows: bool
+) -> dict[str, Any]:
+    """Keywords of `generate`: those of a task with those of a call on top.
+
+    A `max_length` of the call is turned into new tokens where the task or the checkpoint limits those, since
+    `generate` would prefer their limit, and where a question comes before the answer, which `max_length` would count.
+
+    Args:
+        defaults: generation settings of the checkpoint.
+        answer_follows: answers of the task start with a question.
+    """
+    settings = {**of_task, **given}
+    counts_new = answer_follows or of_task.get("max_new_tokens") or getattr(defaults, "max_new_tokens", None)
+    if given.get("max_length") and counts_new and not given.get("max_new_tokens"):
+        settings["max_new_tokens"] = max(settings.pop("max_length") - 1, 1)
+    return settings
+
+
 def _search(
     model: Any,
     encoder_outputs: Any,
@@ -169,7 +188,10 @@ class OFAPipeline(Pipeline):
     def _search_settings(self, task: str, given: Mapping[str, Any], **of_task: Any) -> dict[str, Any]:
         """Keywords of `generate`: those of the task with those of a call on top."""
         if "generation_config" not in given:
-            given = {**self.processor.generation_kwargs(task, **of_task), **given}
+            starts = bool(self.processor.find_task(task).starts_with)
+            given = with_length(
+                self.processor.generation_kwargs(task, **of_task), given, self.model.generation_config, starts
+            )
         return pipeline_generate_kwargs(self, given)
 
 

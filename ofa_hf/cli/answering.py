@@ -48,9 +48,9 @@ class Command:
     as_probabilities: bool = True
 
     @property
-    def ask_with(self) -> str:
-        """How a text is given, for messages."""
-        return f'{self.field_option} "…"' if self.field_option else '--field NAME="…"'
+    def ask_with(self) -> dict[str, str]:
+        """The fields that have an option of their own, for messages."""
+        return {self.field: self.field_option} if self.field_option else {}
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
@@ -163,6 +163,7 @@ def make_request(args: argparse.Namespace, command: Command, **more: object):
         "models": args.model,
         "task": args.task or command.task,
         "choices": args.choices or (),
+        "choose_with": command.choices_option,
         "output": args.output,
         "beside": args.txt,
         "as_json": args.json,

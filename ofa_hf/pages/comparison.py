@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from itertools import islice
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ofa_hf.boxes_ofa import check_box, parse_box
 from ofa_hf.errors import UserError
 from ofa_hf.files import write_text
 from ofa_hf.image_loading_ofa import ImageError, load_image
@@ -19,7 +21,7 @@ from ofa_hf.prediction.inputs import image_of
 from ofa_hf.prediction.outputs import Box, Name
 from ofa_hf.prediction.questions import Rows
 from ofa_hf.prediction.reading import read_ahead
-from ofa_hf.tasks_ofa import Task
+from ofa_hf.tasks_ofa import BOX_SLOT, Task
 
 
 IMAGES_PER_PAGE = 200  # a few MB of HTML
@@ -164,7 +166,8 @@ class ComparisonReport:
     ) -> Iterator[Row]:
         def read(name: Name) -> bytes | None:
             boxes = [box for answers in models for box in answers.get(name, ())[:1]]
-            return read_thumbnail(files_of([name], columns)[0], boxes) if "file" in columns else None
+            asked = name[columns.index(BOX_SLOT)] if BOX_SLOT in columns else None
+            return read_thumbnail(files_of([name], columns)[0], boxes, asked) if "file" in columns else None
 
         for number, (name, small) in enumerate(read_ahead(names, read, READ_AHEAD), 1):
             title = name if isinstance(name, str) else " · ".join(name)
@@ -197,10 +200,17 @@ class ComparisonReport:
         return self.folder / f"{row.number:06}.jpg"
 
 
-def read_thumbnail(file: str, answers: Sequence[Any] = ()) -> bytes:
-    """A small JPEG of an image, with the boxes among the best answers of models, each model's in a colour."""
+def read_thumbnail(file: str, answers: Sequence[Any] = (), asked: str | None = None) -> bytes:
+    """A small JPEG of an image, with the boxes among the best answers of models, each model's in a colour.
+
+    Args:
+        asked: the box that the question is about. It is drawn too, unless the image cannot have it.
+    """
     image = load_image(image_of(file))
     found = [(box.sides, COLOURS[number % len(COLOURS)]) for number, box in enumerate(answers) if isinstance(box, Box)]
+    if asked is not None:
+        with suppress(ValueError):  # such a row has no answer, and the run has said why
+            found.append((check_box(parse_box(asked), image.size), COLOURS[len(answers) % len(COLOURS)]))
     boxes = [Labelled(sides, "", colour) for sides, colour in found if sides is not None]
     return thumbnail(draw_boxes(image, boxes, with_labels=False) if boxes else image)
 

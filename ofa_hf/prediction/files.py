@@ -57,6 +57,7 @@ class Request:
         models: folders or Hub ids, run one after another.
         task: one of the checkpoints'; None is their default task.
         choices: lists of answers to choose from and files with one per line, in place of the task's own.
+        choose_with: the option of the command that gives them, for messages.
         output: `.jsonl` or `.csv` file, resumed if it exists, or `.xlsx`, made at the end from a `.jsonl` beside it,
             which is resumed; without it and without reports, answers are printed.
         beside: write the answers to each image into a `.txt` file beside it; images that have one are done.
@@ -72,6 +73,7 @@ class Request:
     models: Sequence[str]
     task: str | None = None
     choices: Sequence[str] = ()
+    choose_with: str = ""
     output: str | None = None
     beside: bool = False
     as_json: bool = False
@@ -124,6 +126,7 @@ def answer_files(request: Request, reports: Sequence[Report] = ()) -> int:
     _check(request, reports, processes)
     models = _distinct(request.models)
     task, language = the_task(request.command, models, request.task)
+    refuse_without_choices(request, task)
     if processes.is_first:
         request = with_usable_choices(request, models)
     rows = find_rows(request.inputs, task, language, lambda file: any(report.owns(file) for report in reports))
@@ -168,6 +171,15 @@ def the_task(command: str, models: Sequence[str], name: str | None) -> tuple[Tas
             f"about different texts. Run them one by one."
         )
     return found[0]
+
+
+def refuse_without_choices(request: Request, task: Task) -> None:
+    """Raises `UserError` if the task chooses from a list, and neither it nor the command has one."""
+    if task.answer == "choice" and not (task.choices or request.choices):
+        next_step = (
+            f"Pass {request.choose_with} FILE_OR_LIST" if request.choose_with else "Ask it with ofa-hf classify"
+        )
+        raise UserError(f"The task {task.name} chooses from a list of answers, but none was given. {next_step}.")
 
 
 def with_usable_choices(request: Request, models: Sequence[str]) -> Request:

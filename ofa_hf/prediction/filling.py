@@ -89,13 +89,14 @@ def fill_table(
 
 
 def column_tasks(filling: Filling, table: Table) -> dict[str, Task]:
-    """The columns to fill, each with the task that answers it; by default those of the table first.
+    """The columns to fill, each with the task that answers it; by default in the order of the table.
 
     Raises:
         UserError: the model has no such task, or none of its own.
     """
     tasks, _, _ = read_tasks(filling.model)
-    own = sorted((name for name in tasks if name not in TASKS), key=lambda name: name not in table.columns)
+    places = {name: number for number, name in enumerate(table.columns)}
+    own = sorted((name for name in tasks if name not in TASKS), key=lambda name: places.get(name, len(places)))
     columns = list(dict.fromkeys(filling.columns)) or own
     if not columns:
         raise UserError(

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import ImageError, load_image
-from ofa_hf.pipeline_ofa import leave_lost_threads
+from ofa_hf.pipeline_ofa import leave_lost_threads, with_length
 from ofa_hf.prediction.batches import Answering, EncodedRow, Question, in_batches
 from ofa_hf.prediction.reading import read_ahead
 from ofa_hf.tasks_ofa import Task
@@ -149,9 +149,8 @@ class _Preparation:
         chosen = find_task(self.processor, task)
         choices = check_choices(self.processor, chosen, choices)
         ids = self.processor.encode_choices(choices) if choices else []
-        settings = {**self.processor.generation_kwargs(chosen.name), **self.generate}
-        if chosen.starts_with and "max_length" in self.generate:  # which counts the question as well
-            settings["max_new_tokens"] = settings.pop("max_length") - 1
+        of_task = self.processor.generation_kwargs(chosen.name)
+        settings = with_length(of_task, self.generate, self.defaults, bool(chosen.starts_with))
         if "max_new_tokens" in settings:  # the question needs positions too
             settings["max_new_tokens"] = min(settings["max_new_tokens"], self.positions // 2)
         settings = answer_settings(self.defaults, self.num_answers, settings)

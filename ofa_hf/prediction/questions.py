@@ -37,15 +37,20 @@ class Inputs:
         image_folder: of the images that tables name; by default the folder of each table.
         image_column: of tables, in place of the usual names.
         reading: encoding and separator of tables, where they cannot be told, see `open_table`.
-        ask_with: how a text is given on the command line, for messages.
+        ask_with: field → its option on the command line, for messages; other fields are given with --field.
     """
 
     paths: Sequence[str]
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     image_folder: str | None = None
     image_column: str | None = None
-    ask_with: str = ""
+    ask_with: Mapping[str, str] = field(default_factory=dict)
     reading: Mapping[str, str | None] = field(default_factory=dict)
+
+    def how_to_give(self, fields: Iterable[str]) -> str:
+        """The options that give these fields, for messages."""
+        options = ((f"{self.ask_with[name]} " if name in self.ask_with else f"--field {name}=") for name in fields)
+        return " ".join(f'{option}"…"' for option in options)
 
 
 @dataclass
@@ -99,23 +104,26 @@ def find_rows(inputs: Inputs, task: Task, language: str, skip: Callable[[str], b
         if task.fields:
             _note(item[task.needs_image :], task, language, rows.counts)
     if not rows.names:
-        raise UserError(
-            f"Nothing to answer in {', '.join(inputs.paths)[:300]}: {(rows.problems or ['it has no rows'])[0]}."
-        )
+        named = ", ".join(path or "an empty text" for path in inputs.paths)[:300]
+        raise UserError(f"Nothing to answer in {named}: {(rows.problems or ['it has no rows'])[0]}.")
     return rows
 
 
 def notes_of(counts: Mapping[str, int], language: str) -> list[str]:
     """What was noticed, a sentence each."""
     texts = {
-        "repeated": "{} were repeated: each is answered once.",
-        "cut": "{} were longer than the model was trained with and are cut, as the original cuts them.",
+        "repeated": "{} {were} repeated: each is answered once.",
+        "cut": "{} {were} longer than the model was trained with and {are} cut, as the original cuts them.",
         "foreign": {
-            "zh": "{} are English, but the model reads Chinese: expect worse answers.",
-            "en": "{} are Chinese, but the model reads English: expect worse answers.",
-        }.get(language, "{} are in another language than the model reads: expect worse answers."),
+            "zh": "{} {are} English, but the model reads Chinese: expect worse answers.",
+            "en": "{} {are} Chinese, but the model reads English: expect worse answers.",
+        }.get(language, "{} {are} in another language than the model reads: expect worse answers."),
     }
-    return [texts[name].format(f"{count:,} rows") for name, count in counts.items()]
+    one, many = {"are": "is", "were": "was"}, {"are": "are", "were": "were"}
+    return [
+        texts[name].format("1 row" if count == 1 else f"{count:,} rows", **(one if count == 1 else many))
+        for name, count in counts.items()
+    ]
 
 
 def check_texts(inputs: Inputs, task: Task) -> None:
@@ -169,8 +177,8 @@ def _images_and_tables(inputs: Inputs, task: Task, skip: Callable[[str], bool]) 
     missing = [name for name in task.fields if name not in inputs.texts]
     if missing and others:
         raise UserError(
-            f"The task {task.name} asks about {', '.join(missing)}, but only images were given. Pass {inputs.ask_with}"
-            f", or a table with the columns image, {', '.join(task.fields)}."
+            f"The task {task.name} asks about {', '.join(missing)}, but only images were given. Pass "
+            f"{inputs.how_to_give(missing)}, or a table with the columns image, {', '.join(task.fields)}."
         )
     if others or not tables:
         asked = list(product(*(inputs.texts[name] for name in task.fields)))
@@ -186,7 +194,8 @@ def _is_table(path: str) -> bool:
 def _texts_and_tables(inputs: Inputs, task: Task) -> Iterator[tuple[str, ...] | Problem]:
     missing = [name for name in task.fields if name not in inputs.texts]
     if missing and not inputs.paths:
-        raise UserError(f"The task {task.name} asks about {', '.join(missing)}. Pass {inputs.ask_with}, or a table.")
+        options = inputs.how_to_give(missing)
+        raise UserError(f"The task {task.name} asks about {', '.join(missing)}. Pass {options}, or a table.")
     if not inputs.paths:
         yield from product(*(inputs.texts[name] for name in task.fields))
     for path in inputs.paths:

@@ -13,6 +13,7 @@ from PIL import Image
 from ofa_hf import OFAProcessor
 from ofa_hf.cli import main
 from ofa_hf.models import load_model, load_processor
+from ofa_hf.pages import comparison
 from ofa_hf.prediction import drawing, files
 from ofa_hf.prediction.loop import predict
 
@@ -144,6 +145,18 @@ def test_a_page_shows_boxes_of_several_phrases(ask, shop, tmp_path):
     assert "&lt;红&gt;" in page
 
 
+def test_a_page_shows_the_box_that_was_asked_about(ask, shop, tmp_path):
+    file, box = shop / "0" / "红.png", "10,10,50,40"
+    assert ask("caption", file, "--task", "region", "--field", f"box={box}", "--report", "page.md", *SHORT)[0] == 0
+    with Image.open(tmp_path / "page_files" / "000001.jpg") as image:
+        inside, edge = (
+            image.getpixel((image.width // 2, image.height // 2)),
+            image.getpixel((image.width // 6, image.height // 2)),
+        )
+    assert max(abs(one - other) for one, other in zip(inside, edge, strict=True)) > 60
+    assert comparison.read_thumbnail(str(file)) == comparison.read_thumbnail(str(file), asked="0,0,99,10")
+
+
 def test_drawings_never_overwrite_what_is_there(ask, shop, tmp_path):
     before = (shop / "0" / "红.png").read_bytes()
     status, _, err = ask("ground", "shop", "--text", "红", "--draw", "shop")
@@ -180,7 +193,7 @@ def test_a_table_asks_its_own_questions_and_reports_rows_that_cannot_be_asked(as
         "is the name of an image, where a text belongs",
         "gone.png does not exist",
         "tokens, but at most",
-        "1 rows were repeated",
+        "1 row was repeated",
         "3 of 8 rows done, 5 not answered",
     ):
         assert problem in err, problem
@@ -203,7 +216,7 @@ def test_answers_of_a_list_are_scored_and_what_cannot_be_chosen_is_left_out_and_
     _, out, _ = ask("vqa", "shop/0", "--question", "什么颜色?", "--answers", "红，绿", "--answers", "蓝")
     assert out.strip().split("\t")[-1] in ("红", "绿", "蓝")
     status, _, err = ask("classify", "shop")
-    assert (status, "chooses among answers, but none were given" in err) == (1, True)
+    assert (status, "chooses from a list of answers, but none was given" in err) == (1, True)
     status, _, err = ask("classify", "shop", "--labels", "xyz")
     assert (status, "None of 1 answers can be chosen" in err) == (1, True)
     status, _, err = ask("classify", "shop", "--labels", "gone.txt")
@@ -253,7 +266,13 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(ask, shop, tmp_pat
     (tmp_path / "file").touch()
     for arguments, problem in (
         (("caption", "shop", "--task", "draw"), "has no task 'draw', which ofa-hf caption needs. Its tasks: caption"),
-        (("ground", "shop"), "asks about text, but only images were given. Pass --text"),
+        (("ground", "shop"), "asks about text, but only images were given. Pass --text "),
+        (("vqa", "shop", "--task", "entailment"), "Pass --field hypothesis="),
+        (("caption", "shop", "--task", "region"), "Pass --field box="),
+        (("classify", "shop"), "Pass --labels FILE_OR_LIST."),
+        (("caption", "shop", "--task", "classification"), "Ask it with ofa-hf classify."),
+        (("summarize", ""), "Nothing to answer in an empty text: it has no rows."),
+        (("caption", "shop", "--output", "x.pdf"), "Accepted: .csv, .jsonl (one JSON object per line) and .xlsx."),
         (("vqa", "shop", "--question", "shop/0/红.png"), "is the name of an image, where a text belongs"),
         (("vqa", "shop", "--question", " "), "is empty"),
         (("vqa", "t.csv"), "t.csv has no column question; it has image, q"),
@@ -287,6 +306,8 @@ def test_a_language_the_model_does_not_read_is_said_once(ask, shop):
     _, _, err = ask("vqa", "shop", "--question", "what is this", "--question", "什么?", *SHORT)
     assert err.count("are English, but the model reads Chinese") == 1
     assert "3 rows are English" in err
+    _, _, err = ask("vqa", "shop/0", "--question", "what is this", *SHORT)
+    assert "1 row is English" in err
     _, _, err = ask("vqa", "shop", "--question", "红 " * 2000, *SHORT)
     assert "3 rows were longer than the model was trained with and are cut" in err
 

@@ -11,6 +11,7 @@ from ofa_hf import OFAProcessor
 from ofa_hf.cli import main
 from ofa_hf.models import load_model, load_processor
 from ofa_hf.prediction import loop
+from ofa_hf.prediction.filling import Filling, column_tasks
 from ofa_hf.prediction.loop import predict
 
 
@@ -60,6 +61,13 @@ def rows_of(path) -> list[dict]:
         return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
     with path.open(encoding="utf-8-sig", newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def test_columns_are_filled_in_the_order_of_the_table(model):
+    class Table:
+        columns = ("图片", "说", "颜色")
+
+    assert list(column_tasks(Filling("goods.csv", None, model, "filled.csv"), Table)) == ["说", "颜色", "形"]
 
 
 @pytest.mark.parametrize("name", ["filled.csv", "filled.jsonl"])

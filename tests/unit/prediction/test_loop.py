@@ -9,7 +9,13 @@ import tiny_shop
 import torch
 from PIL import Image
 
-from ofa_hf import OFAImageToTextPipeline, OFAObjectDetectionPipeline, OFAProcessor, fast_ofa
+from ofa_hf import (
+    OFAImageToTextPipeline,
+    OFAObjectDetectionPipeline,
+    OFAProcessor,
+    OFAQuestionAnsweringPipeline,
+    fast_ofa,
+)
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import load_image
 from ofa_hf.models import load_model
@@ -107,6 +113,23 @@ def test_a_task_fills_its_prompt_from_the_row_and_brings_its_settings(loaded, mo
     assert asked[0]["num_beams"] == 2
     with pytest.raises(UserError, match="no task 'nothing'"):
         list(predict(loaded.model, processor, rows, task="nothing"))
+
+
+@pytest.mark.parametrize("starts_with", [None, ""])
+def test_a_length_of_the_call_counts_where_the_task_limits_new_tokens(loaded, starts_with):
+    settings = {"generation": {"max_new_tokens": 12, "min_new_tokens": 1}}
+    settings |= {} if starts_with is None else {"starts_with": starts_with}
+    tasks = {"vqa": {"prompt": "{question}", **settings}}
+    processor = OFAProcessor(loaded.processor.image_processor, loaded.processor.tokenizer, tasks=tasks)
+    pipeline = OFAQuestionAnsweringPipeline(model=loaded.model, processor=processor, device="cpu")
+    rows = [{**ROWS[0], "question": "红"}]
+    for length, most in ((None, 12), (4, 3), (1, 1)):
+        given = {} if length is None else {"max_length": length}
+        prepared = loop._Preparation(loaded.model, processor, 1, given).question("vqa")
+        assert prepared.settings["max_new_tokens"] == most
+        (prediction,) = predict(loaded.model, processor, rows, **given)
+        assert 0 < prediction.text.count("<") <= most  # symbols of this model
+        assert pipeline(image=IMAGES[0], question="红", **given)[0]["answer"] == prediction.text
 
 
 def test_a_row_without_an_image_is_a_failure_of_that_row(loaded):
