@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -34,6 +34,7 @@ from ofa_hf.tables.problems import (
     MISSING_ID,
     WITHOUT_TARGETS,
     Problem,
+    counted,
 )
 from ofa_hf.tables.table_files import Table, open_table
 from ofa_hf.tables.text_files import TEXT_FILE, TEXT_FILES, texts_identity
@@ -275,6 +276,12 @@ class FolderImages(Mapping):
         """Log by kind what the folder holds besides."""
         len(self)
         report_left_out(self.folder, self.finder.left_out)
+
+    def report_repaired(self, names: Iterable[str]) -> None:
+        """Log by kind how names had to be repaired to be found."""
+        repaired = Counter(repair for name in names for repair in self.finder.find(name).repairs)
+        if repaired:
+            logger.warning(f"Names of images repaired: {counted(repaired)}.")
 
     def identity(self, name: str) -> str:
         """The same text for all names of one image: the path of its file, or the name if there is none."""

@@ -88,6 +88,8 @@ def evaluate_images(
     """
     same = images.identity if isinstance(images, FolderImages) else str
     expected = first_of(read_references(references, form, same), limit)
+    if isinstance(images, FolderImages):
+        images.report_repaired(expected)
     loaded = load_model(model, device=device)
     rows = ({"id": id_, "image": images[id_]} for id_ in expected if id_ in images)
     run = {**(run or {}), "device": str(loaded.model.device), "dtype": str(loaded.model.dtype)}

@@ -343,3 +343,11 @@ def test_an_image_in_json_may_be_an_object_that_names_its_file(photos, tmp_path)
     dataset = load_table(table, photos, cache_dir=tmp_path / "cache")
     assert (dataset["id"][:], dataset["targets"][:]) == (["scarf.jpg", "mug.jpg"], [["红"], ["白"]])
     assert kinds(dataset)["missing id"] == 1
+
+
+def test_what_was_repaired_in_names_of_a_folder_is_logged_once_by_kind(photos, caplog):
+    images = FolderImages(photos)
+    images.report_repaired(["scarf.jpg"])
+    assert not caplog.text
+    images.report_repaired(["x\\scarf.jpg", "mug", "gone"])
+    assert "repaired: 1 × backslashes, 1 × folder in front, 1 × suffix missing." in caplog.text
