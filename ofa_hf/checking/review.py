@@ -11,7 +11,7 @@ from typing import Any
 
 from ofa_hf.data.answers import targets_in
 from ofa_hf.data.sources import TableForm
-from ofa_hf.data.tables import plain_text
+from ofa_hf.data.tables import name_of_image
 from ofa_hf.errors import UserError
 from ofa_hf.files import refuse_unwritable, write_bytes
 from ofa_hf.images.image_finder import ImageFinder
@@ -85,7 +85,7 @@ class Review:
             if isinstance(row, Problem):
                 self.problems[row.kind] += 1
                 continue
-            image, captions = plain_text(row.get(columns.image)), targets_in(row.get(columns.target)) or [""]
+            image, captions = name_of_image(row.get(columns.image)), targets_in(row.get(columns.target)) or [""]
             if not image:
                 self.problems[MISSING_ID] += 1
                 continue

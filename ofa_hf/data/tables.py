@@ -23,6 +23,7 @@ from ofa_hf.images.folders import TEXT, report_left_out, walk_images
 from ofa_hf.images.image_finder import ImageFinder, is_one_image, without_suffix
 from ofa_hf.images.links import LinkedImages, is_link
 from ofa_hf.images.packed import unpacked
+from ofa_hf.tables.column_names import IDS, IMAGES, matches
 from ofa_hf.tables.columns import Columns, find_columns
 from ofa_hf.tables.problems import (
     BROKEN_IMAGE,
@@ -40,6 +41,7 @@ from ofa_hf.tables.text_files import TEXT_FILE, TEXT_FILES, texts_identity
 
 logger = logging.getLogger(__name__)
 
+IMAGE_FILE_NAMES = ("path", "filename", *(name for name in IMAGES if name not in IDS), "name")
 DATASET = "the data set"  # named in problems, whose lines are row numbers from 1
 
 
@@ -131,7 +133,7 @@ def image_names(table: Table, columns: Columns) -> Iterator[str]:
     """What the image column holds."""
     for _, row in table:
         if isinstance(row, dict) and columns.image:
-            yield plain_text(row.get(columns.image))
+            yield name_of_image(row.get(columns.image))
 
 
 def index_table(
@@ -147,7 +149,7 @@ def index_table(
             yield row
             continue
         file = str(row.get(TEXT_FILE, table.path))
-        name = plain_text(row.get(columns.image)) if columns.image else ""
+        name = name_of_image(row.get(columns.image)) if columns.image else ""
         if columns.image and not name:
             yield Problem(MISSING_ID, file, line, detail=f"no text in column {columns.image}")
             continue
@@ -210,6 +212,14 @@ def parse_texts(row: dict, columns: Columns, file: str, line: int, default_id: s
         detail = f"no number from 0 to 1 for each target in column {columns.confidence}"
         return Problem(MALFORMED_LINE, file, line, row_id, detail)
     return row_id, RowTexts(fields, targets, confidences=confidences)
+
+
+def name_of_image(value: Any) -> str:
+    """The name of an image file in a cell; of JSON also the name in an object such as `{"id": 7, "path": "a.jpg"}`."""
+    if isinstance(value, dict):
+        named = (value[key] for key in matches(value, IMAGE_FILE_NAMES))
+        return next((each.strip() for each in named if isinstance(each, str) and each.strip()), "")
+    return plain_text(value)
 
 
 def plain_text(value: Any) -> str:

@@ -334,3 +334,12 @@ def test_what_pandas_writes_for_nothing_is_no_caption(photos, tmp_path):
     dataset = load_table(table, photos, cache_dir=tmp_path / "cache")
     assert dataset["targets"][:] == [["12"]]
     assert kinds(dataset)["malformed line"] == 1
+
+
+def test_an_image_in_json_may_be_an_object_that_names_its_file(photos, tmp_path):
+    images = [{"id": 7, "path": "scarf.jpg"}, {"id": 8, "file_name": "mug.jpg"}, {"id": 9}]
+    rows = [{"image": image, "caption": text} for image, text in zip(images, ("红", "白", "黑"), strict=True)]
+    table = write(tmp_path / "nested.json", json.dumps(rows, ensure_ascii=False))
+    dataset = load_table(table, photos, cache_dir=tmp_path / "cache")
+    assert (dataset["id"][:], dataset["targets"][:]) == (["scarf.jpg", "mug.jpg"], [["红"], ["白"]])
+    assert kinds(dataset)["missing id"] == 1
