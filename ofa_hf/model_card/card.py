@@ -297,10 +297,11 @@ class Measured(NamedTuple):
 
 def titles_of(facts: FolderFacts) -> dict[str, str]:
     """Scores of the default task, and of a model of several tasks those of each, which begin with its name."""
-    titles = dict(METRICS[facts.task.metric].titles) if facts.task.metric else {}
+    metric = METRICS.get(facts.task.metric)
+    titles = dict(metric.titles) if metric else {}
     for name, settings in facts.tasks.items() if len(facts.tasks) > 1 else ():
-        metric = checkpoint_task(name, settings, facts.language).metric
-        own = METRICS[metric].titles if metric else {}
+        metric = METRICS.get(checkpoint_task(name, settings, facts.language).metric)
+        own = metric.titles if metric else {}
         titles |= {f"{name}_{score}": f"{name} {title}" for score, title in own.items()}
     return titles
 

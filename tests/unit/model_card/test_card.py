@@ -60,6 +60,18 @@ def test_each_task_stands_in_the_card_with_its_prompt_pipeline_and_metric(model_
     assert ModelCard(text).data.pipeline_tag == "zero-shot-object-detection"
 
 
+def test_a_metric_that_only_the_folder_knows_is_named_and_has_no_scores(model_folder):
+    path = model_folder / "processor_config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values |= {"tasks": {"caption": {}, "ocr": {"metric": "taste"}}, "default_task": "ocr"}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    write_results(model_folder, metrics={"eval_taste": 7.0, "eval_caption_cider_d": 51.25})
+    text = current_card(model_folder)
+    assert re.search(r"^\| `ocr` \| .* \| taste \|$", text, re.MULTILINE)
+    assert "51.25" in text
+    assert "7.0" not in text.partition("## Results")[2]
+
+
 def test_a_verified_conversion_shows_its_figures(model_folder):
     path = model_folder / "conversion.json"
     account = json.loads(path.read_text(encoding="utf-8"))
