@@ -50,7 +50,8 @@ IDEOGRAPH = re.compile(
     "[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
     "\U0002b820-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f]"
 )
-LATIN_SENTENCE = re.compile(r"(?:[A-Za-z']{2,}\W+){2}[A-Za-z']{2,}")  # three words; names of products are shorter
+# Three words; names of products are shorter. Bounded, so that a megabyte of letters is searched in linear time.
+LATIN_SENTENCE = re.compile(r"(?<![A-Za-z'])(?:[A-Za-z']{2,40}\W{1,5}){2}[A-Za-z']{2}")
 # The text of the last user message; earlier ones are not read.
 CHAT_TEMPLATE = """\
 {%- set content = (messages | selectattr("role", "equalto", "user") | list | last).content -%}

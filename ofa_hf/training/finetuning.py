@@ -103,7 +103,8 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
             push(given_args, repository)
     num_cut = trainer.data_collator.num_cut
     if num_cut:
-        logger.warning(f"{num_cut:,} targets were cut to {args.max_seq_length} tokens (max_seq_length).")
+        longest = trainer.data_collator.max_target_tokens
+        logger.warning(f"{num_cut:,} targets were cut to {longest} tokens (max_seq_length).")
     return FinetuneResult(Path(trainer_args.output_dir), metrics, trainer.state.global_step, num_cut)
 
 
@@ -309,7 +310,9 @@ def make_trainer(
             args=trainer_args,
             train_dataset=train_dataset,
             eval_dataset=None if data.test is None else grouped(data.test, stores[1]),
-            data_collator=OFACollator(processor, max_target_tokens=args.max_seq_length),
+            data_collator=OFACollator(
+                processor, max_target_tokens=min(args.max_seq_length, model.config.max_position_embeddings)
+            ),
             finetune_args=args,
             processor=processor,
             encoder=encoder,
