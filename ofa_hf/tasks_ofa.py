@@ -10,10 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from transformers.utils import logging
-
-
-logger = logging.get_logger(__name__)
 
 ANSWERS = ("text", "boxes", "choice", "image")  # kinds of answer
 # Kind of answer → metric of a task of the checkpoint's own that names none.
@@ -32,7 +28,9 @@ def first_words(text: str, number: int) -> str:
     """The first words of a text, divided by blanks; says once that longer ones are cut."""
     words = text.split(" ")
     if len(words) > number:
-        logger.warning_once(
+        from transformers.utils import logging  # brings torch on version 4, which reading a table does without
+
+        logging.get_logger(__name__).warning_once(
             f"A text of more than {number} words was cut after the first {number}, as in the original training. "
             f"Shorten such texts to have all of them read."
         )

@@ -1,4 +1,5 @@
 import pytest
+from transformers.utils import logging
 
 from ofa_hf.configuration_ofa import PIPELINE_CLASSES
 from ofa_hf.evaluation import METRICS
@@ -88,7 +89,7 @@ def test_a_row_with_one_field_more_gets_the_longer_prompt():
 
 def test_long_texts_are_cut_and_that_is_said(monkeypatch):
     told = []
-    monkeypatch.setattr("ofa_hf.tasks_ofa.logger.warning_once", told.append)
+    monkeypatch.setattr(logging.get_logger("ofa_hf.tasks_ofa"), "warning_once", told.append)
     assert len(TASKS["vqa"].prompt("en", question="what " * 2000).split()) == 80
     assert "more than 80 words was cut after the first 80" in told[0]
     assert len(TASKS["summarization"].prompt("en", article="word " * 512).split()) > 512
