@@ -92,7 +92,7 @@ def test_a_folder_that_captions_otherwise_is_not_kept(folder, tmp_path, monkeypa
     monkeypatch.setattr(int8, "run_fresh", lambda *_, **__: {"tokens": [[0, 5, 2]]})
     (tmp_path / "images").mkdir()
     Image.new("RGB", (9, 9), "red").save(tmp_path / "images" / "one.png")
-    with pytest.raises(UserError, match="captions differently"):
+    with pytest.raises(UserError, match="answers differently"):
         export_int8(str(folder), tmp_path / "out", images=tmp_path / "images")
     assert not list(tmp_path.glob("*out*"))
 
