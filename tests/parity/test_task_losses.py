@@ -1,7 +1,6 @@
 """Losses of tasks other than captions, with answers bound to a list and with confidences, equal the official ones."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -12,11 +11,6 @@ from PIL import Image
 from ofa_hf import OFAImageProcessor
 from ofa_hf.tasks_ofa import TASKS
 from ofa_hf.training.losses import smoothed_cross_entropy
-
-
-pytestmark = pytest.mark.skipif(
-    os.environ.get("OFA_DOOR") == "closed", reason="its models are shared with tests in inference mode"
-)
 
 
 LOSSES = json.loads((FIXTURES / "recorded_learning.json").read_text(encoding="utf-8"))["losses"]
