@@ -4,6 +4,7 @@ A file is written next to its place and renamed; so is a folder. Nobody sees hal
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -75,6 +76,13 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_image(path: str | Path, image: Any, format: str, **options: Any) -> None:
+    """Write a PIL image, whole or not at all; `options` are those of its `save`."""
+    data = io.BytesIO()
+    image.save(data, format, **options)
+    write_bytes(path, data.getvalue())
 
 
 def refuse_unwritable(paths: Iterable[str | Path]) -> None:

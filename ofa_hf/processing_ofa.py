@@ -126,6 +126,13 @@ def _is_dropped(char: str) -> bool:
     return char == "\ufffd" or (unicodedata.category(char).startswith("C") and char not in "\t\n\r")
 
 
+def is_foreign(text: str, language: str) -> bool:
+    """Whether a text is Chinese for a checkpoint that is asked in English, or English for one asked in Chinese."""
+    if language == "en":
+        return IDEOGRAPH.search(text) is not None
+    return LATIN_SENTENCE.search(text) is not None and IDEOGRAPH.search(text) is None
+
+
 class Answer(str):
     """A generated text that is no continuation of its prompt.
 
@@ -613,8 +620,7 @@ class OFAProcessor(ProcessorMixin):
                 f"The text {text[:200]!r} is the name of an image file. Pass images as images=, and a question or "
                 f"phrase as text."
             )
-        is_foreign = IDEOGRAPH.search(text) if self.language == "en" else LATIN_SENTENCE.search(text)
-        if is_foreign and (self.language == "en" or not IDEOGRAPH.search(text)):
+        if is_foreign(text, self.language):
             trained, seen = ("English", "Chinese") if self.language == "en" else ("Chinese", "English")
             logger.warning_once(
                 f"This checkpoint was trained on {trained} text but was asked in {seen}. Its answers to such texts "

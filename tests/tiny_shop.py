@@ -21,8 +21,8 @@ SIDE = 32
 NOISE = ("k_proj.bias", "pos_k_linear.bias")
 
 
-def write_model(folder: Path) -> Path:
-    """A Hub-ready folder with random weights."""
+def write_model(folder: Path, tasks: dict[str, dict] | None = None) -> Path:
+    """A Hub-ready folder with random weights, and other tasks than captioning if they are named."""
     import torch
 
     from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor
@@ -51,7 +51,7 @@ def write_model(folder: Path) -> Path:
     model = OFAForConditionalGeneration(config)
     model.generation_config.update(max_length=12, num_beams=1)
     model.save_pretrained(folder)
-    OFAProcessor(OFAImageProcessor(size=SIDE), tokenizer).save_pretrained(folder)
+    OFAProcessor(OFAImageProcessor(size=SIDE), tokenizer, tasks=tasks).save_pretrained(folder)
     return folder
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from PIL import Image, ImageDraw, ImageFont
 
 from ofa_hf.errors import UserError
+from ofa_hf.files import write_image
 from ofa_hf.image_loading_ofa import URL_PREFIXES, ImageError, load_image
 from ofa_hf.prediction.inputs import image_of
 from ofa_hf.prediction.outputs import Box, Name
@@ -186,10 +187,8 @@ class DrawnImages:
     @staticmethod
     def _save(image: Image.Image, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.draft")
         options = {"quality": 92} if path.suffix.lower() in (".jpg", ".jpeg") else {}
-        image.save(draft, "JPEG" if options else "PNG", **options)
-        os.replace(draft, path)
+        write_image(path, image, "JPEG" if options else "PNG", **options)
 
 
 def _load(group: Sequence[Name], columns: tuple[str, ...]) -> Image.Image:

@@ -13,7 +13,7 @@ from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
 from ofa_hf.prediction.inputs import TableImages, find_images, image_of
 from ofa_hf.prediction.outputs import Name
-from ofa_hf.processing_ofa import IDEOGRAPH, LATIN_SENTENCE
+from ofa_hf.processing_ofa import is_foreign
 from ofa_hf.tables.column_names import FIELDS, IMAGES, matches
 from ofa_hf.tables.encodings import find_encoding, text_lines
 from ofa_hf.tables.problems import Problem
@@ -162,9 +162,7 @@ def _note(texts: Iterable[str], task: Task, language: str, counts: Counter[str])
         before, after = len(text.split()), len(task.clean(name, text).split()) if len(text) > 80 else 0
         if before > after >= 80:  # the shortest limit there is
             counts["cut"] += 1
-    joined = " ".join(texts.values())
-    is_english = LATIN_SENTENCE.search(joined) and not IDEOGRAPH.search(joined)
-    if is_english if language == "zh" else IDEOGRAPH.search(joined):
+    if is_foreign(" ".join(texts.values()), language):
         counts["foreign"] += 1
 
 

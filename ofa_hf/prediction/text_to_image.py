@@ -13,7 +13,7 @@ from datasets.utils import tqdm
 from PIL import Image
 
 from ofa_hf.errors import UserError
-from ofa_hf.files import write_bytes
+from ofa_hf.files import write_bytes, write_image
 from ofa_hf.image_processing_ofa import PIXELS_PER_CODE, VQGAN_FOLDER, check_image_decoder, load_image_decoder
 from ofa_hf.models import load_model, read_tasks
 from ofa_hf.pipeline_ofa import IMAGES_PER_BATCH, OFATextToImagePipeline, check_description
@@ -244,23 +244,16 @@ class DrawnFolder:
         entries = []
         for rank, one in enumerate(images, 1):
             name = f"{number:04d}-{rank}.png"
-            save_image(self.path / name, one["image"])
+            write_image(self.path / name, one["image"], "PNG")
             scores = {key: round(one[key], 6) for key in ("score", "clip_score") if key in one}
             entries.append({"file": name, **scores})
         if len(images) > 1:
-            save_image(self.path / f"{number:04d}-sheet.png", sheet([one["image"] for one in images]))
+            write_image(self.path / f"{number:04d}-sheet.png", sheet([one["image"] for one in images]), "PNG")
         line = {"number": number, "text": text, **self.settings, "images": entries}
         with open(self.record, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-
-def save_image(path: Path, image: Image.Image) -> None:
-    """Write a PNG, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    image.save(part, format="PNG")
-    os.replace(part, path)
 
 
 def sheet(images: Sequence[Image.Image]) -> Image.Image:

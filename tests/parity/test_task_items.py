@@ -1,17 +1,12 @@
 """Every recorded item of the official data sets: the processor asks with the same tokens and starts answers alike."""
 
-import json
 from collections import Counter
-from functools import cache
-from pathlib import Path
 
 import pytest
-from fixtures import recorded_tasks
+from fixtures.official_items import SHARED, TASK_OF, needs_items, processor, recorded
 from PIL import Image
 
-from ofa_hf import OFAImageProcessor, OFAProcessor
-from ofa_hf.conversion.english_vocabulary import build_english_tokenizer, read_byte_pairs
-from ofa_hf.conversion.vocabulary import build_tokenizer
+from ofa_hf import OFAProcessor
 from ofa_hf.tasks_ofa import (
     TASKS,
     as_in_gigaword,
@@ -23,37 +18,9 @@ from ofa_hf.tasks_ofa import (
 )
 
 
-SHARED = Path(__file__).parents[2].parent / "shared"
-TASK_OF = {"vqa_gen": "vqa", "snli_ve": "entailment", "refcoco": "grounding", "gigaword": "summarization"}
-TASK_OF |= {"image_classify": "classification"}
 STARTS = {"none": "", "prev_output": "question", "src": "question and end"}
 NO_LIMIT = 10**9
-pytestmark = pytest.mark.skipif(
-    not (SHARED / "golden_tasks").is_dir(), reason="needs the recordings in ../shared/golden_tasks, not here"
-)
-
-
-def recorded(folder: str, name: str) -> dict:
-    return json.loads((SHARED / folder / name).read_text(encoding="utf-8"))
-
-
-@cache
-def tokenizer(lang: str):
-    if lang == "cn":
-        return build_tokenizer(SHARED / "vocab" / "vocab.txt")
-    return build_english_tokenizer(read_byte_pairs(SHARED / "vocab_en"))
-
-
-@cache
-def processor(lang: str, starts_with: str | None = None) -> OFAProcessor:
-    """All tasks of a language; answers start as said where they start with a question at all."""
-    language = recorded_tasks.LANGUAGE[lang]
-    tasks = {
-        name: {"starts_with": starts_with} if task.starts_with and starts_with is not None else {}
-        for name, task in TASKS.items()
-        if language in task.prompts
-    }
-    return OFAProcessor(OFAImageProcessor(size=64), tokenizer(lang), tasks=tasks, language=language)
+pytestmark = needs_items
 
 
 def fields_of(item: dict) -> dict | None:

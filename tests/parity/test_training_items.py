@@ -3,59 +3,26 @@
 import base64
 import importlib.util
 import io
-import json
 from collections import Counter
 from functools import cache, partial
-from pathlib import Path
 
 import pytest
-from fixtures import recorded_tasks
+from fixtures.official_items import SHARED, TASK_OF, needs_items, processor, recorded
 from PIL import Image
 
-from ofa_hf import OFAImageProcessor, OFAProcessor
-from ofa_hf.conversion.english_vocabulary import build_english_tokenizer, read_byte_pairs
-from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.data import OFACollator
 from ofa_hf.data.answers import AnswerRule
 from ofa_hf.data.official import FORMS, clean_caption, clean_read_text, clean_summary, parse_line, target_reader
 from ofa_hf.data.shards import Options, make_row
 from ofa_hf.tables.problems import Problem
-from ofa_hf.tasks_ofa import TASKS
 
 
-SHARED = Path(__file__).parents[2].parent / "shared"
-TASK_OF = {"vqa_gen": "vqa", "snli_ve": "entailment", "refcoco": "grounding", "gigaword": "summarization"}
-TASK_OF |= {"image_classify": "classification"}
 COLUMNS = {"vqa": ("question", "ref", "objects"), "entailment": ("hypothesis", "caption", "label")}
 COLUMNS |= {"grounding": ("text", "box"), "caption": ("caption",), "ocr": ("text",), "classification": ("label",)}
 COLUMNS |= {"summarization": ("article", "target_str")}
 STARTS = {"none": "", "prev_output": "question", "src": "question and end", None: None}
 IGNORED, PAD, UNKNOWN = -100, 1, 3
-pytestmark = pytest.mark.skipif(
-    not (SHARED / "golden_tasks").is_dir(), reason="needs the recordings in ../shared/golden_tasks, not here"
-)
-
-
-def recorded(folder: str, name: str) -> dict:
-    return json.loads((SHARED / folder / name).read_text(encoding="utf-8"))
-
-
-@cache
-def tokenizer(lang: str):
-    if lang == "cn":
-        return build_tokenizer(SHARED / "vocab" / "vocab.txt")
-    return build_english_tokenizer(read_byte_pairs(SHARED / "vocab_en"))
-
-
-@cache
-def processor(lang: str, starts_with: str | None, side: int) -> OFAProcessor:
-    language = recorded_tasks.LANGUAGE[lang]
-    tasks = {
-        name: {"starts_with": starts_with} if task.starts_with and starts_with is not None else {}
-        for name, task in TASKS.items()
-        if language in task.prompts
-    }
-    return OFAProcessor(OFAImageProcessor(size=side), tokenizer(lang), tasks=tasks, language=language)
+pytestmark = needs_items
 
 
 @cache

@@ -10,9 +10,8 @@ import pytest
 import tiny_shop
 from PIL import Image
 
-from ofa_hf import OFAProcessor
 from ofa_hf.cli import main
-from ofa_hf.models import load_model, load_processor
+from ofa_hf.models import load_model
 from ofa_hf.pages import comparison
 from ofa_hf.prediction import drawing, files
 from ofa_hf.prediction.loop import predict
@@ -34,10 +33,7 @@ SHORT = ("--max-length", "6", "--num-beams", "2")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tiny_shop.write_model(tmp_path_factory.mktemp("answering") / "model")
-    processor = load_processor(folder)
-    OFAProcessor(processor.image_processor, processor.tokenizer, tasks=TASKS).save_pretrained(folder)
-    return str(folder)
+    return str(tiny_shop.write_model(tmp_path_factory.mktemp("answering") / "model", TASKS))
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import pytest
 import tiny_shop
 from PIL import Image
 
-from ofa_hf import OFAProcessor
 from ofa_hf.cli import main
-from ofa_hf.models import load_model, load_processor
+from ofa_hf.models import load_model
 from ofa_hf.prediction import loop
 from ofa_hf.prediction.filling import Filling, column_tasks
 from ofa_hf.prediction.loop import predict
@@ -34,10 +33,7 @@ gone.png,白,,3
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tiny_shop.write_model(tmp_path_factory.mktemp("filling") / "model")
-    processor = load_processor(folder)
-    OFAProcessor(processor.image_processor, processor.tokenizer, tasks=TASKS).save_pretrained(folder)
-    return str(folder)
+    return str(tiny_shop.write_model(tmp_path_factory.mktemp("filling") / "model", TASKS))
 
 
 @pytest.fixture
