@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -21,7 +22,7 @@ SIDE = 32
 NOISE = ("k_proj.bias", "pos_k_linear.bias")
 
 
-def write_model(folder: Path, tasks: dict[str, dict] | None = None) -> Path:
+def write_model(folder: Path, tasks: Sequence[str] | dict[str, dict] = ("caption",)) -> Path:
     """A Hub-ready folder with random weights, and other tasks than captioning if they are named."""
     import torch
 
