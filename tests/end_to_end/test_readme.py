@@ -73,6 +73,7 @@ def write_images_and_tables(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_strangers")
 def test_every_block_of_the_readme_runs(workplace, monkeypatch, capfd):
     todo = blocks("README.md")
     assert len(todo) >= 11
