@@ -4,14 +4,13 @@ import json
 from functools import cache
 
 import pytest
-import small_checkpoints
 import torch
 import transformers
+from drawing_checkpoint import write_recorded_vqgan
 from fixtures.codes import build_model, codes_of, encoded
 from fixtures.recorded import FIXTURES, official_tensor, random_words
 from PIL import Image
 
-from ofa_hf.conversion.vqgan import VQGANSource
 from ofa_hf.image_processing_ofa import images_of_codes, load_image_decoder
 from ofa_hf.prediction.clip import ClipScorer, clip_text
 from ofa_hf.prediction.text_to_image import ranked
@@ -110,10 +109,7 @@ def decoder(tmp_path_factory):
     """The small VQGAN of the recordings."""
     pytest.importorskip("diffusers", reason="needs diffusers")
     folder, config = tmp_path_factory.mktemp("vqgan"), VQGAN["configs"]["mini"]
-    shapes = small_checkpoints.vqgan_shapes(config)
-    state = {key: torch.from_numpy(official_tensor(VQGAN["seed"], key, shape)) for key, shape in shapes.items()}
-    VQGANSource(*small_checkpoints.write_vqgan(folder, config, state)).write(folder, 64)
-    return load_image_decoder(str(folder))
+    return load_image_decoder(str(write_recorded_vqgan(folder, VQGAN["seed"], config)))
 
 
 def images_of(decoder, name: str) -> list[Image.Image]:

@@ -3,6 +3,8 @@
 The libraries are imported where they are used: tests of the command line's speed need none of them.
 """
 
+import json
+
 import pytest
 
 
@@ -93,3 +95,17 @@ def closed_door(monkeypatch):
     from ofa_hf import fast_ofa
 
     monkeypatch.setattr(fast_ofa, "IS_OPEN", False)
+
+
+@pytest.fixture(scope="session")
+def recorded_vqgans(tmp_path_factory):
+    """The two recorded VQGANs, converted: name → the folder that holds `vqgan/`."""
+    pytest.importorskip("diffusers")
+    from drawing_checkpoint import write_recorded_vqgan
+    from fixtures.recorded import FIXTURES
+
+    recorded = json.loads((FIXTURES / "recorded_vqgan.json").read_text(encoding="utf-8"))
+    return {
+        name: write_recorded_vqgan(tmp_path_factory.mktemp(name), recorded["seed"], config)
+        for name, config in recorded["configs"].items()
+    }

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 import small_checkpoints
 import torch
-from fixtures.recorded import FIXTURES, official_tensor
+from fixtures.recorded import FIXTURES
 
 from ofa_hf.conversion.archive import unpack
 from ofa_hf.conversion.vqgan import VQGANSource, with_vqgan
@@ -24,26 +24,10 @@ def diffusers():
     return pytest.importorskip("diffusers")
 
 
-@pytest.fixture(scope="module")
-def folders(diffusers, tmp_path_factory):
-    """The two recorded VQGANs, converted."""
-    found = {}
-    for name, config in RECORDED["configs"].items():
-        folder = tmp_path_factory.mktemp(name)
-        shapes = small_checkpoints.vqgan_shapes(config)
-        assert len(shapes) == RECORDED["names"][name]
-        state = {key: torch.from_numpy(official_tensor(RECORDED["seed"], key, shape)) for key, shape in shapes.items()}
-        source = VQGANSource(*small_checkpoints.write_vqgan(folder, config, state))
-        account = source.write(folder, 64)
-        assert account["weights"] == {"renamed": len(shapes) - 2, "code logits": 2}
-        found[name] = folder
-    return found
-
-
 @pytest.mark.parametrize("name", RECORDED["cases"])
-def test_codes_become_the_official_images(folders, name):
+def test_codes_become_the_official_images(recorded_vqgans, name):
     case = RECORDED["cases"][name]
-    decoder = load_image_decoder(str(folders[name.split("/")[0]]))
+    decoder = load_image_decoder(str(recorded_vqgans[name.split("/")[0]]))
     codes = torch.tensor(case["codes"])
     with torch.no_grad():
         shape = (*codes.shape, decoder.config.vq_embed_dim)
@@ -55,8 +39,8 @@ def test_codes_become_the_official_images(folders, name):
     assert (difference > 0).float().mean() < 0.005
 
 
-def test_a_vqgan_with_other_codes_is_refused(folders):
-    decoder = load_image_decoder(str(folders["attn2"]))
+def test_a_vqgan_with_other_codes_is_refused(recorded_vqgans):
+    decoder = load_image_decoder(str(recorded_vqgans["attn2"]))
     with pytest.raises(ValueError, match="512 codes of 8 × 8 pixels. Accepted: 8,192 codes"):
         check_image_decoder(decoder, 8192)
     check_image_decoder(decoder, 512)

@@ -41,6 +41,7 @@ def test_answers_are_compared_without_their_scores():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_strangers")
 def test_a_folder_of_another_task_is_asked_through_its_own_pipeline(checkpoints, tmp_path):
     convert(checkpoints / "tiny.pt", tmp_path / "boxes", checkpoints / "vocab.txt", task="grounding", verify=False)
     (report,) = verify.verify_folder(tmp_path / "boxes")
