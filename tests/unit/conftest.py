@@ -100,3 +100,12 @@ def recorded_vqgans(tmp_path_factory):
         name: write_recorded_vqgan(tmp_path_factory.mktemp(name), recorded["seed"], config)
         for name, config in recorded["configs"].items()
     }
+
+
+@pytest.fixture(scope="session")
+def drawing_folder(tmp_path_factory):
+    """A small checkpoint that draws images of 64 pixels."""
+    pytest.importorskip("diffusers")
+    from drawing_checkpoint import make_drawing_folder
+
+    return make_drawing_folder(tmp_path_factory.mktemp("drawing"))
