@@ -19,8 +19,7 @@ from ofa_hf.data.tables import load_rows, load_table
 from ofa_hf.errors import UserError
 from ofa_hf.images.links import is_link
 from ofa_hf.images.packed import is_packed
-from ofa_hf.tables.column_names import IMAGES, matches
-from ofa_hf.tables.columns import Columns, find_columns
+from ofa_hf.tables.columns import Columns, find_columns, image_column_of
 from ofa_hf.tables.problems import Problem
 from ofa_hf.tables.public import muge_files
 from ofa_hf.tables.table_files import open_table
@@ -209,7 +208,7 @@ def names_complete(path: str | Path, form: TableForm) -> bool:
 def first_image(path: str | Path, form: TableForm) -> Any:
     """What the image column of a table first holds; None if there is no such column, or its first rows have none."""
     table = open_table(path, **form.reading())
-    column = form.image_column or next(iter(matches(table.columns, IMAGES)), None)
+    column = image_column_of(table.columns, form.image_column)
     rows = (row for _, row in islice(table, SAMPLE_ROWS) if not isinstance(row, Problem))
     return next((row[column] for row in rows if row.get(column)), None)
 

@@ -4,23 +4,26 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import Seq2SeqTrainingArguments
+from transformers.utils import logging
 
 from ofa_hf import OFAConfig, OFAProcessor
 from ofa_hf.conversion.tasks import fitting
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.metrics import metric_of
 from ofa_hf.models import load_processor, read_tasks
+from ofa_hf.prediction.choices import choices_in, usable_choices
 from ofa_hf.prediction.scoring import MEAN_SCORE
 from ofa_hf.tasks_ofa import TASKS, Task, official_generation
 from ofa_hf.training.arguments import TASK_METRIC, FinetuneArguments
 from ofa_hf.training.columns import closed_list, column_task, column_tasks
 from ofa_hf.training.sources import RunData
 
+
+logger = logging.get_logger(__name__)
 
 MAX_ANSWERS = 100_000  # of a list that is made of the data
 
@@ -41,7 +44,7 @@ def load_task_processor(args: FinetuneArguments) -> OFAProcessor:
     for name in args.tasks or [None]:
         own = args.of_task(name) if name else args
         if own.choices_file:
-            processor = with_choices(processor, name, read_choices(own.choices_file))
+            processor = with_choices(processor, name, choices_of(processor, own.choices_file))
     if args.image_size is not None or drawing_tasks(tasks_of_run(args, processor)):
         processor = with_image_size(processor, args)
     for task in tasks_of_run(args, processor):
@@ -148,21 +151,16 @@ def tasks_of_run(args: FinetuneArguments, processor: OFAProcessor) -> list[Task]
 # --------------------------------------------------------------------------------------- answers to choose from
 
 
-def read_choices(file: str) -> list[str]:
-    """Answers of a file, one a line.
+def choices_of(processor: OFAProcessor, file: str) -> list[str]:
+    """The answers of a file, one a line, that the model can choose; what is left out is logged.
 
     Raises:
-        UserError: it cannot be read, or has none.
+        UserError: the file cannot be read, or none of its answers can be chosen.
     """
-    try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"{file} cannot be read: {reason}. Pass a text file with an answer a line.") from error
-    choices = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not choices:
-        raise UserError(f"{file} has no answers. Pass a text file with an answer a line.")
-    return choices
+    choices = usable_choices(processor, choices_in(file))
+    for left_out in choices.left_out:
+        logger.warning(f"Left out of {file}: {left_out}.")
+    return choices.texts
 
 
 def with_choices(

@@ -70,6 +70,15 @@ def tiny_batch():
     }
 
 
+@pytest.fixture(scope="session")
+def drawer(tmp_path_factory):
+    """A folder that draws. Tests that change it take a copy."""
+    pytest.importorskip("diffusers", reason="drawing needs diffusers")
+    from drawing_checkpoint import make_drawing_folder
+
+    return make_drawing_folder(tmp_path_factory.mktemp("drawer"))
+
+
 @pytest.fixture
 def slow_halves(monkeypatch):
     """A processor without instructions for half precision, whatever this one has."""
@@ -100,12 +109,3 @@ def recorded_vqgans(tmp_path_factory):
         name: write_recorded_vqgan(tmp_path_factory.mktemp(name), recorded["seed"], config)
         for name, config in recorded["configs"].items()
     }
-
-
-@pytest.fixture(scope="session")
-def drawing_folder(tmp_path_factory):
-    """A small checkpoint that draws images of 64 pixels."""
-    pytest.importorskip("diffusers")
-    from drawing_checkpoint import make_drawing_folder
-
-    return make_drawing_folder(tmp_path_factory.mktemp("drawing"))

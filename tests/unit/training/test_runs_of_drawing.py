@@ -36,14 +36,14 @@ def pairs(tmp_path_factory):
 
 
 @pytest.fixture
-def learn(drawing_folder, pairs, tmp_path):
+def learn(drawer, pairs, tmp_path):
     """Learn to draw with changed arguments, into a folder of its own."""
 
     def learn(name: str = "out", **changes):
         files = {f"{part}_caption_file": str(pairs / "pairs.csv") for part in ("train", "test")}
         files |= {f"{part}_image_file": str(pairs) for part in ("train", "test")}
         values = {
-            "model_name_or_path": str(drawing_folder),
+            "model_name_or_path": str(drawer),
             "output_dir": str(tmp_path / name),
             "cache_dir": str(tmp_path / "cache"),
             **files,
@@ -63,7 +63,7 @@ def learn(drawing_folder, pairs, tmp_path):
     return learn
 
 
-def test_a_model_learns_to_draw_resumes_and_draws_then(learn, drawing_folder, tmp_path, capsys):
+def test_a_model_learns_to_draw_resumes_and_draws_then(learn, drawer, tmp_path, capsys):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     options |= {"load_best_model_at_end": True, "label_smoothing": 0.1, "dropout": 0.1, "save_total_limit": 3}
     ran = learn(**options)
@@ -75,7 +75,7 @@ def test_a_model_learns_to_draw_resumes_and_draws_then(learn, drawing_folder, tm
     assert state["best_model_checkpoint"].endswith("checkpoint-4"), "the lowest loss is the best"
     assert ran.metrics["eval_loss"] == pytest.approx(losses[1])
 
-    before, after = weights(drawing_folder), weights(ran.folder)
+    before, after = weights(drawer), weights(ran.folder)
     kept = {name for name in before if torch.equal(before[name], after[name])}
     assert not any("code_layernorm_embedding" in name or "decoder.image_rel_pos" in name for name in kept)
     assert {name.split(".")[1] for name in kept if name.startswith("decoder.")} == set(TEXT_PARTS)
@@ -118,9 +118,9 @@ def base64_of(image: Image.Image) -> str:
     return base64.urlsafe_b64encode(buffer.getvalue()).decode()
 
 
-def test_files_of_the_original_need_no_vqgan(learn, drawing_folder, tmp_path, capsys):
+def test_files_of_the_original_need_no_vqgan(learn, drawer, tmp_path, capsys):
     bare = tmp_path / "bare"
-    shutil.copytree(drawing_folder, bare, ignore=shutil.ignore_patterns("vqgan"))
+    shutil.copytree(drawer, bare, ignore=shutil.ignore_patterns("vqgan"))
     codes = [" ".join(str(17 * number + place) for place in range(64)) for number in range(3)]
     three, four, two = tmp_path / "three.tsv", tmp_path / "four.tsv", tmp_path / "two.tsv"
     wrong = f"7\t1 2 3\ttoo few\n8\t{'9000 ' * 64}\tunknown\n"
@@ -169,9 +169,9 @@ def test_what_cannot_be_learned_is_refused_before_a_model_is_loaded(learn, monke
         learn(**nothing, **changes)
 
 
-def test_a_model_without_a_vqgan_is_refused_before_data_is_read(learn, drawing_folder, tmp_path, monkeypatch):
+def test_a_model_without_a_vqgan_is_refused_before_data_is_read(learn, drawer, tmp_path, monkeypatch):
     bare = tmp_path / "bare"
-    shutil.copytree(drawing_folder, bare, ignore=shutil.ignore_patterns("vqgan"))
+    shutil.copytree(drawer, bare, ignore=shutil.ignore_patterns("vqgan"))
     monkeypatch.setattr("ofa_hf.training.sources.load_task_files", lambda *args: pytest.fail("data was read"))
     with pytest.raises(UserError, match="has no vqgan/code_logits.safetensors.*--vqgan last.ckpt"):
         learn(model_name_or_path=str(bare))
