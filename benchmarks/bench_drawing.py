@@ -1,17 +1,18 @@
-"""What drawing costs: codes beside the plain way and beside words, as ratios within one run, and memory over the steps.
+"""What drawing costs: codes beside the plain way and beside words, as ratios within one run; memory over the steps.
 
     .venv/bin/python benchmarks/bench_drawing.py [--size tiny] [--json drawing.json]
 
-A text becomes the 1,024 codes of an image of 256 × 256 pixels, one sample or sixteen, each code among the 256 best. The
-plain way is the same network with torch's own kernels, transformers' loop, logits of all words, and a copy of the text's
-encoder states for every sample; both are compared over the first steps, where the plain way is cheapest. A step of words
-is one of a text that is sampled from the same model with as many rows. Weights are random. Memory is what the process
-holds at the last step above what it held after the first ones.
+A text becomes the 1,024 codes of an image of 256 × 256 pixels, one sample or sixteen, each code among the 256 best.
+The plain way is the same network with torch's own kernels, transformers' loop, logits of all words, and a copy of the
+text's encoder states for every sample; both are compared over the first steps, where the plain way is cheapest. A step
+of words is one of a text that is sampled from the same model with as many rows. Weights are random. Memory is what the
+process holds at the last step above what it held after the first ones.
 """
 
 import argparse
 import json
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,8 @@ def make_model(size: str) -> OFAForConditionalGeneration:
 def run(model, samples: int, watch: Watch, **settings: Any) -> Watch:
     """Sample from the text until the watch says enough; returns the watch."""
     inputs = {"input_ids": torch.tensor([PROMPT]), "do_sample": True, "top_k": TOP_K, "streamer": watch}
-    try:
+    with suppress(Enough):
         model.generate(**inputs, num_return_sequences=samples, **settings)
-    except Enough:
-        pass
     return watch
 
 
