@@ -5,6 +5,7 @@
 Source: OFA `data/mm_data/image_gen_dataset.py`, `models/taming/`, `generate_code.py`.
 """
 
+import copy
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ class ImageEncoder:
     """Turns images into codes: the encoder of a VQGAN of diffusers, and a 1 × 1 convolution for the codes' logits.
 
     Args:
-        vqgan: a `diffusers.VQModel`; its decoder is not kept.
+        vqgan: a `diffusers.VQModel`, which is left as it is: its encoder is copied.
         code_logits: `quantize.proj.weight (codes, width, 1, 1)` and `quantize.proj.bias (codes,)`.
         name: of the VQGAN, for messages.
 
@@ -43,7 +44,8 @@ class ImageEncoder:
 
     def __init__(self, vqgan: Any, code_logits: Mapping[str, Tensor], name: str = "The VQGAN"):
         self.config, self.name = vqgan.config, name
-        self.layers = nn.Sequential(vqgan.encoder, vqgan.quant_conv).eval().requires_grad_(False)
+        layers = copy.deepcopy([vqgan.encoder, vqgan.quant_conv])
+        self.layers = nn.Sequential(*layers).eval().requires_grad_(False)
         width, number = self.config.vq_embed_dim, self.config.num_vq_embeddings
         shapes = {key: tuple(tensor.shape) for key, tensor in code_logits.items()}
         if shapes != {WEIGHT: (number, width, 1, 1), BIAS: (number,)}:
@@ -72,8 +74,7 @@ class ImageEncoder:
                 f"with its VQGAN: `ofa-hf convert … --vqgan last.ckpt --vqgan-config model.yaml`."
             )
         try:
-            # not the one that the cache shares with whoever draws: it moves to a device, and only a half of it stays
-            vqgan = load_image_decoder.__wrapped__(os.path.abspath(name) if os.path.isdir(name) else name)
+            vqgan = load_image_decoder(name)
         except (ImportError, ValueError) as error:
             advice = " It comes with `pip install 'ofa-hf[draw]'`." if isinstance(error, ImportError) else ""
             raise UserError(f"{error}{advice}") from error

@@ -10,6 +10,7 @@ import torch
 import transformers
 from drawing_checkpoint import write_drawing_files
 from PIL import Image
+from small_clip import write_clip
 
 from ofa_hf import image_processing_ofa
 from ofa_hf.cli import main
@@ -296,7 +297,7 @@ def test_a_missing_extra_is_named(drawer, tmp_path, monkeypatch):
 def test_other_commands_and_training_send_to_the_one_that_draws(drawer, pipe):
     with pytest.raises(UserError, match="ofa-hf draw"):
         next(predict(pipe.model, pipe.processor, [{"id": 1, "text": "red hat"}]))
-    with pytest.raises(UserError, match="neither scored nor trained"):
+    with pytest.raises(UserError, match="which a CLIP scores"):
         metric_of(TASKS["image_generation"])
     assert main(["summarize", "red", "--model", str(drawer), "--task", "image_generation"]) == 1
 
@@ -313,28 +314,7 @@ def test_a_sheet_has_the_best_image_first():
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A small CLIP whose tokenizer knows a few words."""
-    folder = tmp_path_factory.mktemp("clip")
-    merges = ["o f</w>", "d o", "do g</w>", "p h", "ph o", "pho t", "phot o</w>"]
-    words = ["a", "o", "f", "d", "g", "p", "h", "t", "a</w>", "o</w>", "f</w>", "g</w>", "t</w>"]
-    words += [merge.replace(" ", "") for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.CLIPConfig(
-        text_config={**sizes, **ends, "vocab_size": len(words), "max_position_embeddings": 12, "projection_dim": 8},
-        vision_config={**sizes, "image_size": 32, "patch_size": 8, "projection_dim": 8},
-        projection_dim=8,
-    )
-    torch.manual_seed(0)
-    transformers.CLIPModel(config).save_pretrained(folder)
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    transformers.CLIPImageProcessor(**size).save_pretrained(folder)
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 12}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return folder
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_ranks_images_by_the_cosine_with_the_text(clip, drawer, tmp_path):
