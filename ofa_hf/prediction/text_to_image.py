@@ -17,14 +17,14 @@ from ofa_hf.image_processing_ofa import VQGAN_FOLDER, check_image_decoder, load_
 from ofa_hf.models import load_model, read_tasks
 from ofa_hf.pipeline_ofa import OFATextToImagePipeline, check_description
 from ofa_hf.prediction.clip import ClipScorer
-from ofa_hf.prediction.outputs import Format
+from ofa_hf.prediction.outputs import SCORES, Format
 from ofa_hf.prediction.processes import Processes, open_answer_file
 from ofa_hf.prediction.questions import Inputs, Rows, find_rows, notes_of
 from ofa_hf.tasks_ofa import Task
 
 
 RECORD = "images.jsonl"
-TEXT_COLUMNS = ("text", "caption", "description", "prompt", "文本", "描述", "标题")  # of tables
+TEXT_COLUMNS = ("text", "caption", "description", "prompt")  # of tables
 SETTINGS = "settings.json"  # of the run that a folder is of
 GAP = 8  # pixels between the images of a sheet
 MAX_SEED = 2**63 - 1
@@ -284,7 +284,7 @@ class DrawnFolder:
         answers = []
         for name, one in zip(self._names(key[0]), images, strict=True):
             write_image(self.path / name, one["image"], "PNG")
-            answers.append({"text": name, "score": round(one.get("clip_score", one["score"]), 6)})
+            answers.append({"text": name, **{key: round(one[key], 6) for key in SCORES if key in one}})
         if len(images) > 1:
             whole = sheet([one["image"] for one in images])
             write_image(self.path / f"{int(key[0]):04d}-sheet.png", whole, "PNG")

@@ -328,7 +328,7 @@ def test_clip_ranks_images_by_the_cosine_with_the_text(clip, drawer, tmp_path):
         scorer("dog " * 20, images)
     request = DrawRequest(["hat"], str(drawer), str(tmp_path / "out"), num_images=3, clip=str(clip))
     assert draw_files(request) == 0
-    scores = [one["score"] for one in lines_of(tmp_path / "out")[0]["images"]]
+    scores = [one["clip_score"] for one in lines_of(tmp_path / "out")[0]["images"]]
     assert scores == sorted(scores, reverse=True)
     drawn = [Image.open(tmp_path / "out" / f"0001-{rank}.png") for rank in (1, 2, 3)]
     assert scorer("hat", drawn) == pytest.approx(scores, abs=1e-5)
