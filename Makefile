@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 OUT ?= outputs/demo
 JOBS ?= logical
 ARGS ?=
-BENCHES ?= speed tasks memory training folder
+BENCHES ?= speed tasks drawing memory training folder
 # Exactly the tests that are skipped without one of the optional libraries.
 EXTRAS_TESTS = $(addprefix tests/,unit/serving unit/export/test_int8.py unit/export/test_onnx.py unit/test_fast_ofa_int8.py unit/test_reference.py \
 unit/prediction/test_ray_data.py unit/prediction/test_text_to_image.py unit/conversion/test_vqgan.py parity/test_reranking.py parity/test_vqgan.py \
@@ -125,7 +125,7 @@ test-lowest: ## Run unit and parity tests on the oldest versions that setup.cfg 
 	@$(subst $(BIN),$(VENV)-lowest/bin,$(PYTEST)) tests/parity $(LOWEST_TESTS) $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.stamp ## Measure what the performance table says, in up to fifteen minutes, into outputs/bench
+bench: $(VENV)/.stamp ## Measure what the performance table says, in up to twenty minutes, into outputs/bench
 	@mkdir -p outputs/bench; for name in $(BENCHES); do \
 	$(BIN)/python benchmarks/bench_$$name.py --json outputs/bench/$$name.json $(ARGS); echo; done
 
