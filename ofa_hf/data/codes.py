@@ -5,7 +5,6 @@
 Source: OFA `data/mm_data/image_gen_dataset.py`, `models/taming/`, `generate_code.py`.
 """
 
-import copy
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from torchvision.transforms import functional as transforms
 from transformers.utils import cached_file
 
 from ofa_hf.errors import UserError
-from ofa_hf.image_processing_ofa import PIXELS_PER_CODE, VQGAN_FOLDER, check_image_decoder, load_image_decoder
+from ofa_hf.image_processing_ofa import PIXELS_PER_CODE, VQGAN_FOLDER, check_image_decoder, read_image_decoder
 from ofa_hf.models import check_device
 
 
@@ -34,7 +33,7 @@ class ImageEncoder:
     """Turns images into codes: the encoder of a VQGAN of diffusers, and a 1 × 1 convolution for the codes' logits.
 
     Args:
-        vqgan: a `diffusers.VQModel`, which is left as it is: its encoder is copied.
+        vqgan: a `diffusers.VQModel`. Its encoder is used, not copied; its decoder is not kept.
         code_logits: `quantize.proj.weight (codes, width, 1, 1)` and `quantize.proj.bias (codes,)`.
         name: of the VQGAN, for messages.
 
@@ -44,8 +43,7 @@ class ImageEncoder:
 
     def __init__(self, vqgan: Any, code_logits: Mapping[str, Tensor], name: str = "The VQGAN"):
         self.config, self.name = vqgan.config, name
-        layers = copy.deepcopy([vqgan.encoder, vqgan.quant_conv])
-        self.layers = nn.Sequential(*layers).eval().requires_grad_(False)
+        self.layers = nn.Sequential(vqgan.encoder, vqgan.quant_conv).eval().requires_grad_(False)
         width, number = self.config.vq_embed_dim, self.config.num_vq_embeddings
         shapes = {key: tuple(tensor.shape) for key, tensor in code_logits.items()}
         if shapes != {WEIGHT: (number, width, 1, 1), BIAS: (number,)}:
@@ -74,7 +72,7 @@ class ImageEncoder:
                 f"with its VQGAN: `ofa-hf convert … --vqgan last.ckpt --vqgan-config model.yaml`."
             )
         try:
-            vqgan = load_image_decoder(name)
+            vqgan = read_image_decoder(os.path.abspath(name) if os.path.isdir(name) else name)
         except (ImportError, ValueError) as error:
             advice = " It comes with `pip install 'ofa-hf[draw]'`." if isinstance(error, ImportError) else ""
             raise UserError(f"{error}{advice}") from error

@@ -69,8 +69,8 @@ def evaluate_drawings(
 def best_cosines(record: Path, texts: list[str]) -> dict[str, float]:
     """Text → cosine of its best image, of those texts that were drawn."""
     lines = map(json.loads, record.read_text(encoding="utf-8").splitlines()) if record.is_file() else ()
-    found = {line["text"]: max(image["clip_score"] for image in line["images"]) for line in lines}
-    return {text: found[text] for text in texts if text in found}
+    found = {line["text"]: line["clip_score"] for line in lines}  # the best image comes first
+    return {text: found[text.strip()] for text in texts if text.strip() in found}
 
 
 def texts_of(files: Files, task: Task, language: str) -> Iterator[str]:
