@@ -17,8 +17,10 @@ ARGS ?=
 BENCHES ?= speed tasks memory training folder
 # Exactly the tests that are skipped without one of the optional libraries.
 EXTRAS_TESTS = $(addprefix tests/,unit/serving unit/export/test_int8.py unit/export/test_onnx.py unit/test_fast_ofa_int8.py unit/test_reference.py \
-unit/prediction/test_ray_data.py unit/prediction/test_text_to_image.py unit/conversion/test_vqgan.py \
-unit/data/test_codes.py end_to_end/test_tasks_without_package.py::test_texts_are_drawn_without_the_package end_to_end/test_export.py \
+unit/prediction/test_ray_data.py unit/prediction/test_text_to_image.py unit/conversion/test_vqgan.py parity/test_reranking.py \
+unit/publishing/test_verify.py::test_a_folder_that_draws_goes_up_whole_and_draws_without_the_package \
+unit/data/test_codes.py unit/training/test_image_codes.py unit/training/test_runs_of_drawing.py \
+end_to_end/test_tasks_without_package.py::test_texts_are_drawn_without_the_package end_to_end/test_export.py \
 unit/evaluation/test_captions.py::test_scores_equal_those_of_pycocoevalcap_on_random_captions \
 unit/images/test_folders.py::test_images_of_phones_are_read_with_their_library \
 unit/evaluation/test_answers.py::test_f1_and_matthews_equal_those_of_scikit_learn \

@@ -4,6 +4,7 @@ Source: OFA `data/mm_data/caption_dataset.py` (RGB, square bicubic resize, mean 
 (`ocr_resize`). The official default is 480 pixels, OFA-Chinese uses 256; the size belongs to the checkpoint.
 """
 
+import os
 import random
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,6 @@ PIXELS_PER_CODE = 8  # a side
 DOCUMENT_ROWS = 4  # into which the line of a document is cut
 
 
-@lru_cache(maxsize=2)
 def load_image_decoder(name_or_path: str, revision: str | None = None) -> Any:
     """The VQGAN of a checkpoint that draws: a `diffusers.VQModel` in float32, in inference mode.
 
@@ -38,6 +38,13 @@ def load_image_decoder(name_or_path: str, revision: str | None = None) -> Any:
         ImportError: diffusers is not installed.
         ValueError: the checkpoint has no VQGAN.
     """
+    if os.path.isdir(name_or_path):
+        return _load_image_decoder(os.path.abspath(name_or_path), None)
+    return _load_image_decoder(name_or_path, revision)
+
+
+@lru_cache(maxsize=2)
+def _load_image_decoder(name_or_path: str, revision: str | None) -> Any:
     try:
         from diffusers import VQModel
     except ImportError as error:

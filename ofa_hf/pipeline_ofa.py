@@ -1,5 +1,6 @@
 """Pipelines of OFA, under transformers' names: `pipeline("image-to-text", model=…, trust_remote_code=True)`."""
 
+import math
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -719,7 +720,8 @@ class OFATextToImagePipeline(OFAPipeline):
             num_images: samples of each text, 1 by default. A sample is independent of the others.
             seed: the same seed draws a text again, whatever is drawn before it; by default each call draws anew.
             image_decoder: a `diffusers.VQModel` in place of the checkpoint's.
-            streamer: of transformers; gets the codes of each step.
+            on_step: called after each code with the steps done and those of the whole text, `(40, 1026)`; what it
+                raises ends the call. A beam search calls it once, at its end.
             task, kwargs: a task of the checkpoint, and settings of `generate`: `do_sample=False` takes the best code
                 at each place, `num_beams=5` searches, `top_k` and `temperature` change the samples.
 
@@ -741,12 +743,13 @@ class OFATextToImagePipeline(OFAPipeline):
         num_images: int | None = None,
         seed: int | None = None,
         image_decoder: Any = None,
+        on_step: Callable[[int, int], object] | None = None,
         generate_kwargs: dict | None = None,
         **kwargs,
     ) -> tuple[dict, dict, dict]:
         kwargs = {name: value for name, value in kwargs.items() if name not in OF_OTHER_MODELS}
         decoding = _given(task=task, image_decoder=image_decoder)
-        drawing = {**_given(num_images=num_images, seed=seed), **(generate_kwargs or {}), **kwargs}
+        drawing = {**_given(num_images=num_images, seed=seed, on_step=on_step), **(generate_kwargs or {}), **kwargs}
         return decoding, {**_given(task=task), **drawing}, decoding
 
     def preprocess(self, inputs: Any, task: str | None = None, image_decoder: Any = None) -> dict:
@@ -769,8 +772,8 @@ class OFATextToImagePipeline(OFAPipeline):
         return dict(encoded)
 
     def _image_decoder(self) -> Any:
-        name, revision = self.model.config._name_or_path, getattr(self.model.config, "_commit_hash", None)
-        return load_image_decoder(name, None if os.path.isdir(name) else revision)
+        config = self.model.config
+        return load_image_decoder(config._name_or_path, getattr(config, "_commit_hash", None))
 
     def _forward(
         self,
@@ -778,15 +781,20 @@ class OFATextToImagePipeline(OFAPipeline):
         task: str | None = None,
         num_images: int = 1,
         seed: int | None = None,
+        on_step: Callable[[int, int], object] | None = None,
         **generate_kwargs,
     ) -> dict:
         settings = self._search_settings(self._task_for(task), generate_kwargs)
-        if (_setting(self.model, "num_beams", settings) or 1) > 1:
+        is_search = (_setting(self.model, "num_beams", settings) or 1) > 1
+        if is_search:
             settings |= {"do_sample": False, "early_stopping": generate_kwargs.get("early_stopping", True)}
         leave_lost_threads()
         encoder_outputs = self.model.encode(**{name: model_inputs[name] for name in ("input_ids", "attention_mask")})
         at_once = IMAGES_PER_BATCH if _setting(self.model, "do_sample", settings) else num_images
         found, scores = [], []
+        steps = Steps(on_step, settings["max_length"] * math.ceil(num_images / at_once)) if on_step else None
+        if steps and not is_search:  # to which transformers gives no streamer
+            settings["streamer"] = steps
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=seed is not None):
             if seed is not None:
@@ -797,6 +805,8 @@ class OFATextToImagePipeline(OFAPipeline):
                 part = self.model.generate(**inputs, return_dict_in_generate=True)
                 found.append(part.sequences)
                 scores.append(self._scores(part, encoder_outputs, settings))
+        if steps:
+            steps.finish()
         return {"sequences": torch.cat(found), "scores": torch.cat(scores).float()}
 
     def _scores(self, found: Any, encoder_outputs: Any, settings: Mapping[str, Any]) -> torch.Tensor:
@@ -814,6 +824,30 @@ class OFATextToImagePipeline(OFAPipeline):
         sequences = model_outputs["sequences"][order]
         images = self.processor.post_process(sequences, self._task_for(task), image_decoder=decoder)
         return [{"image": image, "score": score} for image, score in zip(images, scores.tolist(), strict=True)]
+
+
+class Steps:
+    """Counts the steps of a drawing: what `generate` takes for a streamer.
+
+    Args:
+        on_step: called with the steps done and the total.
+    """
+
+    def __init__(self, on_step: Callable[[int, int], object], total: int):
+        self.on_step, self.total, self.done = on_step, total, 0
+
+    def put(self, value: Any) -> None:
+        self.done += 1
+        self.on_step(self.done, self.total)
+
+    def end(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        """Say that all is done, unless that was said."""
+        if self.done < self.total:
+            self.done = self.total
+            self.on_step(self.total, self.total)
 
 
 def check_description(text: Any) -> None:

@@ -522,6 +522,7 @@ class OFAProcessor(ProcessorMixin):
         task: str | None = None,
         image_size: tuple[int, int] | None = None,
         prompt: str | None = None,
+        notice_language: bool = True,
     ) -> BatchFeature:
         """What a call gives for one row, but for its image: several questions can share one that was prepared once.
 
@@ -529,6 +530,7 @@ class OFAProcessor(ProcessorMixin):
             text, task: as in a call; a prompt's box is part of the dict.
             image_size: `(width, height)` of the original image, which a box must fit.
             prompt: the whole question, in place of the task's.
+            notice_language: log once that a text is in another language than the checkpoint reads.
 
         Returns:
             tensors `(1, tokens)`. Nothing is cut: a long text has more tokens than `max_prompt_tokens`.
@@ -541,7 +543,9 @@ class OFAProcessor(ProcessorMixin):
             box = check_box(parse_box(text[BOX_SLOT]), image_size or (0, 0))
             places = [self.encode_bins(box_to_places(box, image_size, self.model_size(chosen)))]
             text = {**text, BOX_SLOT: ""}
-        whole = self._text(text, task) if prompt is None else self._checked(prompt)
+        whole = (
+            self._checked(prompt, notice_language) if prompt is not None else self._text(text, task, notice_language)
+        )
         data = self._encode([whole], None, truncation=False)
         if places is not None:
             data.update(_insert_places(data, places, self.tokenizer.eos_token_id))
@@ -593,10 +597,10 @@ class OFAProcessor(ProcessorMixin):
             raise ValueError(f"Got {num_images} images and {len(text)} texts. Pass one text, or one for each image.")
         return [self._text(one, task) for one in text]
 
-    def _text(self, text: str | Mapping[str, str] | None, task: str | None) -> str:
+    def _text(self, text: str | Mapping[str, str] | None, task: str | None, notice_language: bool = True) -> str:
         """The text of one row: the prompt of the task, filled with `text`, or without a task the text itself."""
         if isinstance(text, str) and task is None:
-            return self._checked(text)
+            return self._checked(text, notice_language)
         if isinstance(text, str):
             slots = self.find_task(task).fields
             if len(slots) != 1:
@@ -604,11 +608,11 @@ class OFAProcessor(ProcessorMixin):
                 raise ValueError(f"The task {task!r} takes {needed} but got the text {text[:100]!r}.")
             text = {slots[0]: text}
         for value in (text or {}).values():
-            self._checked(value)
+            self._checked(value, notice_language)
         return self.prompt_for(task, **(text or {}))
 
-    def _checked(self, text: Any) -> Any:
-        """A text of the user's, which must not be an image; one in another language than the prompts is noticed.
+    def _checked(self, text: Any, notice_language: bool = True) -> Any:
+        """A text of the user's, which must not be an image; one in another language than the prompts may be noticed.
 
         Raises:
             ValueError: it is the path of an image file.
@@ -620,7 +624,7 @@ class OFAProcessor(ProcessorMixin):
                 f"The text {text[:200]!r} is the name of an image file. Pass images as images=, and a question or "
                 f"phrase as text."
             )
-        if is_foreign(text, self.language):
+        if notice_language and is_foreign(text, self.language):
             trained, seen = ("English", "Chinese") if self.language == "en" else ("Chinese", "English")
             logger.warning_once(
                 f"This checkpoint was trained on {trained} text but was asked in {seen}. Its answers to such texts "

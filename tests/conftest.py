@@ -7,6 +7,7 @@ import sys
 import tempfile
 
 import pytest
+from forks import forks, quick_strangers  # noqa: F401
 
 
 # Before transformers or huggingface_hub is imported: they read the environment once. Each worker process has its own

@@ -15,6 +15,7 @@ def write_drawing_files(work: Path) -> tuple[Path, Path, Path, Path]:
     config = small_checkpoints.make_config(small_checkpoints.ENGLISH_VOCAB_SIZE)
     arguments = small_checkpoints.make_arguments()
     arguments.task = "image_gen"
+    config.max_position_embeddings = arguments.max_source_positions = arguments.max_target_positions = 60
     weights = small_checkpoints.make_official_weights(config, small_checkpoints.make_weights(config))
     checkpoint = small_checkpoints.write_official(work / "image_gen_base_best.pt", weights, arguments)
     vocabulary = small_checkpoints.write_english_vocabulary(work / "BPE")

@@ -13,7 +13,7 @@ from ofa_hf.checking.image_check import check_images
 from ofa_hf.checking.text_check import are_sentences, check_texts, texts_of
 from ofa_hf.data.answers import TargetForm
 from ofa_hf.data.build import NoUsableRow
-from ofa_hf.data.sources import TableForm, has_its_images, load_source
+from ofa_hf.data.sources import TableForm, as_read, has_its_images, load_source
 from ofa_hf.errors import UserError
 from ofa_hf.tables.problems import DataReport, Problem, counted, describe_form, report_of
 from ofa_hf.tasks_ofa import Task
@@ -115,7 +115,7 @@ def check_data(
     Raises:
         UserError: a file cannot be read at all.
     """
-    form = form or TableForm()
+    form, task = form or TableForm(), as_read(task)
     options = {"fields": task.fields, "needs_images": task.needs_image, "form": form, "targets": TargetForm.of(task)}
     if images is None and task.needs_image and not has_its_images(captions, form):
         raise UserError(

@@ -57,13 +57,19 @@ class TextFaults:
 
 def are_sentences(task: Task) -> bool:
     """Whether a task's answers are sentences that describe an image."""
-    return task.answer == "text" and task.metric == "caption"
+    return (task.answer == "text" and task.metric == "caption") or task.answer == "image"
 
 
-def texts_of(rows: Dataset) -> Iterator[tuple[str, list[str]]]:
-    """Id and targets of each row; images are not read."""
-    for batch in rows.select_columns(["id", "targets"]).iter(batch_size=BATCH):
-        yield from zip(batch["id"], batch["targets"], strict=True)
+def drawn_field(task: Task) -> str | None:
+    """The field that holds the texts of a task whose targets are codes; None for others."""
+    return next(iter(task.fields), None) if task.answer == "image" else None
+
+
+def texts_of(rows: Dataset, field: str | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Id and targets of each row, or the text in a field; images are not read."""
+    for batch in rows.select_columns(["id", field or "targets"]).iter(batch_size=BATCH):
+        texts = [[text] for text in batch[field]] if field else batch["targets"]
+        yield from zip(batch["id"], texts, strict=True)
 
 
 def check_texts(

@@ -206,7 +206,7 @@ def run_on_ray(args: argparse.Namespace, request) -> int:
     def report_failure(name: str, reason: str) -> None:
         request.say(f"skipped: {reason if name in reason else f'{name}: {reason}'}")
 
-    request = with_usable_choices(request, request.models)
+    request = with_usable_choices(request, request.models[0])
     counts = run_with_ray(
         request, args.output, args.inputs, args.workers, args.id_column, report_failure, progress=True
     )

@@ -2,6 +2,8 @@
 
 import argparse
 
+from ofa_hf.cli.answering import positive
+
 
 HELP = "convert an official .pt, a legacy folder or a published checkpoint into a verified Hub-ready folder"
 
@@ -37,14 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion at OUT")
     parser.add_argument("--no-verify", action="store_true", help="skip the verification in a fresh process")
     parser.add_argument("--json", action="store_true", help="print the whole account as one JSON object")
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

@@ -56,8 +56,14 @@ def main(request: dict) -> dict:
         answer["texts"] = pipeline_texts(folder, request["images"], request["pipeline"])
     if "call" in request:
         call = request["call"]
-        answer["answers"] = load_pipeline(folder, call["name"])(*call["given"], **call["asked"])
+        found = load_pipeline(folder, call["name"])(*call["given"], **call["asked"])
+        answer["answers"] = [{name: written(value) for name, value in one.items()} for one in found]
     return answer
+
+
+def written(value):
+    """A value of an answer as JSON has it: an image by its size."""
+    return f"image of {value.width} x {value.height} pixels" if hasattr(value, "width") else value
 
 
 def load_model(folder: str, dtype: str):

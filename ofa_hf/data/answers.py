@@ -1,4 +1,6 @@
-"""Which targets of a table a task can learn: labels become answers of its list, boxes must fit their image."""
+"""Which targets of a table a task can learn: labels become answers of its list, boxes must fit their image, codes
+must be those of one.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,18 +22,21 @@ class AnswerRule:
         kind: of answer, one of `ANSWERS`.
         choices: the list of answers; empty where any text will do.
         labels: other names of these answers, such as `entailment` for `yes`.
+        codes: of images, how many there are of one, and how many different ones; not checked where it is empty.
     """
 
     kind: str = "text"
     choices: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    codes: Sequence[int] = ()
 
     @classmethod
     def of(cls, task: Task) -> "AnswerRule":
         return cls(task.answer, tuple(task.choices), dict(task.labels))
 
     def as_dict(self) -> dict:
-        return {"kind": self.kind, "choices": list(self.choices), "labels": dict(self.labels)}
+        about_codes = {"codes": list(self.codes)} if self.codes else {}
+        return {"kind": self.kind, "choices": list(self.choices), "labels": dict(self.labels), **about_codes}
 
     def answer(self, text: str, image_size: Sequence[int] | None = None) -> str:
         """A target as training writes it.
@@ -40,8 +45,10 @@ class AnswerRule:
             image_size: `(width, height)`, for boxes; without it, whether a box fits is not checked.
 
         Raises:
-            ValueError: it is not in the list, or no box of this image.
+            ValueError: it is not in the list, no box of this image, or not the codes of an image.
         """
+        if self.kind == "image":
+            return fit_codes(text, *self.codes)
         if self.kind == "boxes":
             return fit_box(text, image_size)
         text = self.labels.get(text, text)
@@ -133,6 +140,23 @@ def fit_box(text: str, image_size: Sequence[int] | None) -> str:
         limits = (image_size[0], image_size[1], image_size[0], image_size[1])
         box = check_box([cut(side, limit) for side, limit in zip(box, limits)], image_size)
     return ",".join(f"{side:.10g}" for side in box)
+
+
+def fit_codes(text: str, number: int | None = None, codebook: int | None = None) -> str:
+    """Codes of an image as they are trained on, numbers divided by blanks.
+
+    Raises:
+        ValueError: these are no whole numbers, not so many, or not below `codebook`.
+    """
+    try:
+        codes = list(map(int, text.split()))
+    except ValueError:
+        raise ValueError(f"{text[:60]!r} are not the codes of an image, which are whole numbers") from None
+    if number is not None and len(codes) != number:
+        raise ValueError(f"it has {len(codes):,} codes, an image of this model has {number:,}")
+    if codebook is not None and codes and not 0 <= min(codes) <= max(codes) < codebook:
+        raise ValueError(f"it has codes from {min(codes):,} to {max(codes):,}, the model knows 0 to {codebook - 1:,}")
+    return " ".join(map(str, codes))
 
 
 def cut(side: float, limit: int) -> float:

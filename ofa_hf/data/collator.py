@@ -46,8 +46,8 @@ class OFACollator:
     `image_rows` says which image they share.
 
     Further keys, where the task needs them: `decoder_input_ids` if answers begin with the question; `word_sets` and
-    `set_numbers` if they come from a list; `confidences (B · k,)` if rows have a `confidence`; see
-    `smoothed_cross_entropy`.
+    `set_numbers` if they come from a list or are codes; `code_masks (B · k,)` if they are codes; `confidences
+    (B · k,)` if rows have a `confidence`; see `smoothed_cross_entropy`.
 
     Args:
         task: fills its prompt with the fields of each row. None: the checkpoint's default task.
@@ -118,6 +118,7 @@ class OFACollator:
                 for question, task in zip(questions, tasks)
             ]
             batch = self.processor(text=prompts, return_tensors="pt")
+            batch.pop("code_masks", None)  # that of questions; there is one for each target
             if present:
                 options = tasks[0].image
                 batch.update(self.processor.image_processor(present, return_tensors="pt", **options))
@@ -162,6 +163,8 @@ class OFACollator:
             found["decoder_input_ids"] = pad_labels(decoded, self.processor.tokenizer.pad_token_id)
         if is_bound:
             found |= self._bound(writers, texts, starts, labels.shape[1])
+        if any(are_codes := [writer.task.answer == "image" for writer in writers]):
+            found["code_masks"] = torch.tensor(are_codes)
         return {"labels": labels, **found}
 
     def _write(self, task: str | None, targets: list[str], sizes: list[tuple[int, int] | None]) -> LongTensor:
@@ -189,10 +192,14 @@ class OFACollator:
     ) -> dict[str, LongTensor]:
         """The sets of words that may stand at the places of targets of a list."""
         numbers: dict[Words, int] = {}
+        known: dict[int, int] = {}  # by identity: the set of all codes is long, and stands at a thousand places
         set_numbers = torch.full((len(texts), width), -1)
         for row, writer, text, start in zip(set_numbers, writers, texts, starts):
             if writer.is_bound():
-                sets = [numbers.setdefault(words, len(numbers)) for words in writer.words_at(text)]
+                places = writer.words_at(text)
+                for words in {id(words): words for words in places}.values():
+                    known[id(words)] = numbers.setdefault(words, len(numbers))
+                sets = [known[id(words)] for words in places]
                 row[len(start) - 1 : len(start) - 1 + len(sets)] = torch.tensor(sets, dtype=torch.long)
         return {"word_sets": pad_labels([*numbers] or [[-1]], -1), "set_numbers": set_numbers}
 

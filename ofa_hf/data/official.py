@@ -40,6 +40,14 @@ class Form:
     columns: str
     columns_zh: str = ""
     columns_of_tests: str = ""
+    others: tuple["Form", ...] = ()  # of files with another number of columns
+
+    def fitting(self, file: Path, selected: str | None) -> "Form":
+        """The form of a file with as many columns as this one has, or as many as were selected of it."""
+        if not self.others:
+            return self
+        count = selected.count(",") + 1 if selected else columns_of(file)
+        return next((form for form in self.others if len(form.names) == count), self)
 
     def places(self, language: str, is_test: bool, selected: str | None) -> dict[str, int]:
         """Place of each part in a line.
@@ -77,6 +85,9 @@ FORMS = {
     "ocr": Form((ID, IMAGE, TARGET), "0,1,2"),
     "classification": Form((IMAGE, TARGET), "0,2"),
     "summarization": Form(("article", TARGET), "0,1"),
+    "image_generation": Form(
+        (ID, "text", TARGET), "0,2,1", others=(Form((ID, "text"), "0,1"), Form((ID, IMAGE, "text", TARGET), "0,1,2,3"))
+    ),
     "cola": Form(("sentence", TARGET), "1,2"),
     "sst2": Form(("sentence", TARGET), "0,1"),
     "mrpc": Form(("sentence1", "sentence2", TARGET), "0,1,2"),
@@ -113,6 +124,7 @@ def load_official(
     is_test: bool = False,
     selected_cols: str | None = None,
     more_fields: Sequence[str] = (),
+    rule: AnswerRule | None = None,
     num_proc: int = 1,
     strict: bool = False,
     check_images: bool = True,
@@ -125,13 +137,22 @@ def load_official(
         is_test: captions keep their punctuation and may be several, separated by `&&`.
         selected_cols: columns of the parts, as in the original's scripts; by default those of its published files.
         more_fields: of the task's longer prompts, such as `objects`.
+        rule: what the targets must be; by default that of the task.
         num_proc, strict, check_images, cache_dir: as in `load_muge`.
 
     Raises:
         UserError: the original has no such files, the file cannot be read, or no row is usable.
     """
-    form, path = form_of(task), Path(file)
+    path = Path(file)
+    form = form_of(task).fitting(path, selected_cols)
     places = form.places(language, is_test, selected_cols)
+    if not task.needs_image:
+        places.pop(IMAGE, None)
+    if TARGET not in places and not is_test:
+        raise UserError(
+            f"{path} has the columns {', '.join(places)} and nothing to learn. Pass a file with the codes of the "
+            f"images as well, or a table of images and texts."
+        )
     fields = (*task.fields, *more_fields)
     missing = [name for name in fields if name not in places]
     if missing:
@@ -157,12 +178,19 @@ def load_official(
     options = Options(
         strict,
         check_images,
+        require_targets=TARGET in places,
         fields=fields,
         has_images=IMAGE in places,
         has_confidences=task.name == "vqa",
-        rule=AnswerRule.of(task).as_dict(),
+        rule=(rule or AnswerRule.of(task)).as_dict(),
     )
     return build(recipe, options, num_proc, cache_dir)
+
+
+def columns_of(file: Path) -> int:
+    """Number of columns in the first line that is not blank."""
+    lines = (line for line, _ in read_lines(file) if line is not None and line.strip())
+    return next(lines, b"").count(b"\t") + 1
 
 
 @dataclass
@@ -209,10 +237,10 @@ def parse_line(
         kind = MISSING_FIELD if row_id else MISSING_ID
         return Problem(kind, file, number, row_id, f"no text for {', '.join(blank)}" if blank else "")
     try:
-        targets, confidences = read_target(texts[TARGET])
+        targets, confidences = read_target(texts[TARGET]) if TARGET in texts else ([], [])
     except ValueError as error:
         return Problem(MALFORMED_LINE, file, number, row_id, str(error))
-    if not any(targets):
+    if TARGET in texts and not any(targets):
         return Problem(EMPTY_TARGET, file, number, row_id)
     image = None
     if IMAGE in places:

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 from datasets import Dataset
 
-from ofa_hf.data.answers import TargetForm
+from ofa_hf.data.answers import AnswerRule, TargetForm
 from ofa_hf.data.build import cache_root
 from ofa_hf.data.muge import load_muge
 from ofa_hf.data.official import FORMS, load_official
@@ -19,8 +19,7 @@ from ofa_hf.data.tables import load_rows, load_table
 from ofa_hf.errors import UserError
 from ofa_hf.images.links import is_link
 from ofa_hf.images.packed import is_packed
-from ofa_hf.tables.column_names import IMAGES, matches
-from ofa_hf.tables.columns import Columns, find_columns
+from ofa_hf.tables.columns import Columns, find_columns, image_column_of
 from ofa_hf.tables.problems import Problem
 from ofa_hf.tables.public import muge_files
 from ofa_hf.tables.table_files import open_table
@@ -135,8 +134,31 @@ class Files:
     images_option: str = "train_image_file"
 
 
+def as_read(task: Task) -> Task:
+    """The task that data is read for. That of a task that draws are images with texts, as a captioner's are."""
+    if task.answer != "image":
+        return task
+    prompts = dict.fromkeys(task.prompts, "")
+    about = {"target": next(iter(task.fields), "text"), "metric": "caption", "cleaning": "", "longer_prompts": {}}
+    return replace(task, prompts=prompts, answer="text", needs_image=True, image={}, **about)
+
+
+def has_codes(files: Files, task: Task) -> bool:
+    """Whether files of a task that draws hold codes in place of images: those of the original do."""
+    return task.answer == "image" and is_original(files, task)
+
+
+def is_original(files: Files, task: Task, has_cells: bool = False) -> bool:
+    """Whether files are the original's: the user says so, or the suffix does."""
+    is_alone = files.images is None and as_read(task).needs_image and not has_cells
+    return files.is_official or (is_alone and Path(files.captions).suffix == MUGE_SUFFIX and task.name in FORMS)
+
+
 def load_task_files(files: Files, task: Task, language: str, targets: TargetForm, **options: Any) -> Dataset:
     """Rows of a task from files: the original's, or those of `load_source`.
+
+    Rows of a task that draws have its text and the codes of its image as the target, if the files have codes;
+    otherwise they have an image, and its texts as targets.
 
     Args:
         targets: what they are, see `TargetForm.of`.
@@ -150,16 +172,18 @@ def load_task_files(files: Files, task: Task, language: str, targets: TargetForm
             f"The original's files hold their images, but {files.images} was given too. Leave {files.images_option} "
             f"out, or data_format."
         )
-    is_alone = files.images is None and task.needs_image and not targets.cells
-    if files.is_official or (is_alone and Path(files.captions).suffix == MUGE_SUFFIX and task.name in FORMS):
+    if is_original(files, task, bool(targets.cells)):
         named = {"selected_cols": files.selected_cols, "more_fields": targets.more_fields, "is_test": files.is_test}
+        named["rule"] = targets.rule if task.answer == "image" else AnswerRule.of(task)
         return load_official(files.captions, task, language, **named, **options, cache_dir=files.form.cache_dir)
-    if files.images is None and task.needs_image and not has_its_images(files.captions, files.form):
+    reading = as_read(task)
+    targets = targets if reading is task else TargetForm.of(reading)
+    if files.images is None and reading.needs_image and not has_its_images(files.captions, files.form):
         raise UserError(
             f"{files.images_option} is missing: the task {task.name} needs images. Pass MUGE's image file, or the "
             f"folder of the images that {files.captions} names."
         )
-    options |= {"fields": task.fields, "needs_images": task.needs_image, "form": files.form}
+    options |= {"fields": reading.fields, "needs_images": reading.needs_image, "form": files.form}
     return load_source(files.captions, files.images, **options, targets=targets)
 
 
@@ -184,7 +208,7 @@ def names_complete(path: str | Path, form: TableForm) -> bool:
 def first_image(path: str | Path, form: TableForm) -> Any:
     """What the image column of a table first holds; None if there is no such column, or its first rows have none."""
     table = open_table(path, **form.reading())
-    column = form.image_column or next(iter(matches(table.columns, IMAGES)), None)
+    column = image_column_of(table.columns, form.image_column)
     rows = (row for _, row in islice(table, SAMPLE_ROWS) if not isinstance(row, Problem))
     return next((row[column] for row in rows if row.get(column)), None)
 

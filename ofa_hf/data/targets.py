@@ -1,4 +1,5 @@
-"""Targets of a task as tokens: texts, the symbols of boxes, answers of a list with the words that may stand where.
+"""Targets of a task as tokens: texts, the symbols of boxes and codes, answers of a list with the words that may stand
+where.
 
 Source: OFA `data/mm_data/*_dataset.py`, `data/nlu_data/`, `data/nlg_data/`.
 """
@@ -9,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import LongTensor
 
-from ofa_hf.boxes_ofa import box_to_places, check_box, parse_box
+from ofa_hf.boxes_ofa import CodesOnly, box_to_places, check_box, parse_box
+from ofa_hf.data.answers import fit_codes
 from ofa_hf.errors import UserError
 from ofa_hf.generation_ofa import next_tokens_of
 from ofa_hf.processing_ofa import IGNORED_LABEL, OFAProcessor
@@ -31,8 +33,12 @@ class TargetWriter:
     task: Task
     _choices: dict[str, list[int]] = field(init=False, repr=False)
     _following: dict[tuple[int, ...], Words] = field(init=False, repr=False)
+    _code_words: Words = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.task.answer == "image":
+            eos = self.processor.tokenizer.eos_token_id
+            self._code_words = CodesOnly(*self.processor.codes(), 0, eos).words
         choices = self.task.choices if self.task.answer == "choice" else ()
         self._choices = dict(zip(choices, self.processor.encode_choices(choices))) if choices else {}
         following = next_tokens_of(self._choices.values(), self.processor.tokenizer.eos_token_id)
@@ -44,7 +50,7 @@ class TargetWriter:
 
     def is_bound(self) -> bool:
         """Whether only some words may stand at the places of a target."""
-        return bool(self._choices)
+        return bool(self._choices or self._code_words)
 
     def write(self, targets: Sequence[str], image_sizes: Sequence[tuple[int, int] | None], limit: int) -> LongTensor:
         """Targets → labels `(targets, tokens)`: the target and `</s>`, −100 after the end.
@@ -54,11 +60,13 @@ class TargetWriter:
             limit: tokens of a text, `</s>` included; longer ones are cut.
 
         Raises:
-            UserError: a box that does not fit its image, an answer that is not in the list.
+            UserError: a box that does not fit its image, an answer that is not in the list, an unknown code.
         """
+        if self.task.answer == "image":
+            return pad_labels([self._codes(target) for target in targets])
         if self.task.answer == "boxes":
             return pad_labels([self._places(*pair) for pair in zip(targets, image_sizes, strict=True)])
-        if self.is_bound():
+        if self._choices:
             return pad_labels([self._choice(target) for target in targets])
         return self.processor.encode_labels(targets, limit, self.task.blank_before)
 
@@ -73,6 +81,14 @@ class TargetWriter:
         places = self.processor.encode_bins(box_to_places(box, image_size, model_size))
         return [*places, self.processor.tokenizer.eos_token_id]
 
+    def _codes(self, target: str) -> list[int]:
+        first, number = self.processor.codes()
+        try:
+            codes = fit_codes(target, codebook=number).split()
+        except ValueError as error:
+            raise UserError(f"A target of the task {self.task.name} cannot be learned: {error}.") from error
+        return [*(first + int(code) for code in codes), self.processor.tokenizer.eos_token_id]
+
     def _choice(self, target: str) -> list[int]:
         target = self.task.labels.get(target, target)
         if target not in self._choices:
@@ -84,7 +100,9 @@ class TargetWriter:
         return [*self._choices[target], *end]
 
     def words_at(self, tokens: Sequence[int]) -> list[Words]:
-        """The words that may stand at each place of a target of a list."""
+        """The words that may stand at each place of a target of a list, or of codes."""
+        if self._code_words:
+            return [self._code_words] * len(tokens)
         return [self._following[tuple(tokens[:place])] for place in range(len(tokens))]
 
 

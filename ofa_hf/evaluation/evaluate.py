@@ -11,7 +11,7 @@ from pathlib import Path
 from ofa_hf.data.sources import TableForm
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.metrics import METRICS, Metric, as_answered, find_metric, metric_of
-from ofa_hf.evaluation.predictions import read_predictions, read_references, same_names
+from ofa_hf.evaluation.predictions import read_predictions, same_names, usable_references
 from ofa_hf.evaluation.scores import Predictions, References, Scores
 from ofa_hf.files import write_json
 from ofa_hf.tasks_ofa import find_task
@@ -98,12 +98,15 @@ def evaluate_files(
     except ValueError as error:
         raise UserError(str(error)) from error
     metric = metric_of(chosen).name
-    expected = first_of(as_answered(read_references(references, form, task=chosen), chosen), limit)
+    found, problems = usable_references(references, form, task=chosen)
+    expected = first_of(as_answered(found, chosen), limit)
     answers = same_names(read_predictions(predictions, task=chosen), expected)
+    if len(unknown := answers.keys() - expected.keys()) <= len(problems):  # those of the references left out
+        answers = {id_: text for id_, text in answers.items() if id_ not in unknown}
     answers = {id_: chosen.labels.get(text, text) if chosen.labels else text for id_, text in answers.items()}
     if limit is not None:
         answers = {id_: text for id_, text in answers.items() if id_ in expected}
-    run = {"predictions": str(predictions), "captions": str(references)}
+    run = {"predictions": str(predictions), "captions": str(references), "references_left_out": len(problems)}
     return evaluate_predictions(answers, expected, run, metric=metric)
 
 

@@ -5,6 +5,8 @@ The columns are those that finetuning knows, and those that the commands write. 
 """
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,12 @@ from ofa_hf.errors import UserError
 from ofa_hf.images.image_finder import clean_name, fold, without_suffix
 from ofa_hf.tables.column_names import IDS, IMAGES, TARGETS, matches
 from ofa_hf.tables.columns import missing_columns
-from ofa_hf.tables.problems import Problem
+from ofa_hf.tables.problems import MALFORMED_LINE, WITHOUT_TARGETS, Problem, counted
 from ofa_hf.tables.table_files import open_table
 from ofa_hf.tasks_ofa import Task
 
+
+logger = logging.getLogger(__name__)
 
 BETWEEN = "\t"  # in a row's name, between its image and what was asked about it
 CONFIDENCE = "confidence"
@@ -29,8 +33,10 @@ MISSING = object()  # no JSON value
 QUESTIONS = ("question", "expression", "region", "box")  # columns of rows that may share an image
 IMAGE_FILES = tuple(name for name in IMAGES if name not in IDS)
 ANSWERS = ("text", "box", "answer", "label", "caption", "summary")
+MIXED_ANSWERS = "its other rows have answers with a confidence, or without. Use one form."
 PREDICTION_FORM = '{"image_id": "…", "text": "…"}'
 REFERENCE_FORM = '{"image_id": "…", "text": ["…", "…"]}'
+HINT = f"References look like {REFERENCE_FORM}; the test split of MUGE has none, use --submission for it."
 
 
 def read_predictions(path: str | Path, form: TableForm | None = None, task: Task | None = None) -> dict[str, Any]:
@@ -45,7 +51,10 @@ def read_predictions(path: str | Path, form: TableForm | None = None, task: Task
         UserError: the file is missing or empty, a line is malformed, an id comes twice.
     """
     predictions = {}
-    for number, image_id, texts in read_answer_lines(path, PREDICTION_FORM, form, task):
+    for line in read_answer_lines(path, PREDICTION_FORM, form, task):
+        if isinstance(line, Problem):
+            raise UserError(f"{path}, line {line.line} is malformed: {line.detail} Correct or remove it.")
+        number, image_id, texts = line
         if len(texts) != 1:
             raise UserError(
                 f"{path}, line {number}: {image_id} has {len(texts)} captions. A prediction is one caption per image, "
@@ -62,7 +71,8 @@ def read_references(
 ) -> dict[str, list[Any] | dict[str, float]]:
     """Read the right answers of every row; blank ones are left out. Rows of one id are joined.
 
-    Answers that are right to a degree are an object: `{"red": 1.0, "crimson": 0.3}`.
+    Answers that are right to a degree are an object: `{"red": 1.0, "crimson": 0.3}`. Rows that cannot be used are left
+    out, counted and logged, as finetuning does.
 
     Args:
         path: any table that finetuning takes, see `open_table`.
@@ -71,29 +81,41 @@ def read_references(
         task: as in `read_predictions`.
 
     Raises:
-        UserError: the file is missing or empty, a line is malformed, an id has no caption.
+        UserError: the file is missing or empty, or no row can be used.
     """
-    references, first_name = {}, {}
-    for number, image_id, texts in read_answer_lines(path, REFERENCE_FORM, form, task):
+    return usable_references(path, form, same, task)[0]
+
+
+def usable_references(
+    path: str | Path, form: TableForm | None = None, same: Callable[[str], str] = str, task: Task | None = None
+) -> tuple[dict[str, list[Any] | dict[str, float]], list[Problem]]:
+    """As `read_references`, with the rows that were left out."""
+    references, first_name, problems = {}, {}, []
+    for line in read_answer_lines(path, REFERENCE_FORM, form, task):
+        if isinstance(line, Problem):
+            problems.append(line)
+            continue
+        number, image_id, texts = line
         captions = texts if isinstance(texts, dict) else [text for text in texts if is_box(text) or text.strip()]
-        if not captions:
-            raise UserError(
-                f"{path}, line {number}: {image_id} has no caption to compare with. References look like "
-                f"{REFERENCE_FORM}; the test split of MUGE has none, use --submission for it."
-            )
         known = references.setdefault(first_name.setdefault(same(image_id), image_id), type(captions)())
         if isinstance(known, dict) != isinstance(captions, dict):
-            raise UserError(
-                f"{path}, line {number}: {image_id} has answers with and without confidence. Use one form."
-            )
-        known.update(captions) if isinstance(known, dict) else known.extend(captions)
-    return references
+            problems.append(Problem(MALFORMED_LINE, str(path), number, image_id, MIXED_ANSWERS))
+        else:
+            known.update(captions) if isinstance(known, dict) else known.extend(captions)
+    without = [id_ for id_, answers in references.items() if not answers]
+    problems += [Problem(WITHOUT_TARGETS, str(path), 0, id_, f"nothing to compare with. {HINT}") for id_ in without]
+    references = {id_: answers for id_, answers in references.items() if answers}
+    if not references:
+        raise UserError(f"No usable row in {path}. First: {problems[0]} Correct it.")
+    if problems:
+        logger.warning(f"Left out of {path}: {counted(Counter(each.kind for each in problems))}. First: {problems[0]}")
+    return references, problems
 
 
 def read_answer_lines(
     path: str | Path, wanted: str, form: TableForm | None = None, task: Task | None = None
-) -> Iterator[tuple[int, str, list[Any] | dict[str, float]]]:
-    """Yield line number, id and answers of each row of a table; answers with a confidence as a dict.
+) -> Iterator[tuple[int, str, list[Any] | dict[str, float]] | Problem]:
+    """Yield line number, id and answers of each row of a table, answers with a confidence as a dict; or what is wrong.
 
     Args:
         wanted: how a row looks, for messages.
@@ -106,15 +128,17 @@ def read_answer_lines(
     has_confidences = bool(task) and task.metric == "vqa" and CONFIDENCE in table.columns
     ids, answer_names = answer_columns(path, table.columns, form)
     for number, row in table:
+        seen = True
         if isinstance(row, Problem):
             expected = "" if table.assumed["separator"] else f" Expected {wanted}."
-            raise UserError(f"{path}, line {number} is malformed: {row.detail}.{expected} Correct or remove it.")
+            yield replace(row, kind=MALFORMED_LINE, file=str(path), line=number, detail=f"{row.detail}.{expected}")
+            continue
         id_, answers = value_of(row, ids), answers_in(value_of(row, answer_names))
         confidences = confidences_in(row.get(CONFIDENCE), len(answers or ())) if has_confidences else None
         is_id = isinstance(id_, (str, int)) and not isinstance(id_, bool)
         if not is_id or answers is None or (has_confidences and confidences is None):
-            raise malformed_line(path, number, json.dumps(row, ensure_ascii=False, default=str), wanted)
-        seen = True
+            yield malformed_line(path, number, json.dumps(row, ensure_ascii=False, default=str), wanted)
+            continue
         name = BETWEEN.join([str(id_), *(str(row.get(field, "")).strip() for field in fields)])
         yield number, whole_characters(name), dict(zip(answers, confidences)) if has_confidences else answers
     if not seen:
@@ -171,10 +195,10 @@ def answers_in(value: Any) -> list[Any] | dict[str, float] | None:
     return [whole_characters(each) if isinstance(each, str) else each for each in answers]
 
 
-def malformed_line(path: str | Path, number: int, line: str, form: str) -> UserError:
+def malformed_line(path: str | Path, number: int, line: str, form: str) -> Problem:
     seen = line.strip()
     shown = seen if len(seen) <= 60 else seen[:60] + "…"
-    return UserError(f"{path}, line {number} is malformed: {shown} Expected JSON like {form}. Correct or remove it.")
+    return Problem(MALFORMED_LINE, str(path), number, detail=f"{shown} Expected JSON like {form}.")
 
 
 def same_names(predictions: Mapping[str, Any], references: Mapping[str, Any]) -> dict[str, Any]:

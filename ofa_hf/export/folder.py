@@ -9,7 +9,7 @@ from typing import Any
 
 from ofa_hf.errors import UserError, explain_full_disk
 from ofa_hf.files import NewFolder, new_folder, write_json
-from ofa_hf.models import LoadedModel
+from ofa_hf.models import LoadedModel, read_tasks
 
 
 EXPORT_FILE = "export.json"
@@ -38,6 +38,21 @@ def refuse_quantised(captioner: LoadedModel, model: str) -> None:
     """Raises `UserError` if the weights are quantised already."""
     if getattr(captioner.model.config, "quantization_config", None):
         raise UserError(f"The weights of {model} are quantised already. Give the folder it was made from.")
+
+
+def refuse_drawing(model: str, as_default_only: bool = False) -> None:
+    """Raises `UserError` if a model draws images; only its configurations are read.
+
+    Args:
+        as_default_only: it may draw besides, since such tasks are left out.
+    """
+    tasks, default, _ = read_tasks(model)
+    named = [default] if as_default_only else list(tasks)
+    if drawing := [name for name in named if tasks[name].answer == "image"]:
+        raise UserError(
+            f"The model {model} draws images (task {', '.join(drawing)}), and exports are for models that answer with "
+            f"texts or boxes. Use it as it is, with transformers or `ofa-hf draw`."
+        )
 
 
 @contextmanager

@@ -196,8 +196,9 @@ def settings(facts: FolderFacts) -> dict[str, Any]:
     }
     return {
         "prompt": one_line(facts.task.prompts[facts.language]),
+        "draws": facts.task.answer == "image",
         "fit": facts.task.image.get("fit", "stretch"),
-        "image_size": facts.image_size,
+        "image_size": facts.task.image.get("size", facts.image_size),
         "dtype": facts.config.get("dtype") or facts.config.get("torch_dtype"),
         "generation": json.dumps(generation, ensure_ascii=False),
     }

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ofa_hf.tasks_ofa import BOX_SLOT, Task
 
 
-IMAGE = "photo.jpg"
+IMAGE, DRAWN = "photo.jpg", "drawn.png"
 BOX = [40, 30, 200, 240]  # in pixels of the image
 LABELS = {"zh": ["红色裙子", "白色杯子"], "en": ["a red dress", "a white cup"]}
 EXAMPLES = {  # what fills a slot; other slots get the first label
@@ -95,9 +95,11 @@ def call_for(task: Task, language: str, image: str = IMAGE) -> Call:
 
 
 def snippet(task: Task, language: str, model: str) -> str:
-    """Python lines that load a model by its Hub id or folder and print answers of one of its tasks."""
+    """Python lines that load a model by its name and print answers of one of its tasks or save an image."""
+    call = call_for(task, language).text()
+    shown = f"{call}.save({code(DRAWN)})" if task.answer == "image" else f"print({call})"
     return (
         "from transformers import pipeline\n\n"
         f"pipe = pipeline({code(task.pipeline)}, model={code(model)}, trust_remote_code=True)\n"
-        f"print({call_for(task, language).text()})"
+        f"{shown}"
     )

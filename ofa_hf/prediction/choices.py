@@ -32,8 +32,7 @@ def read_choices(given: Sequence[str]) -> list[tuple[str, str]]:
     found = []
     for item in given:
         if os.path.isfile(item):
-            lines = text_lines(item, find_encoding(item))
-            found += [(f"line {number}", (line or "").strip()) for number, line in lines]
+            found += choices_in(item)
         elif item.lower().endswith((".txt", ".csv", ".tsv", ".json", ".jsonl")):
             raise UserError(f"{item} does not exist. Pass a text file with an answer per line, or answers: 红色,蓝色.")
         else:
@@ -41,6 +40,16 @@ def read_choices(given: Sequence[str]) -> list[tuple[str, str]]:
     if not any(text for _, text in found):
         raise UserError(f"{', '.join(given)[:100]} holds no answer. Pass a file with one per line, or 红色,蓝色.")
     return found
+
+
+def choices_in(file: str) -> list[tuple[str, str]]:
+    """The lines of a file of answers in any encoding: where each stands, for messages, and its text.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    lines = text_lines(file, find_encoding(file))
+    return [(f"line {number}", (line or "").strip()) for number, line in lines]
 
 
 def usable_choices(processor, given: Sequence[tuple[str, str]]) -> Choices:

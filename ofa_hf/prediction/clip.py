@@ -40,23 +40,53 @@ class ClipScorer:
         text_config = getattr(self.model.config, "text_config", self.model.config)
         self.max_tokens = getattr(text_config, "max_position_embeddings", self.tokenizer.model_max_length)
 
-    @torch.no_grad()
     def __call__(self, text: str, images: Sequence[Image.Image]) -> list[float]:
         """Cosines between a text and images.
 
         Raises:
             ValueError: the text has more tokens than CLIP reads.
         """
-        tokens = self.tokenizer(text.replace("/", ""), return_tensors="pt", truncation=False)
-        if (length := tokens["input_ids"].shape[1]) > self.max_tokens:
-            raise ValueError(f"the text has {length} tokens for CLIP, which reads {self.max_tokens}. Shorten it.")
-        pixels = self.images([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
-        of_text = normalized(self.model.get_text_features(**tokens.to(self.device)))
-        of_images = normalized(self.model.get_image_features(pixel_values=pixels.to(self.device)))
+        of_text, of_images = map(normalized, (self.text_features(text), self.image_features(images)))
         return (of_images @ of_text[0]).tolist()
 
+    def read(self, text: str) -> Any:
+        """A text as CLIP reads it: ids and mask.
 
-def normalized(features: Any) -> torch.Tensor:
-    """Features of length 1, from what transformers 4 and 5 return: a tensor, or an output that holds it."""
-    features = getattr(features, "pooler_output", features).float()
+        Raises:
+            ValueError: it has more tokens than CLIP reads.
+        """
+        tokens = self.tokenizer(clip_text(text), return_tensors="pt", truncation=False)
+        if (length := tokens["input_ids"].shape[1]) > self.max_tokens:
+            raise ValueError(
+                f"the text {text[:60]!r}… has {length} tokens for CLIP, which reads {self.max_tokens}. Shorten it."
+            )
+        return tokens
+
+    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """`(images, 3, height, width)`"""
+        return self.images([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+
+    @torch.no_grad()
+    def text_features(self, text: str) -> torch.Tensor:
+        """`(1, D)`"""
+        return tensor_of(self.model.get_text_features(**self.read(text).to(self.device)))
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """`(images, D)`"""
+        return tensor_of(self.model.get_image_features(pixel_values=self.pixels(images).to(self.device)))
+
+
+def clip_text(text: str) -> str:
+    """The text that CLIP reads: without slashes, as in the original, and with single blanks."""
+    return " ".join(text.split()).replace("/", "")
+
+
+def tensor_of(features: Any) -> torch.Tensor:
+    """What transformers 4 and 5 return as features: a tensor, or an output that holds it."""
+    return getattr(features, "pooler_output", features).float()
+
+
+def normalized(features: torch.Tensor) -> torch.Tensor:
+    """Features of length 1."""
     return features / features.norm(dim=-1, keepdim=True)

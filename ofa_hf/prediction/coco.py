@@ -1,6 +1,7 @@
 """Boxes as COCO JSON, which labelling tools read: images, annotations with scores, a category per phrase."""
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,15 @@ from ofa_hf.prediction.questions import Rows
 from ofa_hf.tasks_ofa import Task
 
 
+logger = logging.getLogger(__name__)
+
+
 class CocoFile:
     """A `Report` that writes the boxes of one model as COCO JSON, whole or not at all.
 
     An annotation's `bbox` is `[x, y, width, height]` in pixels of the original image; `score` is that of its box.
-    Phrases that are not there have no annotation. `file_name` is the path below the folder that all images share.
+    Phrases that are not there have no annotation, nor have boxes without area, which labelling tools refuse; these are
+    counted in `info`. `file_name` is the path below the folder that all images share.
 
     Args:
         path: ends in `.json`.
@@ -63,7 +68,7 @@ class CocoFile:
         ((model, found),) = answers.items()
         files = list(dict.fromkeys(files_of(names, columns)))
         places = dict(zip(files, paths_below(files), strict=True))
-        images, categories, annotations, numbers = [], {}, [], {}
+        images, categories, annotations, numbers, num_empty = [], {}, [], {}, 0
         for name, file in zip(names, files_of(names, columns), strict=True):
             on_row()
             phrase = " ".join(name[1:]) if isinstance(name, tuple) else ""
@@ -75,9 +80,13 @@ class CocoFile:
                 place = file if file.startswith(URL_PREFIXES) else Path(places[file]).as_posix()
                 images.append({"id": numbers[file], "file_name": place, "width": width, "height": height})
             for box in (box for box in boxes if box.sides is not None):
-                annotations.append(annotation(box, len(annotations) + 1, numbers[file], category))
+                made = annotation(box, len(annotations) + 1, numbers[file], category)
+                annotations += [made] if made["area"] else []
+                num_empty += not made["area"]
+        if num_empty:
+            logger.warning(f"Left out of {self.path}: {num_empty:,} × box without area.")
         whole = {
-            "info": {"description": "Boxes found by OFA", "model": model, **run},
+            "info": {"description": "Boxes found by OFA", "model": model, "boxes_without_area": num_empty, **run},
             "images": images,
             "annotations": annotations,
             "categories": [{"id": number, "name": phrase} for phrase, number in categories.items()],

@@ -16,8 +16,9 @@ from ofa_hf.evaluation.predictions import read_references
 from ofa_hf.evaluation.scores import References, some_of
 from ofa_hf.models import load_model, load_processor
 from ofa_hf.prediction.loop import Row, find_task, predict, show_progress
+from ofa_hf.prediction.questions import columns_asked
 from ofa_hf.prediction.scoring import questions_of, references_of, score_columns
-from ofa_hf.tasks_ofa import TASKS, Task
+from ofa_hf.tasks_ofa import Task
 
 
 logger = logging.get_logger(__name__)
@@ -121,7 +122,7 @@ def evaluate_table(
         UserError: the model or the table cannot be loaded, or they do not fit together.
     """
     processor = load_processor(model)
-    chosen, targets = questions_asked(processor, task, columns)
+    chosen, targets = questions_asked(model, processor, task, columns)
     rows = load_task_files(files, chosen, processor.language, targets, check_images=False)
     number = min(limit or len(rows), len(rows))
     references = references_of(rows, number, chosen.name)
@@ -144,7 +145,7 @@ def evaluate_table(
     return EvaluationResult(scores, texts, right, metric, run)
 
 
-def questions_asked(processor, task: str | None, columns: Sequence[str] | None) -> tuple[Task, TargetForm]:
+def questions_asked(model: str, processor, task: str | None, columns: Sequence[str] | None) -> tuple[Task, TargetForm]:
     """The task of the rows, or a task that stands for columns, and what the targets are.
 
     Raises:
@@ -154,14 +155,8 @@ def questions_asked(processor, task: str | None, columns: Sequence[str] | None) 
         chosen = find_task(processor, task)
         metric_of(chosen)
         return chosen, TargetForm.of(chosen)
-    names = list(columns) or [name for name in processor.tasks if name not in TASKS]
-    if not names:
-        raise UserError(
-            f"The model was not trained to fill columns: its tasks are {', '.join(processor.tasks)}. Name one with "
-            f"--task."
-        )
-    tasks = [find_task(processor, name) for name in names]
-    return tasks[0], TargetForm(cells=tuple(names))
+    names = columns_asked(model, processor.tasks, columns)
+    return find_task(processor, names[0]), TargetForm(cells=tuple(names))
 
 
 def answer_images(model: str, images: Mapping[str, Any], *, device: str | None = None, **options) -> dict[str, str]:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -127,17 +128,15 @@ def answer_files(request: Request, reports: Sequence[Report] = ()) -> int:
     models = _distinct(request.models)
     task, language = the_task(request.command, models, request.task)
     refuse_without_choices(request, task)
-    if processes.is_first:
-        request = with_usable_choices(request, models)
+    choices = usable_by_model(request, models) if processes.is_first else {}
     rows = find_rows(request.inputs, task, language, lambda file: any(report.owns(file) for report in reports))
     if request.beside and (rows.columns != ("file",) or task.answer == "boxes"):
         raise UserError(f"--txt writes texts about images, but the task {task.name} asks for more. Use --output FILE.")
     for report in reports:
         report.check(rows, task)
     with processes, tempfile.TemporaryDirectory(prefix="ofa_hf_") as scratch:
-        rows.names, choices = processes.agree((rows.names, list(request.choices)))
-        request = replace(request, choices=choices)
-        job = Job(request, task, rows, len(models) > 1, bool(reports), processes, scratch)
+        rows.names, choices = processes.agree((rows.names, choices))
+        job = Job(request, task, rows, choices, len(models) > 1, bool(reports), processes, scratch)
         if processes.is_first:
             for note in [f"skipped: {problem}" for problem in rows.problems] + notes_of(rows.counts, language):
                 request.say(note)
@@ -182,14 +181,22 @@ def refuse_without_choices(request: Request, task: Task) -> None:
         raise UserError(f"The task {task.name} chooses from a list of answers, but none was given. {next_step}.")
 
 
-def with_usable_choices(request: Request, models: Sequence[str]) -> Request:
-    """The request with the answers that the first model can choose; what is left out of its lists is said once."""
+def usable_by_model(request: Request, models: Sequence[str]) -> dict[str, list[str]]:
+    """The answers of the request's lists that each model can choose; what is left out is said once."""
     if not request.choices:
-        return request
-    choices = usable_choices(load_processor(models[0]), read_choices(request.choices))
-    for left_out in choices.left_out:
-        request.say(f"left out of the list of answers: {left_out}.")
-    return replace(request, choices=choices.texts)
+        return {}
+    given = read_choices(request.choices)
+    choices = {model: usable_choices(load_processor(model), given) for model in models}
+    for left_out in dict.fromkeys(chain.from_iterable(each.left_out for each in choices.values())):
+        by = [model for model, each in choices.items() if left_out in each.left_out]
+        whose = f" of {', '.join(by)}" if len(by) < len(models) else ""
+        request.say(f"left out of the list of answers{whose}: {left_out}.")
+    return {model: each.texts for model, each in choices.items()}
+
+
+def with_usable_choices(request: Request, model: str) -> Request:
+    """The request of one model with the answers that it can choose."""
+    return replace(request, choices=usable_by_model(request, [model]).get(model, ()))
 
 
 def _check(request: Request, reports: Sequence[Report], processes: Processes) -> None:
@@ -235,6 +242,7 @@ class Job:
     request: Request
     task: Task
     rows: Rows
+    choices: Mapping[str, Sequence[str]]  # of each model; none where the task answers freely or has its own
     has_several_models: bool
     has_reports: bool
     processes: Processes
@@ -296,19 +304,19 @@ class Job:
                     self.said.add(reason)
                     bar.write(f"ofa-hf {request.command}: skipped: {reason}", file=sys.stderr)
 
-            for prediction in self.predictions(loaded, names, skip):
+            for prediction in self.predictions(name, loaded, names, skip):
                 if prediction.answers:
                     output.write(prediction.id, request.written(prediction))
                     num_answered += 1
                 bar.update()
         return num_answered
 
-    def predictions(self, loaded: LoadedModel, names: Sequence[Name], skip: Callable):
+    def predictions(self, model: str, loaded: LoadedModel, names: Sequence[Name], skip: Callable):
         request = self.request
         options = {key: value for key, value in request.options.items() if value is not None}
         needs_scores = request.as_json or request.output or self.has_reports or request.threshold
         options |= {"num_answers": request.num_answers, "return_scores": bool(needs_scores)}
-        options |= {"choices": request.choices} if request.choices else {}
+        options |= {"choices": self.choices[model]} if model in self.choices else {}
         return predict(*loaded, map(self.rows.row, names), task=self.task.name, on_failure=skip, **options)
 
     def progress(self, num_rows: int) -> tqdm:

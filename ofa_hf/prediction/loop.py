@@ -186,7 +186,7 @@ class _Preparation:
         if lacking := [field for field, value in text.items() if value in (None, "")]:
             raise ValueError(f"nothing in {', '.join(lacking)}, which the task {task.name} asks about.")
         size = None if image is None else image.size
-        inputs = dict(self.processor.encode_question(text, task.name, size, question.prompt))
+        inputs = dict(self.processor.encode_question(text, task.name, size, question.prompt, False))
         self._check_length(row, question, inputs)
         if image is None:
             return EncodedRow(question, inputs)

@@ -14,11 +14,12 @@ from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
 from ofa_hf.prediction.inputs import TableImages, find_images, image_of
 from ofa_hf.prediction.outputs import Name
 from ofa_hf.processing_ofa import is_foreign
-from ofa_hf.tables.column_names import FIELDS, IMAGES, matches
+from ofa_hf.tables.column_names import FIELDS, matches
+from ofa_hf.tables.columns import image_column_of
 from ofa_hf.tables.encodings import find_encoding, text_lines
 from ofa_hf.tables.problems import Problem
 from ofa_hf.tables.table_files import open_table
-from ofa_hf.tasks_ofa import BOX_SLOT, Task
+from ofa_hf.tasks_ofa import BOX_SLOT, TASKS, Task
 
 
 TABLE_SUFFIXES = frozenset(".csv .tsv .jsonl .ndjson .json .parquet .xlsx".split())
@@ -107,6 +108,30 @@ def find_rows(inputs: Inputs, task: Task, language: str, skip: Callable[[str], b
         named = ", ".join(path or "an empty text" for path in inputs.paths)[:300]
         raise UserError(f"Nothing to answer in {named}: {(rows.problems or ['it has no rows'])[0]}.")
     return rows
+
+
+def columns_asked(model: str, tasks: Iterable[str], named: Sequence[str]) -> list[str]:
+    """The columns that a model fills: those that were named, or else all of its own tasks, which are not in `TASKS`.
+
+    Raises:
+        UserError: the model has no such task, or none of its own.
+    """
+    tasks = list(tasks)
+    own = [name for name in tasks if name not in TASKS]
+    columns = list(dict.fromkeys(named)) or own
+    if not columns:
+        raise UserError(
+            f"The model {model} was not trained to fill columns: its tasks are {', '.join(tasks)}. Train one with the "
+            f"columns of your table, or name some of these with --columns."
+        )
+    if unknown := [name for name in columns if name not in tasks]:
+        known = f"{', '.join(own)}; it was also trained for" if own else "none; it was trained for"
+        others = ", ".join(name for name in tasks if name in TASKS) or "nothing else"
+        raise UserError(
+            f"The model {model} cannot fill {', '.join(unknown)}. Columns that it knows: {known} {others}. Name some "
+            f"of these with --columns, or train a model with the columns of your table."
+        )
+    return columns
 
 
 def notes_of(counts: Mapping[str, int], language: str) -> list[str]:
@@ -269,9 +294,7 @@ def columns_for(there: Sequence[str], task: Task, inputs: Inputs, path: str) -> 
     """
     found = {}
     if task.needs_image:
-        named = [inputs.image_column] if inputs.image_column in there else []
-        usual = [] if inputs.image_column else matches(there, IMAGES)
-        found["image"] = next(iter(named + usual), None)
+        found["image"] = image_column_of(there, inputs.image_column)
     for name in (name for name in task.fields if name not in inputs.texts):
         usual = [each for each in matches(there, FIELDS.get(name, ())) if each not in found.values()]
         found[name] = name if name in there else next(iter(usual), None)

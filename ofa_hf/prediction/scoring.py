@@ -34,21 +34,25 @@ def references_of(rows: Dataset, number: int, task: str | None) -> dict[str | No
     return found
 
 
-def score_tasks(answered: Mapping[str | None, tuple[dict[str, Any], References]], processor) -> dict[str, float]:
+def score_tasks(
+    answered: Mapping[str | None, tuple[dict[str, Any], References]], processor, is_mixed: bool = False
+) -> dict[str, float]:
     """Scores of a run: those of its metric, or of several tasks `<task>_<score>` and their mean.
 
     Args:
         answered: task → answers and right answers, both by id; None is the default task.
+        is_mixed: the run has several tasks, also if only one of them is scored.
     """
+    is_mixed = is_mixed or len(answered) > 1
     scores, best = {}, []
     for name, (predictions, references) in answered.items():
         task = processor.find_task(name)
         metric = metric_of(task)
         found = metric.score(predictions, as_answered(references, task))
-        start = "" if len(answered) == 1 else f"{name}_"
+        start = f"{name}_" if is_mixed else ""
         scores |= {start + score: found[score] for score in metric.titles}
         best.append(found[metric.best])
-    return scores if len(answered) == 1 else {**scores, MEAN_SCORE: sum(best) / len(best)}
+    return {**scores, MEAN_SCORE: sum(best) / len(best)} if is_mixed and best else scores
 
 
 def score_columns(answered: Mapping[str, tuple[dict[str, Any], References]]) -> tuple[Metric, Scores]:

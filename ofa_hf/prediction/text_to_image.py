@@ -80,11 +80,7 @@ def draw_files(request: DrawRequest) -> int:
 
 def draw_all(request: DrawRequest, task: Task, folder: "DrawnFolder", wanted: Sequence[tuple[int, str]]) -> int:
     """Load the model and draw; returns how many texts CLIP cannot read."""
-    try:
-        decoder = load_image_decoder(local_or_hub(request.model))
-    except (ImportError, ValueError) as error:
-        advice = " It comes with `pip install 'ofa-hf[draw]'`." if isinstance(error, ImportError) else ""
-        raise UserError(f"{error}{advice}") from error
+    decoder = load_decoder(request.model)
     scorer = ClipScorer(request.clip, request.device) if request.clip else None
     loaded = load_model(request.model, device=request.device, dtype=request.dtype)
     pipe = OFATextToImagePipeline(model=loaded.model, processor=loaded.processor, device=loaded.model.device)
@@ -107,6 +103,19 @@ def draw_all(request: DrawRequest, task: Task, folder: "DrawnFolder", wanted: Se
             if "streamer" not in options:
                 bar.update()
     return failed
+
+
+def load_decoder(model: str) -> Any:
+    """The VQGAN of a model that draws.
+
+    Raises:
+        UserError: it has none, or diffusers is missing.
+    """
+    try:
+        return load_image_decoder(model)
+    except (ImportError, ValueError) as error:
+        advice = " It comes with `pip install 'ofa-hf[draw]'`." if isinstance(error, ImportError) else ""
+        raise UserError(f"{error}{advice}") from error
 
 
 def ranked(images: list[dict[str, Any]], text: str, scorer: ClipScorer | None) -> list[dict[str, Any]]:
@@ -178,11 +187,6 @@ def drawing_task(request: DrawRequest) -> Task:
     if os.path.isdir(request.model) and not os.path.isdir(os.path.join(request.model, VQGAN_FOLDER)):
         raise UserError(f"{request.model} has no folder {VQGAN_FOLDER}. Convert the checkpoint with --vqgan.")
     return drawing[0]
-
-
-def local_or_hub(name: str) -> str:
-    """A folder by its whole path, so that the VQGAN of another one is never taken for it; a Hub id as it is."""
-    return os.path.abspath(name) if os.path.isdir(name) else name
 
 
 # ------------------------------------------------------------------------------------------------------- output

@@ -14,6 +14,7 @@ from transformers.utils import CHAT_TEMPLATE_FILE, SAFE_WEIGHTS_INDEX_NAME, SAFE
 
 from ofa_hf.errors import UserError
 from ofa_hf.files import json_text, new_folder, read_json
+from ofa_hf.image_processing_ofa import VQGAN_FOLDER
 from ofa_hf.model_card.card import current_card
 from ofa_hf.model_card.facts import (
     ACCOUNT_FILE,
@@ -22,13 +23,16 @@ from ofa_hf.model_card.facts import (
     EVALUATION_FILE,
     RESULTS_FILE,
     SETTINGS_FILES,
+    FolderFacts,
     read_folder,
     without_paths,
 )
+from ofa_hf.tasks_ofa import checkpoint_task
 
 
 RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)  # as transformers looks for them
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")  # of both languages
+VQGAN_WEIGHTS = ("diffusion_pytorch_model.safetensors", "code_logits.safetensors")
 MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, by its format
 
 
@@ -64,6 +68,7 @@ class Bundle:
 
         with new_folder(folder, check) as (new, _):
             for name, one in self.files.items():
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
                 if isinstance(one, bytes):
                     (new / name).write_bytes(one)
                 else:
@@ -92,7 +97,7 @@ def bundle_of(folder: str | Path, repo_id: str | None = None, license: str | Non
     facts = read_folder(folder)
     tokenizer = tokenizer_files(folder)
     described = [facts.config, facts.processor, facts.image_processor, read_json(folder / TOKENIZER_CONFIG_FILE)]
-    names = [*SETTINGS_FILES, *weight_files(folder), *tokenizer, *code_files(folder, described)]
+    names = [*SETTINGS_FILES, *weight_files(folder), *tokenizer, *code_files(folder, described), *vqgan_files(facts)]
     names += [name for name in (CHAT_TEMPLATE_FILE, ACCOUNT_FILE, CURVE_FILE) if (folder / name).is_file()]
     files: dict[str, Path | bytes] = {name: folder / name for name in names}
     for name, values in ((RESULTS_FILE, facts.finetuning), (EVALUATION_FILE, facts.evaluation)):
@@ -114,6 +119,22 @@ def need(path: Path, why: str) -> Path:
             f"`ofa-hf convert` or `ofa-hf finetune`, or put the file back."
         )
     return path
+
+
+def vqgan_files(facts: FolderFacts) -> list[str]:
+    """The VQGAN of a checkpoint that draws, whose files diffusers names; none of another one.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+    """
+    draws = any(checkpoint_task(name, own, facts.language).answer == "image" for name, own in facts.tasks.items())
+    if not draws:
+        return []
+    folder = facts.folder / VQGAN_FOLDER
+    for name in VQGAN_WEIGHTS:
+        check_weights(need(folder / name, "the VQGAN, without which nothing can be drawn"))
+    need(folder / "config.json", "the settings of the VQGAN")
+    return [f"{VQGAN_FOLDER}/{name}" for name in ("config.json", *VQGAN_WEIGHTS)]
 
 
 # ------------------------------------------------------------------------------------------------- code

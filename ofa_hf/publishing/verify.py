@@ -108,8 +108,9 @@ def ask_stranger(folder: Path, overlay: Path | None) -> dict:
         request = {"folder": str(folder), "threads": torch.get_num_threads(), "exact": True}
         facts = read_folder(folder)
         call = call_for(facts.task, facts.language, str(image))
+        asked = {**call.asked, "num_images": 1} if facts.task.answer == "image" else call.asked
         request |= {"auto_classes": AUTO_CLASSES}
-        request |= {"call": {"name": facts.task.pipeline, "given": call.given, "asked": call.asked}}
+        request |= {"call": {"name": facts.task.pipeline, "given": call.given, "asked": asked}}
         seen = run_fresh(STRANGER, request, scratch=scratch, failure=failure, overlay=overlay)
     names = ("transformers", "huggingface_hub", "equal_tensors")
     return {"text": text_of(seen["answers"]), **{name: seen[name] for name in names}}

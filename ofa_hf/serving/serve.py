@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ofa_hf.errors import UserError
-from ofa_hf.models import load_pipeline
+from ofa_hf.models import load_pipeline, read_tasks
 from ofa_hf.pipeline_ofa import OFAImageToTextPipeline
-from ofa_hf.prediction.loop import refuse_drawing
+from ofa_hf.prediction.text_to_image import load_decoder
 from ofa_hf.samples.examples import draw_examples
 
 
@@ -33,11 +33,11 @@ def load_for_page(model: str) -> OFAImageToTextPipeline:
     """A model of the page.
 
     Raises:
-        UserError: it cannot be loaded, or it draws images, which the page does not show.
+        UserError: it cannot be loaded, or draws images and lacks its VQGAN or the library for it.
     """
-    loaded = load_pipeline(model)
-    refuse_drawing(loaded.processor.find_task())
-    return loaded
+    if any(task.answer == "image" for task in read_tasks(model).tasks.values()):
+        load_decoder(model)
+    return load_pipeline(model)
 
 
 def serve(

@@ -1,6 +1,7 @@
 """A Space that answers with models on the Hub: a repository with the page of `ofa_hf/serving/web.py`."""
 
 import importlib.metadata
+import importlib.util
 import re
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Sp
 
 from ofa_hf.errors import UserError
 from ofa_hf.files import json_text
+from ofa_hf.image_processing_ofa import VQGAN_FOLDER
 from ofa_hf.publishing.bundle import Bundle
 from ofa_hf.publishing.push import connect, patiently
 from ofa_hf.publishing.steps import check_full_name
@@ -24,15 +26,17 @@ APP = Path(__file__).with_name("web.py")
 MARKER = "page.json"  # what the page reads; also says that a Space is one of these, and may be updated
 EXAMPLE = re.compile(r"example_\d+\.jpg")
 REQUIREMENTS = ("torch", "torchvision", "transformers", "pillow")  # the Space brings Gradio by `sdk_version`
+FOR_DRAWING = "diffusers"  # pinned too if it is here; a model that draws needs it
 CODE = "pipeline_ofa.py"  # what a model repository must have for the page to load it
+VQGAN_FILE = f"{VQGAN_FOLDER}/config.json"  # what a model repository has whose model draws
 TITLE = "OFA 看图作答 · answers about images"
 MESSAGE = "Publish a page that answers about images with OFA"
 
 TEXT = """
-放上一张图片，OFA 完成模型的各项任务：描述、定位、作答，并给出分数。图片一小时后从服务器上删除。
+放上一张图片或写一句话，OFA 完成模型的各项任务：描述、定位、作答、画图，并给出分数。图片一小时后从服务器上删除。
 
-Add an image, and OFA answers for each task of the model: captions, boxes, answers, with their scores. Images are
-deleted from the server after an hour. The address with `?lang=en` shows the page in English.
+Add an image or a text, and OFA answers for each task of the model: captions, boxes, answers, drawn images, with their
+scores. Images are deleted from the server after an hour. The address with `?lang=en` shows the page in English.
 
 Models: {models}. `page.json` names them; `app.py` is the whole page.
 """
@@ -99,10 +103,16 @@ class Space:
                 f"The page cannot load {model}: {error} A page needs models that are on the Hub: publish this one "
                 f"first, with `python -m hub_upload publish`."
             ) from error
-        if CODE not in {file.rfilename for file in info.siblings or ()}:
+        names = {file.rfilename for file in info.siblings or ()}
+        if CODE not in names:
             raise UserError(
                 f"The page cannot load {model}: the repository has no {CODE}, as those that this project publishes "
                 f"have. Publish it anew, with `python -m hub_upload publish` or `upgrade`."
+            )
+        if VQGAN_FILE in names and FOR_DRAWING not in optional_requirements():
+            raise UserError(
+                f"{model} draws, which needs {FOR_DRAWING}, and the Space is given the versions of this environment, "
+                f"which has none. Install it: `pip install 'ofa-hf[draw]'`."
             )
         if info.private:
             self.report(f"{model} is private: give the Space a secret HF_TOKEN that may read it, in its settings")
@@ -132,13 +142,18 @@ def requirements() -> list[str]:
     Raises:
         UserError: it is one that no Space can have.
     """
-    pinned = {name: version_of(name) for name in REQUIREMENTS}
+    pinned = {name: version_of(name) for name in (*REQUIREMENTS, *optional_requirements())}
     if not CAN_RUN_IN_A_SPACE:
         raise UserError(
             f"A Space cannot have transformers {pinned['transformers']}: Gradio 6 and transformers 4 need different "
             f"versions of huggingface_hub. Run this with transformers 5."
         )
     return [f"{name}=={version}" for name, version in pinned.items()]
+
+
+def optional_requirements() -> list[str]:
+    """What only models that draw need, if it is here."""
+    return [FOR_DRAWING] * (importlib.util.find_spec(FOR_DRAWING) is not None)
 
 
 def version_of(package: str) -> str:

@@ -1,4 +1,6 @@
-"""The page: an image and a text in, answers with their scores out, for each task of a model; in Chinese and English.
+"""The page: an image or a text in, answers or drawn images with their scores out, for each task of a model.
+
+Its words are Chinese and English.
 
 This file is the whole page, and it imports nothing of this package: `ofa-hf demo --web` serves it on this machine, and
 `python -m hub_upload space` uploads it as a Space's `app.py`, with `page.json` and `example_*.jpg` next to it.
@@ -10,8 +12,10 @@ import io
 import json
 import os
 import re
+import secrets
 import sys
-from collections.abc import Callable, Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
 from html import escape
 from math import exp
 from pathlib import Path
@@ -36,6 +40,8 @@ MAX_CAPTIONS, MAX_BEAMS, MAX_TOKENS, MIN_TOKENS = 5, 10, 160, 4
 DEFAULT_CAPTIONS, DEFAULT_TOKENS = 3, 30
 MAX_PROMPT_CHARACTERS, MAX_TEXT_CHARACTERS = 200, 4000
 MAX_LABELS = 200
+MAX_SEED = 2**31 - 1
+SECONDS_BETWEEN_SIGNS = 0.5  # of progress
 SHOWN_SIDE = 1000  # pixels of an image with boxes
 BOX_COLORS = ("#e11d48", "#2563eb", "#16a34a", "#d97706", "#9333ea", "#0891b2")
 MAX_WAITING = 32  # visitors; the next one is asked to come back later
@@ -48,11 +54,14 @@ WORDS = {
         "drop": "把图片拖到这里、粘贴\n或点按选择",
         "examples": "示例",
         "ask": "作答",
-        "num_captions": "答案个数",
+        "draw_title": "# OFA 看文画图\n写一句话，模型把它画成图片。",
+        "num_captions": "个数",
         "model": "模型",
         "task": "任务",
         "text": "文字",
         "text_info": "填入提示的问题、短语或文章；多个短语各占一行",
+        "seed": "随机种子",
+        "seed_info": "同一个种子画出同样的图片；留空则每次不同",
         "labels": "候选答案",
         "labels_info": "用逗号或换行分隔；留空则由模型自由作答，或用任务自带的答案",
         "settings": "更多设置",
@@ -69,6 +78,8 @@ WORDS = {
         "no_text_advice": "请填写“文字”一栏。",
         "no_labels": "还没有候选答案",
         "no_labels_advice": "请填写“候选答案”一栏。",
+        "drawing": "正在画",
+        "drawn_with": "随机种子：{seed}。图片由模型生成，最好的在前；点图片可以保存。",
         "nothing_found": "没有找到",
         "large_image": "图片太大",
         "large_image_advice": "文件有 {megabytes:.1f} MB，最多 {most} MB。请先把图片缩小。",
@@ -82,11 +93,14 @@ WORDS = {
         "drop": "Drop or paste an image here\nor tap to choose one",
         "examples": "Examples",
         "ask": "Answer",
-        "num_captions": "Number of answers",
+        "draw_title": "# OFA draws\nWrite a sentence, and the model draws it.",
+        "num_captions": "How many",
         "model": "Model",
         "task": "Task",
         "text": "Text",
         "text_info": "What the prompt asks about: a question, a phrase, an article; several phrases one a line",
+        "seed": "Seed",
+        "seed_info": "The same seed draws the same images; empty: other ones each time",
         "labels": "Answers to choose from",
         "labels_info": "Divided by commas or lines; empty: the model answers freely, or by the task's own list",
         "settings": "More settings",
@@ -104,6 +118,8 @@ WORDS = {
         "no_text_advice": "Fill in the field Text.",
         "no_labels": "There are no answers to choose from yet",
         "no_labels_advice": "Fill in the field below the text.",
+        "drawing": "Drawing",
+        "drawn_with": "Seed: {seed}. A model made these images, the best one first; click one to save it.",
         "nothing_found": "Nothing found",
         "large_image": "The image is too large",
         "large_image_advice": "The file has {megabytes:.1f} MB, the most is {most} MB. Make the image smaller.",
@@ -132,6 +148,12 @@ STYLE = """
 #result .score { font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued); }
 #result .bar { height: 4px; margin-top: .35rem; border-radius: 2px; background: var(--color-accent); opacity: .75; }
 #result svg { display: block; width: 100%; height: auto; max-height: 70vh; }
+#result .drawn { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .75rem; margin: 0; }
+#result .drawn img { display: block; width: 100%; height: auto; border-radius: 4px; margin: 0; }
+#result .drawn figure { margin: 0; } #result .drawn figcaption { text-align: end; }
+#result .note { color: var(--body-text-color-subdued); font-size: .85rem; margin: .75rem 0 0; }
+#result .track { height: 6px; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
+#result .track div { height: 100%; background: var(--color-accent); }
 #result rect { fill: none; stroke-width: 3px; vector-effect: non-scaling-stroke; }
 #result .empty { color: var(--body-text-color-subdued); text-align: center; padding: 2rem 0; }
 #result .error { border-left: 4px solid var(--error-icon-color, #dc2626); padding: .25rem 0 .25rem .9rem; }
@@ -216,6 +238,8 @@ class Wish(NamedTuple):
     beams: int
     length: int
     prompt: str | None
+    seed: int
+    on_step: Callable[[int, int], object] | None  # of a drawing, see `Progress`
 
     @property
     def lines(self) -> list[str]:
@@ -267,6 +291,13 @@ def classify_text(pipe: Pipeline, wish: Wish) -> list[dict]:
     return pipe(wish.values, task=wish.task.name, candidate_labels=wish.labels or None)
 
 
+def draw(pipe: Pipeline, wish: Wish) -> list[dict]:
+    images = pipe(
+        wish.text, task=wish.task.name, num_images=wish.number, seed=wish.seed, num_beams=1, on_step=wish.on_step
+    )
+    return [{**image, "seed": wish.seed} for image in images]
+
+
 ASK = {
     "image-to-text": ask_about_image,
     "visual-question-answering": ask_question,
@@ -274,6 +305,7 @@ ASK = {
     "zero-shot-image-classification": classify,
     "summarization": summarize,
     "text-classification": classify_text,
+    "text-to-image": draw,
 }
 
 
@@ -300,8 +332,32 @@ def answers_html(answers: Sequence[dict], image: NamedImage | None, words: dict[
     boxes = [answer["box"] for answer in answers if answer.get("box")]
     if not answers:
         return f'<p class="empty">{escape(words["nothing_found"])}</p>'
+    if "image" in answers[0]:
+        return images_html(answers, words)
     drawn = boxes_html(image, boxes) if boxes and image is not None else ""
     return f"{drawn}<ol>{''.join(answer_html(number, answer) for number, answer in enumerate(answers))}</ol>"
+
+
+def images_html(answers: Sequence[dict], words: dict[str, str]) -> str:
+    """Drawn images, the best one first, each with its score; a click saves it."""
+    figures = []
+    for number, answer in enumerate(answers, 1):
+        answer["image"].save(file := io.BytesIO(), "PNG")
+        source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        name = f"{answer['seed']}-{number}.png"
+        figures.append(
+            f'<figure><a href="{source}" download="{name}"><img src="{source}" alt="{number}"></a>'
+            f'<figcaption class="score">{answer["score"]:.2f}</figcaption></figure>'
+        )
+    note = escape(words["drawn_with"].format(seed=answers[0]["seed"]))
+    return f'<div class="drawn">{"".join(figures)}</div><p class="note">{note}</p>'
+
+
+def progress_html(done: int, total: int, words: dict[str, str]) -> str:
+    """How much is drawn, as a bar."""
+    share = f"{done / total:.0%}"
+    bar = f'<div class="track" role="progressbar"><div style="width: {share}"></div></div>'
+    return f'<div class="line"><span>{escape(words["drawing"])}</span><span class="score">{share}</span></div>{bar}'
 
 
 def answer_html(number: int, answer: dict) -> str:
@@ -353,9 +409,14 @@ def split_labels(text: str | None) -> list[str]:
     return list(dict.fromkeys(filter(None, labels)))[:MAX_LABELS]
 
 
-def wish_of(loaded: Pipeline, image: NamedImage | None, task: Any, asked: Sequence[Any]) -> Wish:
+def seed_of(asked: Any) -> int:
+    """The seed that was asked for; another one each time where none was."""
+    return secrets.randbelow(MAX_SEED + 1) if asked in (None, "") else within(float(asked), 0, MAX_SEED)
+
+
+def wish_of(loaded: Pipeline, image: NamedImage | None, task: Any, asked: Sequence[Any], on_step: Any = None) -> Wish:
     """What is asked, limited to what the page allows; `asked` are the values of `SETTINGS_ASKED`."""
-    text, labels, number, beams, length, prompt = asked
+    text, labels, number, beams, length, prompt, seed = asked
     number = within(number, 1, MAX_CAPTIONS)
     return Wish(
         image,
@@ -366,6 +427,8 @@ def wish_of(loaded: Pipeline, image: NamedImage | None, task: Any, asked: Sequen
         within(beams, number, MAX_BEAMS),
         within(length, MIN_TOKENS, limits(loaded)["most_tokens"]),
         (prompt or "").strip()[:MAX_PROMPT_CHARACTERS] or None,
+        seed_of(seed),
+        on_step,
     )
 
 
@@ -376,7 +439,62 @@ def missing_of(wish: Wish) -> str:
     return "no_labels" if wish.task.answer == "choice" and not wish.task.choices and not wish.labels else ""
 
 
-def answer(load: Callable[[str], Pipeline], image: dict | None, model: str, language: str, name: str, *asked) -> str:
+class Progress:
+    """How far a drawing is.
+
+    Args:
+        done, total: steps.
+        is_left: whether nobody waits any more, which ends the drawing.
+    """
+
+    def __init__(self):
+        self.done, self.total, self.is_left = 0, 0, False
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.is_left:
+            raise VisitorLeft
+        self.done, self.total = done, total
+
+
+class VisitorLeft(Exception):
+    """Ends what nobody waits for."""
+
+
+def answer_in_steps(load: Callable[[str], Pipeline], turn: Any, *given) -> Iterator[str]:
+    """What the page shows while a drawing goes on, and at last what `answer` returns.
+
+    Args:
+        turn: a lock; whoever left before may still keep the model busy for a step.
+        given: further arguments of `answer`.
+    """
+    progress, found = Progress(), []
+
+    def work() -> None:
+        with turn:
+            found.append(answer(load, *given, on_step=progress))
+
+    thread, words, seen = threading.Thread(target=work, daemon=True), WORDS["en" if given[2] == "en" else "zh"], 0
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(SECONDS_BETWEEN_SIGNS)
+            if thread.is_alive() and progress.done > seen:
+                seen = progress.done
+                yield progress_html(seen, progress.total, words)
+    finally:
+        progress.is_left = True
+    yield found[0]
+
+
+def answer(
+    load: Callable[[str], Pipeline],
+    image: dict | None,
+    model: str,
+    language: str,
+    name: str,
+    *asked,
+    on_step: Callable[[int, int], object] | None = None,
+) -> str:
     """What the page shows for an image and its settings: answers, or an error message.
 
     Args:
@@ -384,6 +502,7 @@ def answer(load: Callable[[str], Pipeline], image: dict | None, model: str, lang
         image: Gradio's description of the uploaded file, with `path` and `orig_name`; None if there is none.
         name: of the task; None or a name that the model has not stands for its default task.
         asked: the values of `SETTINGS_ASKED`.
+        on_step: called during a drawing, see `Progress`.
     """
     words = WORDS["en" if language == "en" else "zh"]
     try:
@@ -401,13 +520,15 @@ def answer(load: Callable[[str], Pipeline], image: dict | None, model: str, lang
         return error_html(words["large_image"], advice)
     try:
         file = NamedImage(Path(path).read_bytes(), image.get("orig_name") or "") if task.needs_image else None
-        wish = wish_of(loaded, file, task, asked)
+        wish = wish_of(loaded, file, task, asked, on_step)
         missing = missing_of(wish)
         if missing:
             return error_html(words[missing], words[f"{missing}_advice"])
         return answers_html(ASK[task.pipeline](pipeline_for(loaded, task.pipeline), wish), file, words)
     except ValueError as error:  # ImageError is one; its text is for the visitor
         return error_html(words["bad_input"], str(error))
+    except VisitorLeft:
+        return ""
     except Exception:  # out of memory or a bug: a visitor can fix neither
         logger.exception("a visitor got no answer")
         return error_html(words["failed"])
@@ -421,8 +542,13 @@ def broken_model(model: str, error: Exception, words: dict[str, str]) -> str:
 # ------------------------------------------------------------------------------------------------------- page
 
 # Parts whose values `answer` takes, in its order.
-SETTINGS_ASKED = ("text", "labels", "num_captions", "num_beams", "max_length", "prompt")
+SETTINGS_ASKED = ("text", "labels", "num_captions", "num_beams", "max_length", "prompt", "seed")
 ASKED = ("image", "model", "language", "task", *SETTINGS_ASKED)
+# Parts that depend on the task, in the order of `choose_task`.
+SHOWN_BY_TASK = (
+    *("image", "examples", "text", "labels", "prompt"),
+    *("seed", "draw_title", "title", "settings", "result"),
+)
 
 
 def build_page(
@@ -438,12 +564,12 @@ def build_page(
     load = loader(models, load)
     first = load(models[0])
     with gr.Blocks(analytics_enabled=False, title="OFA 看图作答", delete_cache=(SECONDS_KEPT, SECONDS_KEPT)) as page:
-        parts = head()
+        parts = head(first)
         with gr.Row():
             with gr.Column():
                 parts |= question(examples, first)
             with gr.Column():
-                parts |= reply() | settings(models, limits(first))
+                parts |= reply() | settings(models, first)
         react(page, parts, load)
     return page
 
@@ -451,9 +577,11 @@ def build_page(
 # Parts of the page by name. Those named in `WORDS` are translated.
 
 
-def head() -> dict[str, Any]:
+def head(first: Pipeline) -> dict[str, Any]:
+    shown = shown_of_drawing(first.processor.find_task())
     with gr.Row(elem_id="head"):
-        title = gr.Markdown(FIRST_WORDS["title"])
+        title = gr.Markdown(FIRST_WORDS["title"], visible=not shown["visible"])
+        draw_title = gr.Markdown(FIRST_WORDS["draw_title"], **shown)
         language = gr.Radio(
             [("中文", "zh"), ("English", "en")],
             value="zh",
@@ -462,7 +590,7 @@ def head() -> dict[str, Any]:
             container=False,
             elem_id="language",
         )
-    return {"title": title, "language": language}
+    return {"title": title, "draw_title": draw_title, "language": language}
 
 
 def question(examples: Sequence[str | Path], first: Pipeline) -> dict[str, Any]:
@@ -499,8 +627,18 @@ def question(examples: Sequence[str | Path], first: Pipeline) -> dict[str, Any]:
         api_visibility="private",
         visible=task.needs_image,
     )
+    seed = gr.Number(
+        label=FIRST_WORDS["seed"],
+        info=FIRST_WORDS["seed_info"],
+        value=None,
+        minimum=0,
+        maximum=MAX_SEED,
+        precision=0,
+        elem_id="seed",
+        **shown_of_drawing(task),
+    )
     ask = gr.Button(FIRST_WORDS["ask"], variant="primary", elem_id="ask")
-    parts = {"task": chosen, "image": image, "text": text, "labels": labels}
+    parts = {"task": chosen, "image": image, "text": text, "labels": labels, "seed": seed}
     return parts | {"shown": shown, "examples": shown.dataset, "ask": ask}
 
 
@@ -508,6 +646,11 @@ def shown_of_text(loaded: Pipeline, task: Any) -> dict[str, Any]:
     """The field of a text is there if the prompt has slots; it shows the prompt."""
     prompt = task.prompts[loaded.processor.language].strip()
     return {"visible": bool(task.fields), "placeholder": prompt if task.fields else ""}
+
+
+def shown_of_drawing(task: Any) -> dict[str, Any]:
+    """What belongs to drawing is there for tasks that answer with images."""
+    return {"visible": task.answer == "image"}
 
 
 def shown_of_labels(task: Any) -> dict[str, Any]:
@@ -521,12 +664,15 @@ def reply() -> dict[str, Any]:
     return {"result": result, "hint": gr.Markdown(FIRST_WORDS["hint"], elem_id="hint")}
 
 
-def settings(models: Sequence[str], first: dict[str, Any]) -> dict[str, Any]:
+def settings(models: Sequence[str], loaded: Pipeline) -> dict[str, Any]:
+    first, draws = limits(loaded), shown_of_drawing(loaded.processor.find_task())["visible"]
     parts = {
         "num_captions": slider("num_captions", 1, MAX_CAPTIONS, DEFAULT_CAPTIONS),
-        "model": gr.Dropdown(list(models), value=models[0], label=FIRST_WORDS["model"], visible=len(models) > 1),
+        "model": gr.Dropdown(
+            list(models), value=models[0], label=FIRST_WORDS["model"], visible=len(models) > 1, elem_id="model"
+        ),
     }
-    with gr.Accordion(FIRST_WORDS["settings"], open=False) as parts["settings"]:
+    with gr.Accordion(FIRST_WORDS["settings"], open=False, visible=not draws) as parts["settings"]:
         parts["prompt"] = gr.Textbox(
             label=FIRST_WORDS["prompt"],
             info=FIRST_WORDS["prompt_info"],
@@ -547,7 +693,7 @@ def react(page: gr.Blocks, parts: dict[str, Any], load: Callable[[str], Pipeline
     with_model = {**private, "concurrency_id": "model", "concurrency_limit": 1}
     at_once = {**private, "queue": False, "show_progress": "hidden"}
     asking = {
-        "fn": functools.partial(answer, load),
+        "fn": functools.partial(answer_in_steps, load, threading.Lock()),
         "inputs": [parts[name] for name in ASKED],
         "outputs": parts["result"],
         "preprocess": False,  # the file as uploaded: the model's own reader decodes it and reports errors
@@ -558,7 +704,7 @@ def react(page: gr.Blocks, parts: dict[str, Any], load: Callable[[str], Pipeline
     parts["image"].clear(lambda: EMPTY, None, parts["result"], **at_once)
 
     model, language, task = parts["model"], parts["language"], parts["task"]
-    asked = [parts[name] for name in ("image", "examples", "text", "labels", "prompt", "result")]
+    asked = [parts[name] for name in SHOWN_BY_TASK]
     changed = [*(parts[name] for name in ("task", "num_beams", "max_length")), *asked]
     model.input(functools.partial(choose, load), [model, language], changed, **with_model)
     task.input(functools.partial(choose_task, load), [model, task], asked, **with_model)
@@ -573,21 +719,23 @@ def choose(load: Callable[[str], Pipeline], model: str, language: str) -> list:
     try:
         its = limits(load(model))
     except Exception as error:
-        return [gr.skip()] * 8 + [broken_model(model, error, WORDS[language])]
+        return [gr.skip()] * (2 + len(SHOWN_BY_TASK)) + [broken_model(model, error, WORDS[language])]
     tasks = gr.update(choices=its["tasks"], value=its["task"], visible=len(its["tasks"]) > 1)
     length = gr.update(maximum=its["most_tokens"], value=its["max_length"])
     return [tasks, gr.update(value=its["num_beams"]), length, *choose_task(load, model, its["task"])]
 
 
 def choose_task(load: Callable[[str], Pipeline], model: str, name: str) -> list:
-    """Show what a task needs: updates of image, examples, text, labels, prompt and result."""
+    """Show what a task needs: updates of `SHOWN_BY_TASK`."""
     loaded = load(model)
     task = loaded.processor.find_task(name)
     has_image = gr.update(visible=task.needs_image)
     text, labels = gr.update(**shown_of_text(loaded, task)), gr.update(**shown_of_labels(task))
     own = task.pipeline == "image-to-text" and not task.fields
     prompt = gr.update(visible=own, placeholder=task.prompts[loaded.processor.language].strip())
-    return [has_image, has_image, text, labels, prompt, EMPTY]
+    draws = shown_of_drawing(task)
+    others = gr.update(visible=not draws["visible"])
+    return [has_image, has_image, text, labels, prompt, gr.update(**draws), gr.update(**draws), others, others, EMPTY]
 
 
 def translate(names: Sequence[str], language: str) -> list:
@@ -596,7 +744,7 @@ def translate(names: Sequence[str], language: str) -> list:
 
 
 def update_of(name: str, words: dict[str, str]) -> Any:
-    if name in ("title", "hint", "ask"):
+    if name in ("title", "draw_title", "hint", "ask"):
         return gr.update(value=words[name])
     if name == "image":
         return gr.update(label=words["image"], placeholder=words["drop"])

@@ -77,6 +77,13 @@ def missing_columns(source: str, missing: Sequence[str], found: Iterable[str]) -
     )
 
 
+def image_column_of(found: Sequence[str], named: str | None = None) -> str | None:
+    """The column that names images: the one that the user named, else one with a usual name; None if there is none."""
+    if named:
+        return named if named in found else None
+    return next(iter(matches(found, IMAGES)), None)
+
+
 def find_columns(
     source: str,
     found: Sequence[str],

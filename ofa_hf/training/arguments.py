@@ -188,12 +188,24 @@ class FinetuneArguments:
         metadata={"help": "Train on the evaluation files too, as the article did; nothing is left to score."},
     )
     strict: bool = field(default=False, metadata={"help": "Stop at the first bad line or image instead of skipping."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Pixels a side of images to draw, a multiple of 8. Default: the model's."}
+    )
+    sample_codes: bool = field(
+        default=False,
+        metadata={
+            "help": "Turn images to draw into codes by chance, as the original does, not into the most probable ones."
+        },
+    )
     max_seq_length: int = field(default=100, metadata={"help": "Maximum tokens of a target; longer ones are cut."})
     targets_per_row: int = field(
         default=1,
         metadata={"help": "Targets of one row that share a pass through the encoder. Batch sizes count targets."},
     )
-    freeze_encoder: bool = field(default=True, metadata={"help": "LiT: lock the encoder and train the decoder."})
+    freeze_encoder: bool | None = field(
+        default=None,
+        metadata={"help": "LiT: lock the encoder and train the decoder. Default: true, but false for drawing."},
+    )
     freeze_word_embed: bool = field(
         default=False, metadata={"help": "Lock the word embedding that encoder, decoder and output share."}
     )
@@ -290,6 +302,11 @@ class FinetuneArguments:
                 raise UserError(f"tasks has {', '.join(unknown)} for {task}; it must be an object of {accepted}.")
             if not _fits(own.get("weight", 1), float) or own.get("weight", 1) <= 0:
                 raise UserError(f"The weight of the task {task} is {own['weight']!r}; it must be a number above 0.")
+
+    @property
+    def locks_encoder(self) -> bool:
+        """Whether the encoder is locked."""
+        return self.freeze_encoder is None or self.freeze_encoder
 
     def weights(self) -> dict[str, float]:
         """Weight of each task of a run of several."""

@@ -34,13 +34,20 @@ from ofa_hf.publishing.push import Destination, connect, prepare_repository, pub
 from ofa_hf.training.arguments import CHECKPOINTING, FinetuneArguments
 from ofa_hf.training.callbacks import KeepCurve, PrintLines, ShowProgress, StopOnSignal
 from ofa_hf.training.encoder_cache import FlushCache, make_locked_encoder
-from ofa_hf.training.locking import lock
+from ofa_hf.training.locking import lock, share_parts
 from ofa_hf.training.regularization import regularize
 from ofa_hf.training.result import repository_name, save_result
 from ofa_hf.training.resume import checkpoint_to_resume, refuse_old_run, saving_to
 from ofa_hf.training.sources import RunData, load_data
 from ofa_hf.training.summary import describe_run, describe_texts
-from ofa_hf.training.task import load_task_processor, tasks_of_run, with_answers_of_data, with_task_metric
+from ofa_hf.training.task import (
+    fit_window,
+    load_task_processor,
+    tasks_of_run,
+    with_answers_of_data,
+    with_default_lock,
+    with_task_metric,
+)
 from ofa_hf.training.trainer import OFATrainer
 
 
@@ -74,7 +81,7 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
         UserError: data, model or arguments do not fit together; the disk is full; the loss is NaN or inf.
         TrainingStopped: Ctrl-C or SIGTERM; a checkpoint was saved first.
     """
-    args = sharing_images(args, trainer_args)
+    args = sharing_images(with_default_lock(args), trainer_args)
     given_args, trainer_args = trainer_args, adapt(args, trainer_args)
     refuse_old_run(trainer_args)
     publishes = given_args.push_to_hub and trainer_args.process_index == 0
@@ -82,12 +89,13 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
     set_seed(trainer_args.seed)
     with quiet(trainer_args), saving_to(trainer_args.output_dir), explain_dead_workers():
         processor = load_task_processor(args)
-        data = load_data(args, processor)
+        data = load_data(args, processor, trainer_args)
         processor = with_answers_of_data(processor, args, data)
         model, _ = load_model(args.model_name_or_path, device="cpu", dtype=torch.float32)
         name_pipelines(model.config, processor)
         regularize(model, args)
-        lock(model, args)
+        lock(model, args, tasks_of_run(args, processor))
+        fit_window(model, processor, tasks_of_run(args, processor))
         if args.lora_rank:
             model = add_lora(model, args)
         trainer = make_trainer(args, trainer_args, model, processor, data)
@@ -163,7 +171,7 @@ def refuse_impossible(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArgu
             "encoder cache. Set both and drop cache_encoder_outputs, or drop streaming."
         )
     option = "encoder_dtype" if args.encoder_dtype else "cache_encoder_outputs" if args.cache_encoder_outputs else None
-    if option and not args.freeze_encoder:
+    if option and not args.locks_encoder:
         raise UserError(
             f"{option} needs a locked encoder, but freeze_encoder is false. Set it to true, or drop {option}."
         )
@@ -271,7 +279,7 @@ def add_lora(model, args: FinetuneArguments):
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError("lora_rank needs the package peft. Install it with `pip install 'ofa-hf[lora]'`.") from error
-    where = r"decoder" if args.freeze_encoder else r"(encoder|decoder)"
+    where = r"decoder" if args.locks_encoder else r"(encoder|decoder)"
     return get_peft_model(
         model, LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=where + LORA_TARGETS)
     )
@@ -286,8 +294,8 @@ def make_trainer(
     """A Trainer for batch sizes that count targets, as the argument files do; its data loader counts rows."""
     tasks = tasks_of_run(args, processor)
     trainer_args = with_task_metric(trainer_args, *tasks)
-    if trainer_args.world_size > 1 and len({task.needs_image for task in tasks}) > 1:
-        trainer_args.ddp_find_unused_parameters = True  # batches without images leave the ResNet out
+    if trainer_args.world_size > 1 and not share_parts(tasks):
+        trainer_args.ddp_find_unused_parameters = True  # batches without images leave the ResNet out, and so on
     trainer_args.per_device_train_batch_size //= args.targets_per_row
     trainer_args.warmup_steps = warmup_steps(args, trainer_args, data.train)
     trainer_args.warmup_ratio = 0.0  # transformers 4 rounds it up

@@ -1,15 +1,21 @@
 """Choose what a run trains and what it locks. Locked means no gradient *and* inference mode."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from ofa_hf.modeling_ofa import OFAForConditionalGeneration
+from ofa_hf.tasks_ofa import Task
 from ofa_hf.training.arguments import FinetuneArguments
 
 
-# Parts of the decoder that only image codes use. Texts never touch them, so they never get a gradient.
+# Parts of the decoder that only image codes use, and those that only texts use.
 CODE_PARTS = ("embed_image_positions", "image_pos_ln", "code_layernorm_embedding", "image_rel_pos_table_list")
+TEXT_PARTS = ("embed_positions", "pos_ln", "layernorm_embedding", "token_rel_pos_table_list")
+# Parts of the encoder that only images use.
+IMAGE_PARTS = ("embed_images", "image_proj", "patch_layernorm_embedding")
+IMAGE_PARTS += ("embed_image_positions", "image_pos_ln", "image_rel_pos_table_list")
 
 
 @dataclass(frozen=True)
@@ -24,17 +30,33 @@ class ParameterCount:
         return f"{self.trained:,} weights are trained ({share:.0%}), {self.locked:,} are locked"
 
 
-def lock(model: OFAForConditionalGeneration, args: FinetuneArguments) -> None:
+def unused_parts(model: OFAForConditionalGeneration, tasks: Sequence[Task]) -> Iterator[nn.Module]:
+    """Parts that no example of these tasks touches; without tasks, that no captioning does."""
+    draws = [task.answer == "image" for task in tasks]
+    unused = {
+        model.decoder: [*(() if any(draws) else CODE_PARTS), *(TEXT_PARTS if draws and all(draws) else ())],
+        model.encoder: () if not tasks or any(task.needs_image for task in tasks) else IMAGE_PARTS,
+    }
+    for stack, names in unused.items():
+        yield from (getattr(stack, name) for name in names)
+
+
+def share_parts(tasks: Sequence[Task]) -> bool:
+    """Whether every batch of a run touches the same parts."""
+    return len({(task.needs_image, task.answer == "image") for task in tasks}) < 2
+
+
+def lock(model: OFAForConditionalGeneration, args: FinetuneArguments, tasks: Sequence[Task] = ()) -> None:
     """Lock the parts of a model that a run does not train.
 
     `freeze_encoder` locks the whole encoder (LiT) except the word embedding, which the decoder shares and which
     `freeze_word_embed` locks. `freeze_resnet` fixes only BatchNorm, its statistics and weights; the convolutions are
-    trained. LoRA fixes BatchNorm too, because adapters are saved without statistics. Parts that no text target uses
+    trained. LoRA fixes BatchNorm too, because adapters are saved without statistics. Parts that none of the tasks uses
     are always locked, so that distributed training never waits for their gradients.
     """
-    for part in CODE_PARTS:
-        getattr(model.decoder, part).requires_grad_(False)
-    if args.freeze_encoder:
+    for part in unused_parts(model, tasks):
+        part.requires_grad_(False)
+    if args.locks_encoder:
         model.lock_encoder(not args.freeze_word_embed, through_encoder=args.embed_gradient_through_encoder)
     elif args.freeze_word_embed:
         model.get_input_embeddings().requires_grad_(False)

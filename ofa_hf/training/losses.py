@@ -4,6 +4,7 @@
 compute logits, which need far more memory than the rest.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from ofa_hf.modeling_ofa import IGNORED_LABEL
 
 
 TOKENS_PER_CHUNK = 192  # 23 MB of logits, below what glibc reuses without asking the system for new memory
+MANY_WORDS = 1024  # in a set: its logits do not exist as a whole either
 TOKENS_PER_CHUNK_OF_VOCABULARY = 256  # where the vocabulary is trained: its gradient adds up over a chunk's tokens
 
 
@@ -82,14 +84,20 @@ class Tokens(NamedTuple):
 def total_loss(tokens: Tokens, weight: Tensor, smoothing: float, word_sets: Tensor | None) -> Tensor:
     """Sum of the tokens' losses, for training."""
     free, bound = tokens.free_and_bound()
-    if free.confidences is None:
+    if bound is not None and len(bound.labels) and not len(free.labels):
+        total = 0.0
+    elif free.confidences is None:
         total = FusedCrossEntropy.apply(free.features, weight, free.labels, smoothing)
     else:
         total = free.features.new_zeros((), dtype=torch.float32)
         for value in free.confidences.unique():
             part = free.at(free.confidences == value)
             total = total + value * FusedCrossEntropy.apply(part.features, weight, part.labels, smoothing)
-    return total if bound is None else total + bound_losses(bound, weight, smoothing, word_sets).sum()
+    if bound is None:
+        return total
+    if word_sets.shape[1] < MANY_WORDS:
+        return total + bound_losses(bound, weight, smoothing, word_sets).sum()
+    return total + sum(total_loss(part, rows, smoothing, None) for _, part, rows in by_set(bound, weight, word_sets))
 
 
 @torch.no_grad()
@@ -102,8 +110,25 @@ def losses_of(tokens: Tokens, weight: Tensor, smoothing: float, word_sets: Tenso
         return losses
     everything = losses.new_zeros(len(tokens.labels))
     everything[tokens.sets < 0] = losses
-    everything[tokens.sets >= 0] = bound_losses(bound, weight, smoothing, word_sets)
+    is_bound = tokens.sets >= 0
+    if word_sets.shape[1] < MANY_WORDS:
+        everything[is_bound] = bound_losses(bound, weight, smoothing, word_sets)
+        return everything
+    places = is_bound.nonzero()[:, 0]
+    for here, part, rows in by_set(bound, weight, word_sets):
+        everything[places[here]] = losses_of(part, rows, smoothing, None)
     return everything
+
+
+def by_set(tokens: Tokens, weight: Tensor, word_sets: Tensor) -> Iterator[tuple[Tensor, Tokens, Tensor]]:
+    """The tokens of each set as if its words were the vocabulary: which ones they are, they themselves with labels
+    counted in the set, and the rows of `weight` that belong to it."""
+    for number in tokens.sets.unique():
+        here, words = tokens.sets == number, word_sets[number]
+        words = words[words >= 0].sort().values
+        part = tokens.at(here)
+        labels = torch.searchsorted(words, part.labels)
+        yield here, Tokens(part.features, labels, None, part.confidences), weight.index_select(0, words)
 
 
 def bound_losses(tokens: Tokens, weight: Tensor, smoothing: float, word_sets: Tensor) -> Tensor:

@@ -7,9 +7,12 @@ import transformers
 from transformers import Seq2SeqTrainer
 
 import ofa_hf
-from ofa_hf.files import write_json
+from ofa_hf.data.codes import vqgan_files
+from ofa_hf.files import new_folder, write_json
+from ofa_hf.image_processing_ofa import VQGAN_FOLDER
 from ofa_hf.model_card.card import write_card
 from ofa_hf.model_card.facts import RESULTS_FILE, trainer_facts
+from ofa_hf.publishing.bundle import link_or_copy
 
 
 def save_result(trainer: Seq2SeqTrainer, metrics: dict[str, float]) -> None:
@@ -24,6 +27,7 @@ def save_result(trainer: Seq2SeqTrainer, metrics: dict[str, float]) -> None:
         model = model.merge_and_unload()
     model.save_pretrained(folder)
     trainer.processor.save_pretrained(folder)
+    keep_vqgan(trainer, folder)
     versions = {"ofa_hf": ofa_hf.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
     results = {
         "base_model": args.model_name_or_path,
@@ -36,6 +40,17 @@ def save_result(trainer: Seq2SeqTrainer, metrics: dict[str, float]) -> None:
     write_json(folder / RESULTS_FILE, results)
     if not args.lora_rank or args.merge_lora:  # an adapter is not a complete model
         write_card(folder)
+
+
+def keep_vqgan(trainer: Seq2SeqTrainer, folder: str | Path) -> None:
+    """Give the folder of a model that draws the VQGAN of the model that it was trained from; on one disk as links."""
+    tasks, target = map(trainer.processor.find_task, trainer.processor.tasks), Path(folder) / VQGAN_FOLDER
+    if target.is_dir() or all(task.answer != "image" for task in tasks):
+        return
+    if found := vqgan_files(trainer.finetune_args.model_name_or_path):
+        with new_folder(target) as (new, _):
+            for name, file in found.items():
+                link_or_copy(file, new / name)
 
 
 def repository_name(trainer_args) -> str:

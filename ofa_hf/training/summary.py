@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, IterableDataset
 
-from ofa_hf.checking.text_check import TextFaults, are_sentences, check_texts, texts_of, unknown_to
+from ofa_hf.checking.text_check import TextFaults, are_sentences, check_texts, drawn_field, texts_of, unknown_to
 from ofa_hf.data import count_targets, report_of
 from ofa_hf.errors import UserError
 from ofa_hf.training.arguments import FinetuneArguments
@@ -36,11 +36,11 @@ def describe_run(args: FinetuneArguments, trainer, data: RunData) -> str:
 def describe_texts(data: RunData, processor) -> str:
     """What is odd about the targets to train on, in one line."""
     rows = data.train if isinstance(data.train, dict) else {None: data.train}
-    found = TextFaults()
+    found, unknown = TextFaults(), unknown_to(processor.tokenizer)
     for name, part in rows.items():
         if isinstance(part, Dataset):
             task = processor.find_task(name)
-            found += check_texts(texts_of(part), unknown_to(processor.tokenizer), are_sentences(task))
+            found += check_texts(texts_of(part, drawn_field(task)), unknown, are_sentences(task))
     return f"Data: {found.line() or 'nothing odd in the texts'}. `ofa-hf check` looks at the images too."
 
 
@@ -63,11 +63,11 @@ def describe_question(processor, name: str | None = None) -> str:
 
 def describe_locks(args: FinetuneArguments) -> str:
     if args.lora_rank:
-        where = "decoder" if args.freeze_encoder else "encoder and decoder"
+        where = "decoder" if args.locks_encoder else "encoder and decoder"
         return f"LoRA adapters of rank {args.lora_rank} in the {where}"
-    parts = ["decoder"] if args.freeze_encoder else ["encoder", "decoder"]
+    parts = ["decoder"] if args.locks_encoder else ["encoder", "decoder"]
     parts += [] if args.freeze_word_embed else ["word embedding"]
-    locked = ["encoder (LiT)"] if args.freeze_encoder else ["BatchNorm"] if args.freeze_resnet else []
+    locked = ["encoder (LiT)"] if args.locks_encoder else ["BatchNorm"] if args.freeze_resnet else []
     locked += ["word embedding"] if args.freeze_word_embed else []
     return _and(parts) + (f"; locked: {_and(locked)}" if locked else "")
 

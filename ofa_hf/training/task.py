@@ -3,22 +3,27 @@
 import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
 from transformers import Seq2SeqTrainingArguments
+from transformers.utils import logging
 
-from ofa_hf import OFAProcessor
+from ofa_hf import OFAConfig, OFAProcessor
+from ofa_hf.conversion.tasks import fitting
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.metrics import metric_of
-from ofa_hf.models import load_processor
+from ofa_hf.models import load_processor, read_tasks
+from ofa_hf.prediction.choices import choices_in, usable_choices
 from ofa_hf.prediction.scoring import MEAN_SCORE
-from ofa_hf.tasks_ofa import Task
+from ofa_hf.tasks_ofa import TASKS, Task, official_generation
 from ofa_hf.training.arguments import TASK_METRIC, FinetuneArguments
 from ofa_hf.training.columns import closed_list, column_task, column_tasks
 from ofa_hf.training.sources import RunData
 
+
+logger = logging.get_logger(__name__)
 
 MAX_ANSWERS = 100_000  # of a list that is made of the data
 
@@ -34,14 +39,85 @@ def load_task_processor(args: FinetuneArguments) -> OFAProcessor:
         tasks = {column: column_task(column, processor.language) for column in args.columns}
     else:
         tasks = {name: {} for name in args.tasks or ([args.task] if args.task else [])}
-    processor = with_tasks(processor, {name: {**own, **processor.tasks.get(name, {})} for name, own in tasks.items()})
+    tasks = {name: {**own, **processor.tasks.get(name, {})} for name, own in tasks.items()}
+    processor = with_tasks(processor, beside_drawing(processor, tasks, args))
     for name in args.tasks or [None]:
         own = args.of_task(name) if name else args
         if own.choices_file:
-            processor = with_choices(processor, name, read_choices(own.choices_file))
+            processor = with_choices(processor, name, choices_of(processor, own.choices_file))
+    if args.image_size is not None or drawing_tasks(tasks_of_run(args, processor)):
+        processor = with_image_size(processor, args)
     for task in tasks_of_run(args, processor):
-        metric_of(task)
+        if task.answer != "image":
+            metric_of(task)
     return processor
+
+
+# ------------------------------------------------------------------------------------------------- drawing
+
+
+def drawing_tasks(tasks: Iterable[Task]) -> list[Task]:
+    """Those of the tasks that draw images, which have no metric."""
+    return [task for task in tasks if task.answer == "image"]
+
+
+def with_default_lock(args: FinetuneArguments) -> FinetuneArguments:
+    """Arguments that say whether the encoder is locked: by default it is, unless the run learns to draw, for which
+    the encoder has to understand texts."""
+    if args.freeze_encoder is not None:
+        return args
+    known = read_tasks(args.model_name_or_path)
+    names = args.tasks or ([args.task] if args.task else [] if args.columns else [known.default])
+    tasks = [known.tasks.get(name) or TASKS.get(name) for name in names]
+    return replace(args, freeze_encoder=not drawing_tasks(filter(None, tasks)))
+
+
+def beside_drawing(
+    processor: OFAProcessor, tasks: Mapping[str, Mapping[str, Any]], args: FinetuneArguments
+) -> dict[str, Mapping[str, Any]]:
+    """Settings of a run's tasks. Those that write texts and are new to a model that draws get settings of generation:
+    the model's own are for codes."""
+    if processor.find_task().answer != "image":
+        return dict(tasks)
+    limit = processor.max_prompt_tokens
+    usual = {**official_generation(5, 1, args.max_seq_length, 3), "do_sample": False, "top_k": None}
+    found = {}
+    for name, own in tasks.items():
+        row = TASKS[name].generation if name in TASKS else {}
+        generation = {**usual, **row, **own.get("generation", {})}
+        is_new = name not in processor.tasks and not drawing_tasks(filter(None, [TASKS.get(name)]))
+        found[name] = {**own, "generation": {**generation, **fitting(generation, limit)}} if is_new else own
+    return found
+
+
+def with_image_size(processor: OFAProcessor, args: FinetuneArguments) -> OFAProcessor:
+    """A processor whose drawing tasks have the size that the run asks for, which the model has places for.
+
+    Raises:
+        UserError: no task draws, or the model has no places for images of this size.
+    """
+    drawing = drawing_tasks(tasks_of_run(args, processor))
+    if not drawing:
+        raise UserError("image_size is the size of images to draw, but no task of the run draws. Drop it.")
+    sizes = {args.image_size or processor.model_size(task)[0] for task in drawing}
+    side = 8 * OFAConfig.from_pretrained(args.model_name_or_path).image_bucket_size
+    wrong = [size for size in sizes if not 8 <= size <= side or size % 8]
+    if wrong or len(sizes) > 1:
+        raise UserError(
+            f"The run would draw images of {' and '.join(map(str, sorted(sizes)))} pixels. Accepted: one size, a "
+            f"multiple of 8 up to {side}, for which the model has places. Name it with image_size."
+        )
+    (size,) = sizes
+    sized = {task.name: {**processor.tasks[task.name], "image": {**task.image, "size": size}} for task in drawing}
+    default = processor.default_task
+    tasks = {**processor.tasks, **sized}
+    return with_tasks(processor, {default: tasks[default], **tasks})
+
+
+def fit_window(model, processor: OFAProcessor, tasks: Iterable[Task]) -> None:
+    """Give a model's codes their places in images of the size that its processor draws."""
+    for task in drawing_tasks(tasks):
+        model.config.code_image_size = processor.model_size(task)[0]
 
 
 def with_tasks(processor: OFAProcessor, tasks: Mapping[str, Mapping[str, Any]]) -> OFAProcessor:
@@ -75,21 +151,16 @@ def tasks_of_run(args: FinetuneArguments, processor: OFAProcessor) -> list[Task]
 # --------------------------------------------------------------------------------------- answers to choose from
 
 
-def read_choices(file: str) -> list[str]:
-    """Answers of a file, one a line.
+def choices_of(processor: OFAProcessor, file: str) -> list[str]:
+    """The answers of a file, one a line, that the model can choose; what is left out is logged.
 
     Raises:
-        UserError: it cannot be read, or has none.
+        UserError: the file cannot be read, or none of its answers can be chosen.
     """
-    try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"{file} cannot be read: {reason}. Pass a text file with an answer a line.") from error
-    choices = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not choices:
-        raise UserError(f"{file} has no answers. Pass a text file with an answer a line.")
-    return choices
+    choices = usable_choices(processor, choices_in(file))
+    for left_out in choices.left_out:
+        logger.warning(f"Left out of {file}: {left_out}.")
+    return choices.texts
 
 
 def with_choices(
@@ -155,5 +226,8 @@ def with_task_metric(trainer_args: Seq2SeqTrainingArguments, *tasks: Task) -> Se
     """A copy of the arguments with the metric of the run's tasks where they leave the choice to them."""
     trainer_args = copy.copy(trainer_args)
     if trainer_args.metric_for_best_model == TASK_METRIC:
-        trainer_args.metric_for_best_model = metric_of(tasks[0]).best if len(tasks) == 1 else MEAN_SCORE
+        scored = [task for task in tasks if task.answer != "image"]
+        best = MEAN_SCORE if len(tasks) > 1 else None
+        trainer_args.metric_for_best_model = best or metric_of(tasks[0]).best if scored else "loss"
+        trainer_args.greater_is_better = bool(scored)
     return trainer_args

@@ -32,7 +32,7 @@ from ofa_hf.training.arguments import FinetuneArguments
 from ofa_hf.training.callbacks import SetSamplerEpoch
 from ofa_hf.training.encoder_cache import LockedEncoder
 from ofa_hf.training.losses import smoothed_cross_entropy, without_logits
-from ofa_hf.training.result import latest_metrics, repository_name, save_result
+from ofa_hf.training.result import keep_vqgan, latest_metrics, repository_name, save_result
 from ofa_hf.training.resume import checkpoints_in, saving_to
 
 
@@ -227,6 +227,7 @@ class OFATrainer(Seq2SeqTrainer):
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         self.restore_settings()
         super()._save(output_dir, state_dict)
+        keep_vqgan(self, output_dir or self.args.output_dir)
 
     def restore_settings(self) -> None:
         """Undo what the Trainer changes in the model's configs (`use_cache`, the form of `eos_token_id`)."""
@@ -306,12 +307,14 @@ class OFATrainer(Seq2SeqTrainer):
         parts = dataset.parts if isinstance(dataset, MixedTargets) else {None: dataset}
         answered: dict[str | None, tuple[dict, dict]] = {}
         for task, part in parts.items():
+            if self.processor.find_task(task).answer == "image":
+                continue  # drawn images are scored by CLIP, see `ofa-hf evaluate`
             number = min(self.finetune_args.eval_rows or len(part), len(part))
             predictions = self._predict(part, task, number)
             for name, references in references_of(part.dataset, number, task).items():
                 answered[name] = {id_: predictions.get((name, id_), "") for id_ in references}, references
         self.last_predictions = {id_: text for texts, _ in answered.values() for id_, text in texts.items()}
-        return score_tasks(answered, self.processor)
+        return score_tasks(answered, self.processor, isinstance(dataset, MixedTargets))
 
     def _predict(self, part: GroupedTargets, task: str | None, number: int) -> dict[tuple[str | None, str], Any]:
         """The best answers of all processes to the first rows, by task and id."""
@@ -322,7 +325,7 @@ class OFATrainer(Seq2SeqTrainer):
         batch_size = max(1, self.args.per_device_eval_batch_size)
         with self.accelerator.autocast():
             asked = (question for row in rows for question in questions_of(row, task))
-            predictions = predict(model, self.processor, asked, batch_size=batch_size, **generate)
+            predictions = predict(model, self.processor, asked, task=task, batch_size=batch_size, **generate)
             if self.is_world_process_zero() and not self.args.disable_tqdm:
                 predictions = show_progress(predictions, -(-number // self.args.world_size))
             answers = [(prediction.id, prediction.best) for prediction in predictions]

@@ -44,6 +44,7 @@ def test_the_command_converts_an_official_file_and_verifies_it(files, tmp_path):
     assert not [entry for entry in tmp_path.iterdir() if entry.name != "out"]
 
 
+@pytest.mark.usefixtures("quick_strangers")
 def test_the_command_converts_a_legacy_folder_and_says_so_in_words(files, tmp_path, capsys):
     words = [files / "legacy", tmp_path / "out", "--vocab", files / "vocab.txt", "--image-size", "64"]
     assert main(["convert", *map(str, words)]) == 0
@@ -52,6 +53,7 @@ def test_the_command_converts_a_legacy_folder_and_says_so_in_words(files, tmp_pa
     assert "differ by 0.0" in printed
 
 
+@pytest.mark.usefixtures("quick_strangers")
 def test_the_command_converts_an_english_file_and_captions_without_the_package(tmp_path, capsys):
     config = small_checkpoints.make_config(small_checkpoints.ENGLISH_VOCAB_SIZE)
     weights = small_checkpoints.make_official_weights(config, small_checkpoints.make_weights(config))
@@ -83,18 +85,14 @@ def test_a_hostile_file_is_one_line_status_1_and_no_folder(tmp_path, monkeypatch
     assert [entry.name for entry in tmp_path.iterdir()] == ["evil.pt"]
 
 
-@pytest.mark.slow
-def test_a_killed_conversion_leaves_no_folder_and_the_next_one_succeeds(files, tmp_path):
-    command = [sys.executable, "-m", "ofa_hf", "convert", files / "tiny.pt", tmp_path / "out"]
-    command = [*map(str, command), "--vocab", str(files / "vocab.txt")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(1200):
-        if any(tmp_path.glob(".out.unfinished-*/folder/config.json")):
-            break
-        time.sleep(0.05)
+@pytest.mark.usefixtures("quick_strangers")
+def test_a_killed_conversion_leaves_no_folder_and_the_next_one_succeeds(files, tmp_path, forks):
+    words = ["convert", *map(str, [files / "tiny.pt", tmp_path / "out", "--vocab", files / "vocab.txt"])]
+    process = forks.start([sys.executable, "-m", "ofa_hf", *words])
+    while process.poll() is None and not any(tmp_path.glob(".out.unfinished-*/folder/config.json")):
+        time.sleep(0.005)
     process.kill()
-    process.wait()
     assert not (tmp_path / "out").exists()
     assert any(tmp_path.glob(".out.unfinished-*"))
-    assert run(files / "tiny.pt", tmp_path / "out", "--vocab", files / "vocab.txt").returncode == 0
+    assert main(words) == 0
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

@@ -23,6 +23,7 @@ SMALL = DemoSize(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_strangers")
 def test_the_demo_goes_all_the_way(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(journey, "DemoSize", lambda: SMALL)
     assert main(["demo", str(tmp_path / "demo"), "--compare-freeze", "--json"]) == 0

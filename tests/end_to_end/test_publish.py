@@ -1,5 +1,7 @@
 """From a checkpoint to a repository that works for strangers, on a Hub of our own: real commands, fresh processes."""
 
+import contextlib
+import io
 import json
 import re
 import subprocess
@@ -8,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import tiny_shop
+from forks import use_quick_strangers
 from huggingface_hub import ModelCard
-from loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub, use_in_this_process
 from PIL import Image
 from publishing_fixtures import checkpoints, hub  # noqa: F401
 
 from hub_upload.__main__ import main
+from ofa_hf import OFAModelForCaption, OFAProcessor
 from ofa_hf.versions_ofa import TRANSFORMERS_5
 
 
@@ -28,24 +32,24 @@ WITHOUT_PACKAGE = "import sys; sys.modules['ofa_hf'] = sys.modules['hub_upload']
 
 
 @pytest.fixture(scope="module")
-def published(checkpoints, tmp_path_factory):  # noqa: F811
+def published(checkpoints, forks, tmp_path_factory):  # noqa: F811
     """A Hub with `shop/tiny`, published by one command; the folder of the run, and what the command told."""
     folder = tmp_path_factory.mktemp("published")
     Image.new("RGB", (80, 60), "#c8202c").save(folder / "photo.jpg")
-    with LoopbackHub() as server:
+    with LoopbackHub() as server, pytest.MonkeyPatch.context() as patch:
+        use_in_this_process(server, patch)
+        use_quick_strangers(forks, patch)
         overlays = ["--transformers", OVERLAY] if TRANSFORMERS_5 and OVERLAY.is_dir() else []
         words = ["publish", checkpoints / "tiny.pt", "--vocab", checkpoints / "vocab.txt", "--work", folder / "work"]
         words += ["--repo-id", "shop/tiny", "--upload", "--json", *overlays]
-        ran = python(folder, server.environment(folder / "home"), "-m", "hub_upload", *words)
-        assert ran.returncode == 0, ran.stderr
-        yield server, folder, json.loads(ran.stdout)
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+            assert main(list(map(str, words))) == 0
+        yield server, folder, json.loads(told.getvalue())
 
 
 def python(folder: Path, environment: dict[str, str], *words: object, overlay: Path | None = None):
     """A fresh process in `folder`; with an overlay, on its packages."""
-    path = [str(REPOSITORY)] if "-m" in words else []
-    path = [str(overlay)] if overlay else path + [environment.get("PYTHONPATH", "")]
-    environment = {**environment, "PYTHONPATH": ":".join(filter(None, path))}
+    environment = {**environment, "PYTHONPATH": str(overlay)} if overlay else environment
     command = [sys.executable, *map(str, words)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -72,24 +76,17 @@ def test_the_cards_snippet_runs_as_printed_for_a_stranger(published, overlay):
     assert "transformers_modules.shop.tiny" in ran.stderr
 
 
-def test_the_package_loads_it_by_name_and_revision(published):
+def test_the_package_loads_it_by_name_and_revision(published, monkeypatch):
     server, folder, result = published
-    code = (
-        "from ofa_hf import OFAModelForCaption, OFAProcessor\n"
-        f"options = {{'revision': {result['commit']!r}}}\n"
-        "model = OFAModelForCaption.from_pretrained('shop/tiny', **options)\n"
-        "processor = OFAProcessor.from_pretrained('shop/tiny', **options)\n"
-        "from PIL import Image\n"
-        "inputs = processor(images=Image.open('photo.jpg'), return_tensors='pt')\n"
-        "print(processor.batch_decode(model.generate(**inputs, max_length=6)))"
-    )
-    environment = server.environment(folder / "home_package", token=None)
-    environment["PYTHONPATH"] = ":".join(filter(None, [environment.get("PYTHONPATH"), str(REPOSITORY)]))
-    ran = python(folder, environment, "-c", code)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith("[")
+    use_in_this_process(server, monkeypatch, token=None)
+    model = OFAModelForCaption.from_pretrained("shop/tiny", revision=result["commit"])
+    processor = OFAProcessor.from_pretrained("shop/tiny", revision=result["commit"])
+    inputs = processor(images=Image.open(folder / "photo.jpg"), return_tensors="pt")
+    (text,) = processor.batch_decode(model.generate(**inputs, max_length=6))
+    assert isinstance(text, str)
 
 
+@pytest.mark.usefixtures("quick_strangers")
 def test_a_legacy_repository_is_upgraded_in_place_once_and_keeps_its_history(hub, checkpoints, tmp_path, capsys):  # noqa: F811
     old = {path.name: path.read_bytes() for path in (checkpoints / "legacy").iterdir()}
     hub.make("shop/old-ofa", {**old, "LICENSE": b"theirs"})
@@ -107,6 +104,7 @@ def test_a_legacy_repository_is_upgraded_in_place_once_and_keeps_its_history(hub
     assert len(hub.history("shop/old-ofa")) == 3
 
 
+@pytest.mark.usefixtures("quick_strangers")
 def test_a_finetuned_folder_goes_up_with_its_scores_and_without_its_checkpoints(hub, tmp_path, capsys):  # noqa: F811
     from ofa_hf.training import finetune, parse_arguments
 

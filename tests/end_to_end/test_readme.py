@@ -73,6 +73,7 @@ def write_images_and_tables(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_strangers")
 def test_every_block_of_the_readme_runs(workplace, monkeypatch, capfd):
     todo = blocks("README.md")
     assert len(todo) >= 11
@@ -85,7 +86,8 @@ def test_every_block_of_the_readme_runs(workplace, monkeypatch, capfd):
     assert json.loads((workplace / "materials" / "processor_config.json").read_text())["default_task"] == "material"
     assert "<img" in (workplace / "scores.html").read_text(encoding="utf-8")
     assert len(list((workplace / "drawn").glob("*.jpg"))) == len(tiny_shop.COLOURS)
-    assert len(json.loads((workplace / "boxes.json").read_text())["annotations"]) == len(tiny_shop.COLOURS)
+    boxes = json.loads((workplace / "boxes.json").read_text(encoding="utf-8"))
+    assert len(boxes["annotations"]) + boxes["info"]["boxes_without_area"] == len(tiny_shop.COLOURS)
     assert has_a_line_per_photo(workplace / "texts.csv")
 
 

@@ -36,6 +36,7 @@ def folders(tmp_path_factory):
     return work
 
 
+@pytest.mark.usefixtures("quick_strangers")
 def test_each_pipeline_answers_without_the_package(folders, tmp_path):
     Image.new("RGB", (60, 40), "red").save(tmp_path / "image.png")
     request = {"folder": str(folders / "all"), "single": str(folders / "single"), "image": str(tmp_path / "image.png")}

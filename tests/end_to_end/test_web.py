@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import tiny_shop
+from drawing_checkpoint import make_drawing_folder
 from loopback_hub import LoopbackHub, use_in_this_process
 from PIL import Image
 
 from hub_upload.__main__ import main
 from ofa_hf import OFAProcessor
-from ofa_hf.models import load_pipeline
+from ofa_hf.models import load_model, load_pipeline
+from ofa_hf.pipeline_ofa import OFATextToImagePipeline
 from ofa_hf.serving import space
 
 
@@ -58,15 +60,32 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(model, tmp_path_factory):
-    """Of a Space made by `hub_upload space`, running as the Hub would run it, with a model from the loopback Hub."""
+def drawer(tmp_path_factory):
+    pytest.importorskip("diffusers", reason="drawing needs diffusers")
+    return make_drawing_folder(tmp_path_factory.mktemp("drawer"))
+
+
+@pytest.fixture(scope="module")
+def address(model, drawer, tmp_path_factory):
+    """Of a Space made by `hub_upload space`, running as the Hub would run it, with models from the loopback Hub."""
     folder, port = tmp_path_factory.mktemp("space"), free_port()
     with LoopbackHub() as hub:
-        hub.make("shop/tiny", {path.name: path.read_bytes() for path in model.iterdir()})
+        for name, kept in (("shop/tiny", model), ("shop/drawer", drawer)):
+            files = [path for path in kept.rglob("*") if path.is_file()]
+            hub.make(name, {path.relative_to(kept).as_posix(): path.read_bytes() for path in files})
         with pytest.MonkeyPatch.context() as monkeypatch:
             use_in_this_process(hub, monkeypatch)
             monkeypatch.setattr(space, "requirements", list)  # no Space has transformers 4, but its page runs
-            words = ["space", "shop/tiny", "--repo-id", "shop/page", "--work", folder / "work", "--upload"]
+            words = [
+                "space",
+                "shop/tiny",
+                "shop/drawer",
+                "--repo-id",
+                "shop/page",
+                "--work",
+                folder / "work",
+                "--upload",
+            ]
             assert main(list(map(str, words))) == 0
         for name, content in hub.files("spaces/shop/page").items():
             (folder / name).write_bytes(content)
@@ -222,6 +241,27 @@ def test_each_task_has_its_fields_and_boxes_are_drawn_on_the_image(visit, photo)
     page.fill("#text textarea", "")
     page.click("#ask")
     page.wait_for_selector("#result >> text=There is no text yet")
+
+
+def test_a_text_is_drawn_as_the_pipeline_draws_it_and_the_seed_is_told(visit, drawer):
+    page = visit("?lang=en")
+    page.click("#model input")
+    page.click("[role=option] >> text=shop/drawer")
+    page.wait_for_selector("#seed input")
+    assert not page.is_visible("#image")
+    page.fill("#text textarea", "red hat")
+    page.fill("#seed input", "7")
+    page.click("#ask")
+    page.wait_for_selector("#result figure >> nth=2")
+    assert "Seed: 7." in page.inner_text("#result")
+    model, processor = load_model(drawer, device="cpu")
+    images = OFATextToImagePipeline(model=model, processor=processor)("red hat", num_images=3, seed=7)
+    scores = [f"{one['score']:.2f}" for one in images]
+    assert page.locator("#result figcaption").all_inner_texts() == scores
+    assert page.evaluate("[...document.querySelectorAll('#result figure img')].every(img => img.naturalWidth === 64)")
+    page.fill("#text textarea", "hat " * 65)
+    page.click("#ask")
+    page.wait_for_selector("#result .error >> text=65 words")
 
 
 @pytest.mark.parametrize("query", ["", "?lang=en"])

@@ -31,11 +31,10 @@ def pip(*words: object) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
-def run(installed: Path, *words: str) -> subprocess.CompletedProcess:
+def run(forks, installed: Path, *words: str) -> subprocess.CompletedProcess:
     """A process that finds the installed package, and not the repository."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, *words]
-    return subprocess.run(command, cwd=installed, env=environment, capture_output=True, text=True, timeout=300)
+    return forks.run([sys.executable, *words], cwd=installed, env=environment)
 
 
 def package_files(root: Path) -> set[str]:
@@ -48,20 +47,21 @@ def test_every_file_of_the_package_is_in_the_wheel(installed):
     assert "ofa_hf/training/recipes/article.json" in package_files(installed)
 
 
-def test_the_command_starts(installed):
-    told = run(installed, "-m", "ofa_hf", "--help")
+def test_the_command_starts(installed, forks):
+    told = run(forks, installed, "-m", "ofa_hf", "--help")
     assert told.returncode == 0
     assert "finetune" in told.stdout
     assert "ofa-hf = ofa_hf.cli:main" in next(installed.glob("ofa_hf-*/entry_points.txt")).read_text()
 
 
-def test_a_recipe_is_found_by_its_name_and_the_catalogue_is_read(installed):
-    """In one process, since each takes seconds to start."""
+def test_a_recipe_is_found_by_its_name_and_the_catalogue_is_read(installed, forks):
     code = (
+        "import ofa_hf; print(ofa_hf.__file__)\n"
         "from hub_upload.__main__ import main; main(['catalogue'])\n"
         "from ofa_hf.cli import main; print('status', main(['finetune', 'article']))"
     )
-    told = run(installed, "-c", code)
+    told = run(forks, installed, "-c", code)
+    assert told.stdout.startswith(str(installed)), told.stderr
     assert "caption_cn_base" in told.stdout, told.stderr
     assert "status 1" in told.stdout
     assert "model_name_or_path is missing" in told.stderr, "the recipe was not read, or the command got no further"

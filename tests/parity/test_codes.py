@@ -8,56 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.recorded import (
-    FIXTURES,
-    NAMES_OF_SHARED_EMBEDDING,
-    Recording,
-    official_weights,
-    random_words,
-    state_dict_here,
-)
+from fixtures.codes import FIRST, NUMBER, RECORDED, build_model, codes_of, encoded
+from fixtures.recorded import random_words
 from fixtures.stages import LOGITS, SCORES
 
-from ofa_hf import OFAConfig, OFAForConditionalGeneration
-from ofa_hf.boxes_ofa import CodesOnly
 from ofa_hf.fast_decoding_ofa import StepCache
 from ofa_hf.training.losses import smoothed_cross_entropy
 
 
-RECORDED = json.loads((FIXTURES / "recorded_codes.json").read_text(encoding="utf-8"))
 SHARED = Path(__file__).parents[2].parent / "shared" / "golden_gen"
-FIRST, NUMBER = 50265, 8192
 IS_CLOSED = os.environ.get("OFA_DOOR") == "closed"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the recordings in ../shared/golden_gen, not here")
-
-
-@cache
-def weights():
-    mini = Recording.load()
-    shapes = {
-        name: (59457, *shape[1:]) if name in NAMES_OF_SHARED_EMBEDDING else shape
-        for name, shape in mini.shapes.items()
-    }
-    return mini.facts["config"], state_dict_here(official_weights(RECORDED["seed"], shapes, RECORDED["lean"]))
-
-
-@cache
-def build_model(code_image_size: int) -> OFAForConditionalGeneration:
-    config, state = weights()
-    model = OFAForConditionalGeneration(
-        OFAConfig(**{**config, "vocab_size": 59457, "code_image_size": code_image_size})
-    )
-    model.load_state_dict(state, strict=True)
-    return model.eval()
-
-
-def codes_of(length: int) -> CodesOnly:
-    return CodesOnly(FIRST, NUMBER, length, 2)
-
-
-def encoded(src: list) -> dict[str, torch.Tensor]:
-    ids = torch.tensor(src)
-    return {"input_ids": ids, "attention_mask": (ids != 1).long()}
 
 
 @torch.inference_mode()

@@ -70,6 +70,15 @@ def tiny_batch():
     }
 
 
+@pytest.fixture(scope="session")
+def drawer(tmp_path_factory):
+    """A folder that draws. Tests that change it take a copy."""
+    pytest.importorskip("diffusers", reason="drawing needs diffusers")
+    from drawing_checkpoint import make_drawing_folder
+
+    return make_drawing_folder(tmp_path_factory.mktemp("drawer"))
+
+
 @pytest.fixture
 def slow_halves(monkeypatch):
     """A processor without instructions for half precision, whatever this one has."""

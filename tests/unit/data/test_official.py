@@ -82,7 +82,7 @@ def test_tasks_and_prompts_without_files_are_refused(load, tmp_path):
         load("region_caption", "x")
     with pytest.raises(UserError, match="asks for objects, which the original's files do not have"):
         load("grounding", "1\ta\t0,0,9,9\tIMAGE", language="zh", more_fields=["objects"])
-    assert set(FORMS) == set(TASKS) - {"region_caption", "image_generation"}
+    assert set(FORMS) == set(TASKS) - {"region_caption"}
 
 
 def test_read_texts_are_lowercase_compatible_and_cut():

@@ -6,6 +6,7 @@ import pytest
 
 from ofa_hf.data.sources import TableForm
 from ofa_hf.errors import UserError
+from ofa_hf.evaluation.evaluate import evaluate_files
 from ofa_hf.evaluation.predictions import read_predictions, read_references, same_names, write_submission
 
 
@@ -33,12 +34,13 @@ def test_references_keep_their_order_and_lose_blank_captions(write):
     ["{", "[]", "3", '{"image_id": "a"}', '{"text": "x"}', '{"image_id": null, "text": "x"}', '"x"']
     + ['{"image_id": "a", "text": true}', '{"image_id": "a", "text": [true]}', '{"image_id": true, "text": "x"}'],
 )
-def test_a_malformed_line_is_named_with_its_number(write, line):
+def test_a_malformed_prediction_is_refused_and_a_malformed_reference_left_out_and_counted(write, line, caplog):
     path = write('{"image_id": "b", "text": "x"}', line)
     with pytest.raises(UserError, match="line 2 is malformed"):
         read_predictions(path)
-    with pytest.raises(UserError, match="line 2 is malformed"):
-        read_references(path)
+    assert read_references(path) == {"b": ["x"]}
+    assert "1 × malformed line. First:" in caplog.text
+    assert "line 2: malformed line" in caplog.text
 
 
 @pytest.mark.parametrize("read", [read_predictions, read_references])
@@ -85,9 +87,21 @@ def test_predictions_are_matched_by_the_end_of_their_path_but_never_to_two(tmp_p
     assert same_names(predictions, references) == expected
 
 
-def test_an_image_without_reference_is_refused(write):
-    with pytest.raises(UserError, match="line 1: a has no caption"):
+def test_references_without_any_caption_are_refused(write):
+    with pytest.raises(UserError, match=r"no targets \(a\): nothing to compare with\. .*use --submission"):
         read_references(write('{"image_id": "a", "text": []}'))
+
+
+def test_an_image_without_caption_is_left_out_and_its_prediction_too(write, caplog):
+    references = write('{"image_id": "a", "text": []}', '{"image_id": "b", "text": "红"}', "{", name="r.jsonl")
+    answers = ['{"image_id": "a", "text": "白"}', '{"image_id": "b", "text": "红"}']
+    result = evaluate_files(write(*answers), references)
+    assert result.predictions == {"b": "红"}
+    assert result.run["references_left_out"] == 2
+    assert "1 × malformed line, 1 × no targets" in caplog.text
+    more = (f'{{"image_id": "{number}", "text": "红"}}' for number in range(3))
+    with pytest.raises(UserError, match="no reference"):
+        evaluate_files(write(*answers, *more), references)
 
 
 def test_a_submission_is_in_muges_form_and_can_be_scored_again(tmp_path):
@@ -118,5 +132,5 @@ def test_a_number_is_an_answer_as_it_is_for_finetuning(write):
 
 def test_a_malformed_row_of_a_csv_is_not_told_to_be_json(tmp_path):
     (tmp_path / "c.csv").write_text("image,caption\na.jpg,red,blue\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"in quotes\. Correct or remove it"):
+    with pytest.raises(UserError, match=r"in quotes\. Correct"):
         read_references(tmp_path / "c.csv")

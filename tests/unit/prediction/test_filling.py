@@ -9,7 +9,7 @@ from PIL import Image
 
 from ofa_hf.cli import main
 from ofa_hf.models import load_model
-from ofa_hf.prediction import loop
+from ofa_hf.prediction import filling, loop
 from ofa_hf.prediction.filling import Filling, column_tasks
 from ofa_hf.prediction.loop import predict
 
@@ -100,7 +100,51 @@ def test_a_run_killed_at_any_row_is_continued(fill, tmp_path, name):
         assert "done before" in err
         assert (tmp_path / name).read_bytes() == whole
     status, err = fill("--output", name)
-    assert (status, "0 rows written" in err, "6 rows done before" in err) == (0, True, True)
+    assert (status, "3 rows not filled, 3 rows done before" in err) == (1, True)
+    assert (tmp_path / name).read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["filled.csv", "filled.jsonl"])
+def test_cells_that_could_not_be_filled_are_asked_again_and_nothing_else_is(fill, tmp_path, monkeypatch, name):
+    fill("--output", name)
+    before = rows_of(tmp_path / name)
+    asked = []
+    monkeypatch.setattr(filling, "predict", lambda *loaded, **options: recorded(asked, predict(*loaded, **options)))
+    (tmp_path / "images" / "gone.png").write_bytes((tmp_path / "images" / "0.png").read_bytes())
+    status, err = fill("--output", name)
+    assert (status, "3 rows done before" in err, "2 rows not filled" in err) == (1, True, True)
+    after = rows_of(tmp_path / name)
+    assert [after[number] == before[number] for number in range(6)] == [True, True, False, True, True, True]
+    assert after[2]["颜色"] == before[0]["颜色"]
+    assert {each.id[0] for each in asked} == {4, 5}  # lines of the table
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def recorded(seen, predictions):
+    for prediction in predictions:
+        seen.append(prediction)
+        yield prediction
+
+
+@pytest.mark.parametrize("name", ["filled.csv", "filled.jsonl"])
+def test_a_run_killed_while_it_asks_again_loses_nothing(fill, tmp_path, name):
+    fill("--output", name)
+    old = (tmp_path / name).read_bytes()
+    (tmp_path / "images" / "gone.png").write_bytes((tmp_path / "images" / "0.png").read_bytes())
+    fill("--output", name)
+    new = (tmp_path / name).read_bytes()
+    for size in (2, len(new) // 2):
+        (tmp_path / name).write_bytes(old)
+        (tmp_path / f".{name}.draft").write_bytes(new[:size])  # what was written when the run was killed
+        fill("--output", name)
+        assert (tmp_path / name).read_bytes() == new, size
+
+
+def test_a_table_without_rows_is_said(fill, tmp_path):
+    (tmp_path / "goods.csv").write_text(TABLE.splitlines()[0] + "\n", encoding="utf-8")
+    status, err = fill("--output", "filled.csv")
+    assert (status, "Nothing to fill in goods.csv: it has no rows." in err) == (1, True)
+    assert not (tmp_path / "filled.csv").exists()
 
 
 def test_each_image_is_decoded_and_passes_the_resnet_once_for_all_columns(fill, tmp_path, monkeypatch):
@@ -133,7 +177,7 @@ def test_what_cannot_be_filled_is_refused_before_work(fill, tmp_path):
         (
             ("--output", "x.csv", "--columns", "材质"),
             "goods.csv",
-            "cannot fill 材质. Accepted with",
+            "cannot fill 材质. Columns that it knows: 形, 说, 颜色; it was also trained for caption.",
         ),
         (("--output", "mine.csv"), "goods.csv", "was not made of goods.csv"),
         (("--output", "note.csv"), "goods.csv", "was not made of goods.csv"),

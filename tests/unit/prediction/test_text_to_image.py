@@ -8,9 +8,10 @@ import zipfile
 import pytest
 import torch
 import transformers
-from drawing_checkpoint import make_drawing_folder, write_drawing_files
+from drawing_checkpoint import write_drawing_files
 from PIL import Image
 
+from ofa_hf import image_processing_ofa
 from ofa_hf.cli import main
 from ofa_hf.conversion.convert import convert
 from ofa_hf.errors import UserError
@@ -21,16 +22,10 @@ from ofa_hf.prediction import text_to_image
 from ofa_hf.prediction.clip import ClipScorer
 from ofa_hf.prediction.loop import predict
 from ofa_hf.prediction.text_to_image import DrawRequest, draw_files, sheet
-from ofa_hf.serving.serve import load_for_page
 from ofa_hf.tasks_ofa import TASKS
 
 
 pytest.importorskip("diffusers")
-
-
-@pytest.fixture(scope="module")
-def drawer(tmp_path_factory):
-    return make_drawing_folder(tmp_path_factory.mktemp("drawer"))
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +66,23 @@ def test_the_best_code_at_each_place_and_beams_need_no_seed(pipe):
     greedy, beams = pipe("red hat", do_sample=False), pipe("red hat", num_beams=3, num_images=2)
     assert len(beams) == 2
     assert beams[0]["score"] >= greedy[0]["score"] - 1e-5
+
+
+def test_each_step_is_told_and_may_end_the_work(pipe):
+    told = []
+    alone = pipe("red hat", num_images=2, seed=7, on_step=lambda *step: told.append(step))
+    assert told == [(step, 66) for step in range(1, 67)]  # the start token, 64 codes, the end
+    assert same(pipe("red hat", num_images=2, seed=7), alone)
+    told.clear()
+    pipe("red hat", num_beams=2, on_step=lambda *step: told.append(step))
+    assert told == [(66, 66)]
+
+    def leave(done, total):
+        if done == 5:
+            raise KeyError("left")
+
+    with pytest.raises(KeyError, match="left"):
+        pipe("red hat", on_step=leave)
 
 
 def test_the_score_of_an_image_is_that_of_its_codes_whichever_loop_draws_it(pipe, monkeypatch):
@@ -228,7 +240,7 @@ def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_pa
 
 def test_a_missing_extra_is_named(drawer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    text_to_image.load_image_decoder.cache_clear()
+    image_processing_ofa._load_image_decoder.cache_clear()
     with pytest.raises(UserError, match=r"ofa-hf\[draw\]"):
         draw_files(DrawRequest(["red hat"], str(drawer), str(tmp_path / "out")))
 
@@ -238,8 +250,6 @@ def test_other_commands_and_training_send_to_the_one_that_draws(drawer, pipe):
         next(predict(pipe.model, pipe.processor, [{"id": 1, "text": "red hat"}]))
     with pytest.raises(UserError, match="neither scored nor trained"):
         metric_of(TASKS["image_generation"])
-    with pytest.raises(UserError, match="ofa-hf draw"):
-        load_for_page(str(drawer))
     assert main(["summarize", "red", "--model", str(drawer), "--task", "image_generation"]) == 1
 
 
@@ -294,6 +304,42 @@ def test_clip_ranks_images_by_the_cosine_with_the_text(clip, drawer, tmp_path):
     assert scores == sorted(scores, reverse=True)
     drawn = [Image.open(tmp_path / "out" / f"0001-{rank}.png") for rank in (1, 2, 3)]
     assert scorer("hat", drawn) == pytest.approx(scores, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def chinese_clip(tmp_path_factory):
+    """A small Chinese CLIP, whose text side is a BERT."""
+    folder = tmp_path_factory.mktemp("chinese_clip")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"红色裙子蓝"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ChineseCLIPConfig(
+        text_config={**sizes, "vocab_size": len(words), "max_position_embeddings": 12},
+        vision_config={**sizes, "image_size": 32, "patch_size": 8},
+        projection_dim=8,
+    )
+    torch.manual_seed(0)
+    transformers.ChineseCLIPModel(config).save_pretrained(folder)
+    side = {"height": 32, "width": 32}
+    transformers.ChineseCLIPImageProcessor(size=side, crop_size=side).save_pretrained(folder)
+    return folder
+
+
+def test_a_chinese_clip_ranks_too(chinese_clip):
+    scorer = ClipScorer(str(chinese_clip))
+    images = [Image.effect_noise((64, 64), 10 + 40 * number).convert("RGB") for number in range(3)]
+    cosines = scorer("红色裙子", images)
+    model, tokens = scorer.model, scorer.tokenizer("红色裙子", return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**tokens, pixel_values=scorer.pixels(images))
+    cosine = torch.nn.functional.cosine_similarity(outputs.text_embeds, outputs.image_embeds)
+    assert cosines == pytest.approx(cosine.tolist(), abs=1e-6)
+    assert cosines != pytest.approx(scorer("蓝色裙子", images), abs=1e-4)
+    best = text_to_image.ranked([{"image": image} for image in images], "红色裙子", scorer)
+    assert [one["clip_score"] for one in best] == sorted(cosines, reverse=True)
+    with pytest.raises(ValueError, match="tokens for CLIP, which reads 12"):
+        scorer("红" * 11, images)
 
 
 def test_a_model_that_is_no_clip_is_refused(tmp_path):

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from ofa_hf.conversion.convert import convert
 from ofa_hf.errors import UserError
 from ofa_hf.publishing import verify
+from ofa_hf.publishing.bundle import bundle_of
 
 
 def stranger(*captions):
@@ -40,6 +41,7 @@ def test_answers_are_compared_without_their_scores():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_strangers")
 def test_a_folder_of_another_task_is_asked_through_its_own_pipeline(checkpoints, tmp_path):
     convert(checkpoints / "tiny.pt", tmp_path / "boxes", checkpoints / "vocab.txt", task="grounding", verify=False)
     (report,) = verify.verify_folder(tmp_path / "boxes")
@@ -49,3 +51,18 @@ def test_a_folder_of_another_task_is_asked_through_its_own_pipeline(checkpoints,
 
 def test_the_image_shows_something():
     assert len(verify.draw_image().getcolors()) == 2
+
+
+@pytest.mark.slow
+def test_a_folder_that_draws_goes_up_whole_and_draws_without_the_package(drawer, tmp_path):
+    bundle = bundle_of(drawer, "shop/drawer")
+    names = {name for name in bundle.files if name.startswith("vqgan/")}
+    assert names == {f"vqgan/{path.name}" for path in (drawer / "vqgan").iterdir()}
+    assert len(names) == 3
+    assert b"diffusers" in bundle.files["README.md"]
+    staged = bundle.stage(tmp_path / "bundle")
+    (report,) = verify.verify_folder(staged)
+    assert report.text == "image of 64 x 64 pixels"
+    (staged / "vqgan" / "code_logits.safetensors").unlink()
+    with pytest.raises(UserError, match="misses code_logits.safetensors, the VQGAN"):
+        bundle_of(staged)

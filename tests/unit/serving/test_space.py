@@ -18,6 +18,7 @@ VERSIONS = {
     "transformers": "5.23.0",
     "pillow": "12.3",
     "gradio": "6.31.0",
+    "diffusers": "0.36.0",
 }
 PAGE = ("space", "shop/tiny", "--repo-id", "shop/page")
 FILES = {
@@ -34,6 +35,7 @@ def _versions(monkeypatch):
     version = importlib.metadata.version  # of packages that are first imported while this test runs
     monkeypatch.setattr("importlib.metadata.version", lambda name: VERSIONS.get(name) or version(name))
     monkeypatch.setattr(space, "CAN_RUN_IN_A_SPACE", True)
+    monkeypatch.setattr(space, "optional_requirements", list)
 
 
 @pytest.fixture
@@ -148,3 +150,14 @@ def test_transformers_4_is_refused_since_no_space_could_be_built(monkeypatch, tm
     status, told = run(capsys, tmp_path, *PAGE)
     assert status == 1
     assert "Run this with transformers 5" in told.err
+
+
+def test_a_model_that_draws_brings_its_library_into_the_space(hub, tmp_path, monkeypatch, capsys):
+    hub.make("shop/tiny", {"pipeline_ofa.py": b"", "vqgan/config.json": b"{}"})
+    status, told = run(capsys, tmp_path, *PAGE, "--upload")
+    assert status == 1
+    assert "pip install 'ofa-hf[draw]'" in told.err
+    assert "spaces/shop/page" not in hub.repositories
+    monkeypatch.setattr(space, "optional_requirements", lambda: ["diffusers"])
+    assert run(capsys, tmp_path, *PAGE, "--upload")[0] == 0
+    assert "diffusers==0.36.0" in hub.files("spaces/shop/page")["requirements.txt"].decode().split()

@@ -1,8 +1,11 @@
 """The page's own words and functions; in a browser: `end_to_end/test_web.py`."""
 
 import ast
+import base64
+import io
 import json
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +15,13 @@ from PIL import Image
 
 from ofa_hf import OFAImageProcessor, OFAImageToTextPipeline, OFAProcessor
 from ofa_hf.models import load_pipeline
+from ofa_hf.serving.serve import load_for_page
 from ofa_hf.tasks_ofa import TASKS
 
 
 web = pytest.importorskip("ofa_hf.serving.web", reason="the page needs gradio", exc_type=ImportError)
 
-SETTINGS = ("", "", 3, 4, 12, "")  # text, labels, answers, beams, tokens, question
+SETTINGS = ("", "", 3, 4, 12, "", None)  # text, labels, answers, beams, tokens, question, seed
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +113,15 @@ def test_a_fault_of_the_code_is_logged_and_its_words_stay_there(photo, caplog):
 @pytest.mark.parametrize(
     ("wishes", "given"),
     [
-        (("", "", 3, 1, 12, " "), {"num_return_sequences": 3, "num_beams": 3, "max_length": 12, "prompt": None}),
+        (("", "", 3, 1, 12, " ", None), {"num_return_sequences": 3, "num_beams": 3, "max_length": 12, "prompt": None}),
         (
-            ("", "", 99, 1e9, 1e9, "问" * 999),
+            ("", "", 99, 1e9, 1e9, "问" * 999, 1e12),
             {"num_return_sequences": 5, "num_beams": 10, "max_length": 32, "prompt": "问" * 200},
         ),
-        ((None, None, -1, 0, 0, None), {"num_return_sequences": 1, "num_beams": 1, "max_length": 4, "prompt": None}),
+        (
+            (None, None, -1, 0, 0, None, ""),
+            {"num_return_sequences": 1, "num_beams": 1, "max_length": 4, "prompt": None},
+        ),
     ],
 )
 def test_wishes_stay_within_what_page_and_model_can_do(photo, wishes, given):
@@ -146,7 +153,8 @@ def test_models_are_loaded_once_and_only_those_of_the_page(photo):
 
 
 def test_choosing_a_model_brings_its_settings_and_a_broken_one_is_said_so():
-    tasks, beams, length, *_, prompt, result = web.choose(lambda model: Recorder(), "b", "zh")
+    tasks, beams, length, *of_task, result = web.choose(lambda model: Recorder(), "b", "zh")
+    prompt = of_task[web.SHOWN_BY_TASK.index("prompt")]
     assert (tasks["choices"], tasks["value"], tasks["visible"]) == (["caption"], "caption", False)
     assert (prompt["placeholder"], prompt["visible"], beams["value"]) == ("图片描述了什么内容?", True, 1)
     assert (length["maximum"], length["value"]) == (32, 30)
@@ -181,7 +189,7 @@ def test_switching_the_language_changes_every_word(monkeypatch):
     assert len(updates) == len(switch.outputs)
     words = json.dumps(updates, ensure_ascii=False)
     used = {name for name in web.WORDS["en"] if json.dumps(web.WORDS["en"][name], ensure_ascii=False)[1:-1] in words}
-    later = ("bad_model", "bad_input", "failed", "nothing_found")
+    later = ("bad_model", "bad_input", "failed", "nothing_found", "drawing", "drawn_with")
     spoken_later = {name for name in web.WORDS["en"] if name in later or name.startswith(("no_", "large_"))}
     assert used == web.WORDS["en"].keys() - spoken_later
 
@@ -200,7 +208,7 @@ def of_all_tasks(captioner):
 
 
 def test_boxes_are_drawn_over_the_image_in_its_own_pixels(of_all_tasks, photo):
-    html = answer(of_all_tasks, photo, "红色\n蓝", "", 3, 4, 12, "", task="grounding")
+    html = answer(of_all_tasks, photo, "红色\n蓝", "", 3, 4, 12, "", None, task="grounding")
     assert '<svg viewBox="0 0 40 30"' in html
     assert (html.count("<rect "), html.count("<li>")) == (2, 2)
     assert {"红色", "蓝"} <= set(re.findall(r">([^<]+)</span>", html))
@@ -222,7 +230,7 @@ def test_boxes_are_drawn_over_the_image_in_its_own_pixels(of_all_tasks, photo):
 )
 def test_every_kind_of_task_is_answered(of_all_tasks, photo, task, text, labels, shown):
     image = photo if TASKS.get(task, TASKS["caption"]).needs_image else None
-    html = answer(of_all_tasks, image, text, labels, 3, 4, 6, "", task=task)
+    html = answer(of_all_tasks, image, text, labels, 3, 4, 6, "", None, task=task)
     assert html.count("<li>") == shown, html
 
 
@@ -236,16 +244,81 @@ def test_every_kind_of_task_is_answered(of_all_tasks, photo, task, text, labels,
     ],
 )
 def test_what_a_task_lacks_is_said(of_all_tasks, photo, task, text, told):
-    assert told in answer(of_all_tasks, photo, text, "", 3, 4, 6, "", language="en", task=task)
+    assert told in answer(of_all_tasks, photo, text, "", 3, 4, 6, "", None, language="en", task=task)
 
 
 def test_a_task_shows_the_fields_it_needs(of_all_tasks):
     def visible(task: str) -> list[bool]:
         updates = web.choose_task(lambda model: of_all_tasks, "tiny", task)
-        return [updates[place]["visible"] for place in (0, 2, 3, 4)]  # image, text, labels, prompt
+        parts = dict(zip(web.SHOWN_BY_TASK, updates, strict=True))
+        assert parts["title"]["visible"] == parts["settings"]["visible"] != parts["seed"]["visible"]
+        return [parts[name]["visible"] for name in ("image", "text", "labels", "prompt")]
 
     assert visible("caption") == [True, False, False, True]
     assert visible("grounding") == [True, True, False, False]
     assert visible("vqa") == [True, True, True, False]
     assert visible("summarization") == [False, True, False, False]
     assert visible("color") == [True, False, True, True]
+
+
+# --------------------------------------------------------------------------------------------------- drawing
+
+
+@pytest.fixture(scope="module")
+def artist(drawer):
+    return load_for_page(str(drawer))
+
+
+def drawn(artist, text, number=2, seed=7, language="en"):
+    """The signs of progress, and the page's last word."""
+    asked = (None, "drawer", language, None, text, "", number, 1, 9, "", seed)
+    *signs, last = web.answer_in_steps(lambda model: artist, threading.Lock(), *asked)
+    return signs, last
+
+
+def pixels_of(html: str) -> list[bytes]:
+    files = [base64.b64decode(source) for source in re.findall(r'<img src="data:image/png;base64,([^"]+)"', html)]
+    return [Image.open(io.BytesIO(file)).tobytes() for file in files]
+
+
+def test_a_text_is_drawn_best_image_first_with_its_seed(artist, monkeypatch):
+    monkeypatch.setattr(web, "SECONDS_BETWEEN_SIGNS", 0.01)
+    signs, html = drawn(artist, "red hat")
+    images = web.pipeline_for(artist, "text-to-image")("red hat", num_images=2, seed=7)
+    assert pixels_of(html) == [one["image"].tobytes() for one in images]
+    assert re.findall(r'class="score">([^<]+)<', html) == [f"{one['score']:.2f}" for one in images]
+    assert 'download="7-1.png"' in html
+    assert "Seed: 7." in html
+    assert all("Drawing" in sign and "%" in sign for sign in signs)
+    assert signs, "66 steps and no sign of progress"
+
+
+def test_without_a_seed_each_drawing_is_another_and_says_how_to_get_it_again(artist):
+    html = drawn(artist, "red hat", number=1, seed=None)[1]
+    again = int(re.search(r"Seed: (\d+)", html)[1])
+    assert pixels_of(drawn(artist, "red hat", number=1, seed=again)[1]) == pixels_of(html)
+    assert pixels_of(drawn(artist, "red hat", number=1, seed=None)[1]) != pixels_of(html)
+
+
+@pytest.mark.parametrize(("text", "told"), [(" ", "There is no text yet"), ("hat " * 65, "has 65 words")])
+def test_a_text_that_cannot_be_drawn_is_explained(artist, text, told):
+    assert told in drawn(artist, text)[1]
+
+
+def test_a_drawing_that_nobody_waits_for_ends(artist, monkeypatch):
+    monkeypatch.setattr(web, "SECONDS_BETWEEN_SIGNS", 0.001)
+    turn, seen = threading.Lock(), []
+    real = web.Progress.__call__
+    monkeypatch.setattr(web.Progress, "__call__", lambda own, *step: (seen.append(step), real(own, *step))[1])
+    given = (None, "drawer", "en", None, "red hat", "", 1, 1, 9, "", 7)
+    visit = web.answer_in_steps(lambda model: artist, turn, *given)
+    next(visit)
+    visit.close()
+    with turn:  # free as soon as the work has ended
+        assert len(seen) < 66
+
+
+def test_a_page_of_a_model_that_draws_asks_for_a_text_and_a_seed(artist):
+    page = web.build_page(["drawer"], lambda model: artist)
+    shown = {part.elem_id: part.visible for part in page.blocks.values() if getattr(part, "elem_id", None)}
+    assert (shown["text"], shown["seed"], shown["image"], shown["labels"]) == (True, True, False, False)

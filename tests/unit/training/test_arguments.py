@@ -151,7 +151,7 @@ def test_nothing_is_reported_anywhere_unless_asked(parse):
 
 
 def test_arguments_can_be_made_in_python():
-    assert FinetuneArguments(model_name_or_path="m", dataset_name="d").freeze_encoder
+    assert FinetuneArguments(model_name_or_path="m", dataset_name="d").locks_encoder
 
 
 def test_recipes_are_plain_json_that_ships_with_the_package():

@@ -165,6 +165,11 @@ def test_the_columns_of_a_table_are_learned_scored_and_filled(train, tmp_path, c
     assert scores["accuracy"] >= 95
     assert scores["num_cells"] == 45
     assert scores["色_accuracy"] == ran.metrics["eval_色_accuracy"]
+    nothing = ["evaluate", "--model", str(ran.folder), "--captions", new["caption_file"], "--columns", "产地"]
+    assert main(nothing) == 1
+    said = capsys.readouterr().err
+    assert "cannot fill 产地. Columns that it knows: " in said
+    assert all(column in said for column in COLUMNS)
     assert {"eval_标题_accuracy", "eval_标题_ned", "eval_mean_score"} <= ran.metrics.keys()
 
     filled = tmp_path / "filled.csv"

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -75,13 +74,12 @@ def compare(locked: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs gloo's collectives for FSDP")
-def test_weights_spread_over_two_processes_train_as_whole_ones():
+def test_weights_spread_over_two_processes_train_as_whole_ones(forks):
     root = Path(__file__).parents[3]
     paths = [root, root / "tests", *sys.path]  # sys.path: the same transformers as here
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
+    ran = forks.run_ranks([sys.executable, __file__], env=environment)
+    assert [one.returncode for one in ran] == [0, 0], ran[0].stderr + ran[1].stderr
 
 
 if __name__ == "__main__":

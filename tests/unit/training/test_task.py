@@ -88,6 +88,20 @@ def test_a_batch_holds_the_filled_prompts_of_its_rows(parse, colour_task, questi
     assert "pixel_values" not in batch
 
 
+def test_answers_of_a_file_in_any_encoding_that_cannot_be_chosen_are_left_out(
+    parse, colour_task, questions, tmp_path, caplog
+):
+    file = tmp_path / "answers.txt"
+    file.write_bytes("红\n\n绿\n红\nxyz\n".encode("gb18030"))
+    args, _ = parse(**questions, choices_file=str(file))
+    assert load_task_processor(args).tasks["colour"]["choices"] == ["红", "绿"]
+    for left_out in ("1 empty (line 2)", "an earlier one to the model (line 4: 红)", "lacks (line 5: xyz)"):
+        assert left_out in caplog.text
+    file.write_text("xyz\n", encoding="utf-8")
+    with pytest.raises(UserError, match="None of 1 answers can be chosen"):
+        load_task_processor(args)
+
+
 def test_rows_without_images_train_a_task_that_needs_none(train, questions, tmp_path, monkeypatch):
     task = Task(name="colour", prompts={"zh": "{thing}是什么色?"}, needs_image=False)
     monkeypatch.setitem(tasks_ofa.TASKS, "colour", task)
