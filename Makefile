@@ -14,12 +14,13 @@ BIN := $(VENV)/bin
 OUT ?= outputs/demo
 JOBS ?= logical
 ARGS ?=
-BENCHES ?= speed tasks memory training folder
+BENCHES ?= speed tasks drawing memory training folder
 # Exactly the tests that are skipped without one of the optional libraries.
 EXTRAS_TESTS = $(addprefix tests/,unit/serving unit/export/test_int8.py unit/export/test_onnx.py unit/test_fast_ofa_int8.py unit/test_reference.py \
-unit/prediction/test_ray_data.py unit/prediction/test_text_to_image.py unit/conversion/test_vqgan.py parity/test_reranking.py \
+unit/prediction/test_ray_data.py unit/prediction/test_text_to_image.py unit/conversion/test_vqgan.py parity/test_reranking.py parity/test_vqgan.py \
 unit/publishing/test_verify.py::test_a_folder_that_draws_goes_up_whole_and_draws_without_the_package \
 unit/data/test_codes.py unit/training/test_image_codes.py unit/training/test_runs_of_drawing.py \
+unit/prediction/test_evaluating_drawings.py end_to_end/test_drawing_page.py \
 end_to_end/test_tasks_without_package.py::test_texts_are_drawn_without_the_package end_to_end/test_export.py \
 unit/evaluation/test_captions.py::test_scores_equal_those_of_pycocoevalcap_on_random_captions \
 unit/images/test_folders.py::test_images_of_phones_are_read_with_their_library \
@@ -124,7 +125,7 @@ test-lowest: ## Run unit and parity tests on the oldest versions that setup.cfg 
 	@$(subst $(BIN),$(VENV)-lowest/bin,$(PYTEST)) tests/parity $(LOWEST_TESTS) $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.stamp ## Measure what the performance table says, in up to fifteen minutes, into outputs/bench
+bench: $(VENV)/.stamp ## Measure what the performance table says, in up to twenty minutes, into outputs/bench
 	@mkdir -p outputs/bench; for name in $(BENCHES); do \
 	$(BIN)/python benchmarks/bench_$$name.py --json outputs/bench/$$name.json $(ARGS); echo; done
 

@@ -15,6 +15,7 @@ from .fast_ofa import OFALinear, WeightMemo, can_reorder, is_observed, onednn_li
 
 
 ROOM = 32  # positions that a cache has room for at first; doubled whenever they are used up
+MANY_TOKENS = 64  # of a text: then reading those so far counts
 FEW_IMAGES = 2  # captioned at once: steps then wait for memory, and copies of all weights pay
 LARGEST_COPY = 2 * 2**30  # bytes; a large decoder has 830 MB in float32
 PLAIN_MODULES = (nn.Linear, OFALinear, nn.LayerNorm, nn.Dropout, nn.ModuleList)
@@ -83,7 +84,7 @@ class StepLayer:
         Args:
             own: where this step's keys and values go, `(2, B, H, n, D)`; all keys and all values so far. Texts that
                 keep their tokens apart count as texts of B * n images here.
-            own_bias, cross_bias: `(B * H, n, keys)`, added to the scores.
+            own_bias, cross_bias: `(B * H, n, keys)`, added to the scores, in the dtype of the keys.
         """
         new, keys, values = own
         batch_size, texts = keys.shape[0], new.shape[3]
@@ -92,7 +93,7 @@ class StepLayer:
         three = torch.cat([onednn_linear(normed, *product) for product in self.joined], dim=-1)
         three = three.view(batch_size, texts, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         new.copy_(three[1:])
-        heads = self._attend(three[0], keys, values, own_bias, self.own_scales)
+        heads = self._attend(three[0].to(keys.dtype), keys, values, own_bias, self.own_scales).to(self.dtype)
         states = states + torch.layer_norm(onednn_linear(heads, *self.own_out), *self.after_own)
 
         query = onednn_linear(torch.layer_norm(states, *self.before_cross), *self.cross_query)
@@ -124,7 +125,8 @@ class TextCache(Cache):
 
     Args:
         apart: texts keep their tokens apart instead, which is faster where each row continues only itself.
-        room: tokens per text that there will be; 0 = unknown, and memory grows.
+        room: tokens per text that there will be; 0 = unknown, and memory grows. Those of many tokens are kept in
+            float32, since products of bfloat16 copy them at every step: what is kept has gaps for the tokens to come.
     """
 
     is_compileable = False
@@ -132,6 +134,7 @@ class TextCache(Cache):
     def __init__(self, apart: bool = False, room: int = 0):
         self.layers: list = []  # of the parent's kind: none
         self.apart, self.room = apart, room
+        self.dtype = torch.float32 if room > MANY_TOKENS else None  # None: that of the first keys
         self.length = 0
         self.kept: Tensor | None = None  # (layers, 2, B, H, room * n, D): keys and values
         self.owners: Tensor | None = None  # (B * n, length): which of its image's texts kept a text's token
@@ -166,7 +169,7 @@ class TextCache(Cache):
         if self.kept is None or self.kept.shape[4] < end:
             with torch.inference_mode(False):  # so that it can be used outside of such a mode later
                 room = max((self.room or ROOM) * texts, 2 * begin)
-                larger = like.new_empty(num_layers, 2, batch_size, heads, room, width)
+                larger = like.new_empty(num_layers, 2, batch_size, heads, room, width, dtype=self.dtype)
             if self.kept is not None:
                 larger[:, :, :, :, :begin] = self.kept
             self.kept = larger
@@ -229,7 +232,8 @@ class StepCache(EncoderDecoderCache):
         steps = []
         for number in range(num_tokens):
             seen = self.get_seq_length() + 1
-            own_bias = torch.stack([bias[:, :, number : number + 1, :seen] for bias in own_biases]).to(dtype)
+            own_bias = torch.stack([bias[:, :, number : number + 1, :seen] for bias in own_biases])
+            own_bias = own_bias.to(self.self_attention_cache.dtype or dtype)
             of_step = cross_bias[:, :, number::num_tokens].flatten(0, 1)
             steps.append(self._step(states[:, number].to(dtype), own_bias, of_step, batch_size))
         return torch.stack(steps, dim=1).to(states.dtype)

@@ -473,9 +473,14 @@ def sample_codes(
         for processor in before:
             scores = processor(tokens, scores)
         chosen = scores = codes.of_words(scores, number)
+        among = None  # places of what is left in `chosen`
         for processor in after if number < codes.length else ():
-            chosen = processor(tokens, chosen)
+            if type(processor) is TopKLogitsWarper and among is None:  # leaves few, among which choosing is quick
+                chosen, among = chosen.topk(min(processor.top_k, chosen.shape[1]))
+            else:
+                chosen = processor(tokens, chosen)
         places = chosen.softmax(-1).multinomial(1) if do_sample else chosen.argmax(-1, keepdim=True)
+        places = places if among is None else among.gather(1, places)
         total = total + scores.gather(1, places)[:, 0]
         tokens = words[places]
         steps.append(tokens)

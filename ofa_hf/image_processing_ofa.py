@@ -45,6 +45,11 @@ def load_image_decoder(name_or_path: str, revision: str | None = None) -> Any:
 
 @lru_cache(maxsize=2)
 def _load_image_decoder(name_or_path: str, revision: str | None) -> Any:
+    return read_image_decoder(name_or_path, revision)
+
+
+def read_image_decoder(name_or_path: str, revision: str | None = None) -> Any:
+    """What `load_image_decoder` gives, read anew."""
     try:
         from diffusers import VQModel
     except ImportError as error:

@@ -283,6 +283,9 @@ class DecoderBiases(PositionBiases):
         stack = self.stack
         if as_codes:
             queries = self.codes(length)[3][:, :, query_ids]
-            return queries @ self.heads(stack.cross_pos_k_linear(encoder_positions)).mT
+            keys = self.memo.get(
+                ("cross keys",), lambda: self.heads(stack.cross_pos_k_linear(encoder_positions)), encoder_positions
+            )
+            return queries @ keys.mT
         queries = self.embeddings(query_ids)
         return self.absolute(queries, encoder_positions, stack.cross_pos_q_linear, stack.cross_pos_k_linear)

@@ -13,7 +13,7 @@ from typing import Any
 
 ANSWERS = ("text", "boxes", "choice", "image")  # kinds of answer
 # Kind of answer → metric of a task of the checkpoint's own that names none.
-USUAL_METRIC = {"text": "caption", "boxes": "box", "choice": "accuracy", "image": ""}
+USUAL_METRIC = {"text": "caption", "boxes": "box", "choice": "accuracy", "image": "clip"}
 SLOT = re.compile(r"\{([^\W\d]\w*)\}")  # `{text}` or `{标题}` in a prompt
 STARTS = ("", "question", "question and end")  # what the decoder's text begins with
 IMAGENET_COLORS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -214,7 +214,7 @@ class Task:
         image: settings of the image processor, such as `{"size": 512}`, that differ from the checkpoint's.
         generation: keywords of `generate` that belong to the task, whatever the checkpoint.
         official_text: what the original scripts make of a generated text, a key of `OFFICIAL_TEXT`.
-        metric: name of the score that compares answers with references; empty for drawn images, which have none.
+        metric: name of the score that compares answers with references.
         pipeline: transformers' name of the pipeline that answers it.
     """
 
@@ -489,7 +489,7 @@ TASKS = {
                 "no_repeat_ngram_size": 0,
                 "early_stopping": False,
             },
-            metric="",
+            metric="clip",
             pipeline="text-to-image",
         ),
     )

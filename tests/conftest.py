@@ -1,6 +1,7 @@
 """What every test can rely on: no network, no telemetry, no token, a cache of its own, the same random numbers."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -41,6 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if needing and not _has_accelerator():
         for item in needing:
             item.add_marker(pytest.mark.skip(reason="needs an accelerator; torch.cuda sees none here"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported now stays; the collector, which every run of the Trainer calls, need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _has_accelerator() -> bool:

@@ -5,12 +5,15 @@ of its own has (a launcher, another version of transformers, an environment that
 imported) is tested with such processes.
 """
 
+import contextlib
+import gc
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +28,7 @@ LIBRARIES = (
     "transformers.models.roberta.tokenization_roberta transformers.image_processing_utils "
     "transformers.processing_utils accelerate datasets peft PIL.Image safetensors.torch huggingface_hub tqdm.auto"
 ).split()
+ADDRESS = "OFA_TESTS_FORKS"  # environment variable: the server's socket
 PATIENCE = 300.0  # seconds; whatever takes longer hangs
 
 
@@ -32,24 +36,32 @@ PATIENCE = 300.0  # seconds; whatever takes longer hangs
 
 
 class Forks:
-    """The server, and what tests ask it."""
+    """What tests ask the server, which all test processes share; the first of them starts it.
+
+    Args:
+        folder: of what the forks print.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.count = folder, 0
-        self.log = (folder / "server.log").open("w")
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.server = subprocess.Popen([sys.executable, __file__], stderr=self.log, **pipes)
-
-    def close(self) -> None:
-        self.server.kill()
-        self.server.communicate()
-        self.log.close()
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))[:16]
+        place = Path(tempfile.gettempdir(), f"ofa_forks_{run}")
+        self.address = os.environ.setdefault(ADDRESS, f"{place}.socket")  # programs in forks ask the same server
+        with contextlib.suppress(FileExistsError), open(f"{self.address}.log", "x") as log:
+            command = [sys.executable, __file__, self.address, str(os.getpid())]
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        end = time.monotonic() + PATIENCE
+        while not os.path.exists(self.address):
+            assert time.monotonic() < end, Path(f"{self.address}.log").read_text(encoding="utf-8")
+            time.sleep(0.05)
+        self.server = self.ask(user=os.getpid())
 
     def ask(self, **request) -> int | None:
-        print(json.dumps(request), file=self.server.stdin, flush=True)
-        answer = self.server.stdout.readline()
-        assert answer, (self.folder / "server.log").read_text(encoding="utf-8")
-        return json.loads(answer)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self.address)
+            with connection.makefile("rw", encoding="utf-8") as stream:
+                print(json.dumps(request), file=stream, flush=True)
+                return json.loads(stream.readline())
 
     def start(self, command: Sequence[object], *, cwd=None, env: Mapping[str, str] | None = None) -> "Fork":
         """Start `[python, …]` as `subprocess.Popen` would; `env` is that of this process by default."""
@@ -130,9 +142,7 @@ class Fork:
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory):
     """The server; it starts with the first test that asks for it."""
-    server = Forks(tmp_path_factory.mktemp("forks"))
-    yield server
-    server.close()
+    return Forks(tmp_path_factory.mktemp("forks"))
 
 
 @pytest.fixture
@@ -147,7 +157,7 @@ def use_quick_strangers(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: Sequence[str], *, env: Mapping[str, str], **options) -> subprocess.CompletedProcess:
         if env.get("PYTHONPATH") != os.environ.get("PYTHONPATH"):
             return subprocess.run(command, env=env, **options)
-        parent, own = str(forks.server.pid), str(os.getpid())  # with which the program ends
+        parent, own = str(forks.server), str(os.getpid())  # with which the program ends
         return forks.run([parent if word == own else word for word in command], env=env, text=False, **options)
 
     quick = {"run": run, "TimeoutExpired": subprocess.TimeoutExpired, "DEVNULL": subprocess.DEVNULL}
@@ -157,26 +167,55 @@ def use_quick_strangers(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------- in the server
 
 
-def serve() -> None:
-    """Import the libraries; then start a fork for each line of stdin, or say whether one has ended."""
+def serve(address: str, user: str) -> None:
+    """Import the libraries; then start forks, or say whether one has ended, until no process is left that asks."""
     from importlib import import_module
     from importlib.util import find_spec
 
     for name in LIBRARIES:
         if find_spec(name.partition(".")[0]):
             import_module(name)
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "poll" in request:
-            found, status = os.waitpid(request["poll"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if found else None
-        elif not (answer := os.fork()):
-            os._exit(live(request))
-        print(json.dumps(answer), flush=True)
+    gc.freeze()  # what is imported stays, and its memory stays shared
+    users = {int(user)}
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{address}.new")
+        listener.listen(64)
+        listener.settimeout(1.0)
+        os.rename(f"{address}.new", address)  # it is there once it answers
+        while users:
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                users = set(filter(is_alive, users))
+                continue
+            with connection, connection.makefile("rw", encoding="utf-8") as stream:
+                answer = serve_one(json.loads(stream.readline()), users)
+                print(json.dumps(answer), file=stream, flush=True)
+    for left in (address, f"{address}.log"):
+        os.remove(left)
+
+
+def serve_one(request: Mapping, users: set[int]) -> int | None:
+    if "user" in request:
+        users.add(request["user"])
+        return os.getpid()
+    if "poll" in request:
+        found, status = os.waitpid(request["poll"], os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if found else None
+    return os.fork() or os._exit(live(request))
+
+
+def is_alive(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def live(request: Mapping) -> int:
     """A fork's life: the streams, environment and arguments that were asked for; returns the exit status."""
+    import atexit
     import traceback
 
     from stress.processes import take_own_progress_lock
@@ -198,6 +237,7 @@ def live(request: Mapping) -> int:
     except BaseException as error:
         traceback.print_exc()
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     return status if isinstance(status, int) else int(status is not None)
@@ -205,10 +245,10 @@ def live(request: Mapping) -> int:
 
 def use_modules_cache() -> None:
     """Let code that is loaded from model folders lie where the environment says; transformers has read it before."""
-    if cache := os.environ.get("HF_MODULES_CACHE"):
-        for module in list(sys.modules.values()):
-            if getattr(module, "HF_MODULES_CACHE", None):
-                module.HF_MODULES_CACHE = cache
+    cache = os.environ.get("HF_MODULES_CACHE") or os.path.join(os.environ["HF_HOME"], "modules")
+    for module in list(sys.modules.values()):
+        if getattr(module, "HF_MODULES_CACHE", None):
+            module.HF_MODULES_CACHE = cache
 
 
 def run_as_python(words: Sequence[str]) -> None:
@@ -232,4 +272,4 @@ def run_as_python(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(*sys.argv[1:])

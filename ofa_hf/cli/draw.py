@@ -2,17 +2,22 @@
 
 import argparse
 
+from ofa_hf.cli.table_options import OPTIONS
+
 
 HELP = "Draw texts: PNG images, a sheet of them per text, and images.jsonl. A run that was interrupted is continued."
+TEXTS = "what to draw; a table with a column of texts, a file with one per line, or - for the lines of stdin"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="what to draw; or one table with a column of texts")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help=TEXTS)
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a checkpoint that draws")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder of the images")
     parser.add_argument("--num-images", type=int, default=4, metavar="N", help="images of each text (default: 4)")
     parser.add_argument("--seed", type=int, default=42, help="the same seed draws the same images (default: 42)")
     parser.add_argument("--column", metavar="NAME", help="column of the texts in a table (default: text or caption)")
+    for name in ("encoding", "separator"):
+        parser.add_argument(f"--{name}", metavar="NAME", help=OPTIONS[name])
     parser.add_argument("--task", metavar="NAME", help="task of the model (default: the one that draws)")
     parser.add_argument("--clip", metavar="DIR_OR_ID", help="rank the images of a text with this CLIP")
     parser.add_argument("--num-beams", type=int, metavar="N", help="search with so many beams instead of sampling")
@@ -27,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw everything that can be; 1 if anything could not."""
     from pathlib import Path
 
+    from ofa_hf.prediction.processes import Processes
     from ofa_hf.prediction.text_to_image import RECORD, DrawRequest, draw_files
 
     options = {"num_beams": args.num_beams, "top_k": args.top_k, "temperature": args.temperature}
@@ -41,11 +47,12 @@ def run(args: argparse.Namespace) -> int:
         column=args.column,
         device=args.device,
         dtype=args.dtype,
+        reading={"encoding": args.encoding, "separator": args.separator},
         options={name: value for name, value in options.items() if value is not None},
     )
     failed = draw_files(request)
     record = Path(args.output, RECORD)
-    if record.is_file():
+    if record.is_file() and Processes().is_first:
         print_images(record, args.json)
     return 1 if failed else 0
 
@@ -56,4 +63,4 @@ def print_images(record, as_json: bool) -> None:
 
     for line in record.read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
-        print(line if as_json else f"{record.parent / values['images'][0]['file']}\t{values['text']}")
+        print(line if as_json else f"{record.parent / values['image']}\t{values['text']}")

@@ -9,6 +9,7 @@ from ofa_hf.cli.table_options import add_table_options, table_form
 from ofa_hf.files import refuse_unwritable
 
 
+CLIP = "score drawn texts: this CLIP says how well each image fits (model.safetensors and tokenizer of transformers)"
 COLUMNS = "score the model on these columns of --captions, one accuracy each (no names: all that it can fill)"
 HELP = "Score answers against references with the metric of their task; for captions CIDEr-D, BLEU-4 and ROUGE-L."
 
@@ -23,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", metavar="FILE", help="references: MUGE's captions, or any table for finetune")
     parser.add_argument("--images", metavar="TSV_OR_FOLDER", help="MUGE's image file, or the folder of the images")
     parser.add_argument("--columns", nargs="*", metavar="NAME", help=COLUMNS)
+    parser.add_argument("--clip", metavar="DIR_OR_ID", help=CLIP)
+    parser.add_argument("--num-images", type=positive, metavar="N", help="with --clip: draw N, the best counts (1)")
+    parser.add_argument("--drawn", metavar="FOLDER", help="with --clip: keep the images, and continue there")
     parser.add_argument("--data-format", choices=["official"], help="--captions is a TSV of the original OFA")
     parser.add_argument("--selected-cols", metavar="NUMBERS", help="its columns, as in the original's scripts")
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
@@ -44,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from ofa_hf.evaluation import write_submission
     from ofa_hf.prediction.inputs import open_images
 
-    images = None if is_table(args) else open_images(args.images) if args.images else None
+    images = None if args.clip or is_table(args) else open_images(args.images) if args.images else None
     if not args.captions:
         from ofa_hf.prediction.evaluating import answer_images
 
@@ -70,6 +74,12 @@ def check_usage(args: argparse.Namespace) -> None:
         args.usage_error("--predictions needs --captions, the references to compare with")
     if args.model and not args.images and not args.captions:
         args.usage_error("--model needs --images, the images to answer")
+    if args.clip and (not args.model or not args.captions or args.columns is not None):
+        args.usage_error("--clip scores what a --model draws of the texts in --captions")
+    if args.clip and (args.report or args.submission):
+        args.usage_error("drawn images have no page of answers: leave --report and --submission out; see --drawn")
+    if not args.clip and (args.drawn or args.num_images):
+        args.usage_error("--drawn and --num-images are about images that --clip scores: add --clip")
     if args.columns is not None and not args.model:
         args.usage_error("--columns are filled by a --model; score a table that is filled with --task")
     if args.columns is not None and (args.task or args.report):
@@ -87,19 +97,34 @@ def evaluate(args: argparse.Namespace, images):
 
         options = {"task": args.task or "caption", "limit": args.limit, "form": table_form(args)}
         return evaluate_files(args.predictions, args.captions, **options)
+    if args.clip:
+        return evaluate_drawn(args)
     from ofa_hf.prediction.evaluating import evaluate_images, evaluate_table
 
     run = {"model": args.model, "captions": args.captions, "images": args.images, "limit": args.limit}
     options = {"limit": args.limit, "task": args.task, "device": args.device, "run": run, **settings(args)}
     if is_table(args):
-        from ofa_hf.data.sources import Files
-
-        official = args.data_format == "official"
-        form = table_form(args)
-        files = Files(args.captions, args.images, form, official, args.selected_cols, True, "--images")
-        return evaluate_table(args.model, files, columns=args.columns, **options)
+        return evaluate_table(args.model, files_of(args), columns=args.columns, **options)
     options["form"] = table_form(args)
     return evaluate_images(args.model, images, args.captions, **options)
+
+
+def files_of(args: argparse.Namespace):
+    """The rows to answer, as `Files`."""
+    from ofa_hf.data.sources import Files
+
+    official = args.data_format == "official"
+    return Files(args.captions, args.images, table_form(args), official, args.selected_cols, True, "--images")
+
+
+def evaluate_drawn(args: argparse.Namespace):
+    """Let a model draw, and score its images."""
+    from ofa_hf.prediction.evaluating_drawings import evaluate_drawings
+
+    options = {"task": args.task, "drawn": args.drawn, "limit": args.limit, "device": args.device}
+    options |= {"num_images": args.num_images or 1}
+    run = {"model": args.model, "captions": args.captions, "limit": args.limit}
+    return evaluate_drawings(args.model, files_of(args), args.clip, **options, run=run)
 
 
 def is_table(args: argparse.Namespace) -> bool:

@@ -20,7 +20,7 @@ from torchvision.transforms import functional as transforms
 from transformers.utils import cached_file
 
 from ofa_hf.errors import UserError
-from ofa_hf.image_processing_ofa import PIXELS_PER_CODE, VQGAN_FOLDER, check_image_decoder, load_image_decoder
+from ofa_hf.image_processing_ofa import PIXELS_PER_CODE, VQGAN_FOLDER, check_image_decoder, read_image_decoder
 from ofa_hf.models import check_device
 
 
@@ -33,7 +33,7 @@ class ImageEncoder:
     """Turns images into codes: the encoder of a VQGAN of diffusers, and a 1 × 1 convolution for the codes' logits.
 
     Args:
-        vqgan: a `diffusers.VQModel`; its decoder is not kept.
+        vqgan: a `diffusers.VQModel`. Its encoder is used, not copied; its decoder is not kept.
         code_logits: `quantize.proj.weight (codes, width, 1, 1)` and `quantize.proj.bias (codes,)`.
         name: of the VQGAN, for messages.
 
@@ -72,8 +72,7 @@ class ImageEncoder:
                 f"with its VQGAN: `ofa-hf convert … --vqgan last.ckpt --vqgan-config model.yaml`."
             )
         try:
-            # not the one that the cache shares with whoever draws: it moves to a device, and only a half of it stays
-            vqgan = load_image_decoder.__wrapped__(os.path.abspath(name) if os.path.isdir(name) else name)
+            vqgan = read_image_decoder(os.path.abspath(name) if os.path.isdir(name) else name)
         except (ImportError, ValueError) as error:
             advice = " It comes with `pip install 'ofa-hf[draw]'`." if isinstance(error, ImportError) else ""
             raise UserError(f"{error}{advice}") from error

@@ -8,6 +8,7 @@ from ofa_hf.errors import UserError
 from ofa_hf.evaluation.answers import score_answers, score_f1, score_matthews, score_vqa
 from ofa_hf.evaluation.boxes import score_boxes
 from ofa_hf.evaluation.captions import score_captions
+from ofa_hf.evaluation.drawings import score_cosines
 from ofa_hf.evaluation.reading import score_reading
 from ofa_hf.evaluation.scores import Predictions, References, Scores
 from ofa_hf.evaluation.summaries import score_summaries
@@ -73,6 +74,7 @@ METRICS = {
             ranks="accuracy",
         ),
         # the official scripts keep the checkpoint with the best accuracy
+        Metric("clip", best="clip_score", titles={"clip_score": "CLIP cosine × 100"}, score=score_cosines),
         Metric("f1", best="accuracy", titles={"f1": "F1", "accuracy": "Accuracy"}, score=score_f1),
     )
 }
@@ -99,12 +101,12 @@ def metric_of(task: Task) -> Metric:
 
     Raises:
         UserError: there is no such metric, it needs a package that is not installed, or it does not score the kind of
-            answer that the task has; images have none.
+            answer that the task has; images are scored by a CLIP, see `evaluate_drawings`.
     """
     if task.answer == "image":
         raise UserError(
-            f"The task {task.name} answers with images, which are neither scored nor trained here. Draw with "
-            f"`ofa-hf draw`."
+            f"The task {task.name} answers with images, which a CLIP scores: `ofa-hf evaluate --model … --captions … "
+            f"--clip DIR_OR_ID`. Draw with `ofa-hf draw`."
         )
     metric = find_metric(task.metric)
     if (task.answer == "boxes") != (metric is METRICS["box"]):

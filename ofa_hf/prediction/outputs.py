@@ -28,6 +28,7 @@ SECONDS_BETWEEN_SYNCS = 5.0  # a power cut costs at most this much work
 Answers = list[dict[str, Any]]  # of one row, best first: {"text": …, "score": …}, or a "box" with its image's "size"
 Name = str | tuple[str, ...]  # of a row: what was asked about, such as a file, or a file and a question
 
+SCORES = ("score", "clip_score")  # of an answer: the model's, and for drawn images CLIP's
 PLURALS = {"box": "boxes", "summary": "summaries"}
 NOT_THERE = "none"  # printed in place of a box
 
@@ -153,7 +154,7 @@ class Format(NamedTuple):
 
 
 def _score(answer: dict[str, Any]) -> dict[str, float]:
-    return {"score": answer["score"]} if "score" in answer else {}
+    return {name: answer[name] for name in SCORES if name in answer}
 
 
 class AnswerPrinter:

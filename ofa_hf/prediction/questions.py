@@ -14,7 +14,7 @@ from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
 from ofa_hf.prediction.inputs import TableImages, find_images, image_of
 from ofa_hf.prediction.outputs import Name
 from ofa_hf.processing_ofa import is_foreign
-from ofa_hf.tables.column_names import FIELDS, matches
+from ofa_hf.tables.column_names import FIELDS, matches, plain_name
 from ofa_hf.tables.columns import image_column_of
 from ofa_hf.tables.encodings import find_encoding, text_lines
 from ofa_hf.tables.problems import Problem
@@ -39,6 +39,7 @@ class Inputs:
         image_column: of tables, in place of the usual names.
         reading: encoding and separator of tables, where they cannot be told, see `open_table`.
         ask_with: field → its option on the command line, for messages; other fields are given with --field.
+        text_columns: field of the task → names of its column in tables, in place of the usual ones.
     """
 
     paths: Sequence[str]
@@ -47,6 +48,7 @@ class Inputs:
     image_column: str | None = None
     ask_with: Mapping[str, str] = field(default_factory=dict)
     reading: Mapping[str, str | None] = field(default_factory=dict)
+    text_columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def how_to_give(self, fields: Iterable[str]) -> str:
         """The options that give these fields, for messages."""
@@ -296,9 +298,12 @@ def columns_for(there: Sequence[str], task: Task, inputs: Inputs, path: str) -> 
     if task.needs_image:
         found["image"] = image_column_of(there, inputs.image_column)
     for name in (name for name in task.fields if name not in inputs.texts):
-        usual = [each for each in matches(there, FIELDS.get(name, ())) if each not in found.values()]
-        found[name] = name if name in there else next(iter(usual), None)
+        named = inputs.text_columns.get(name)
+        wanted = FIELDS.get(name, ()) if named is None else list(map(plain_name, named))
+        usual = [each for each in matches(there, wanted) if each not in found.values()]
+        found[name] = name if name in there and named is None else next(iter(usual), None)
     if missing := [name for name, column in found.items() if not column]:
+        missing = [" or ".join(inputs.text_columns.get(name, [name])) for name in missing]
         raise UserError(
             f"{path} has no column {', '.join(missing)}; it has {', '.join(there)[:300]}. The task {task.name} needs "
             f"{', '.join(found)}: rename the columns" + (", or pass --image-column NAME." if "image" in found else ".")

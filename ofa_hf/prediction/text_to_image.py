@@ -1,32 +1,35 @@
 """Draw texts into a folder: an image per file, a sheet per text, and a record by which a run is continued."""
 
-import json
 import math
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from datasets.utils import tqdm
 from PIL import Image
 
-from ofa_hf.errors import UserError
-from ofa_hf.files import write_bytes, write_image
-from ofa_hf.image_processing_ofa import PIXELS_PER_CODE, VQGAN_FOLDER, check_image_decoder, load_image_decoder
+from ofa_hf.errors import UserError, explain_full_disk
+from ofa_hf.files import read_json, write_image, write_json
+from ofa_hf.image_processing_ofa import VQGAN_FOLDER, check_image_decoder, load_image_decoder
 from ofa_hf.models import load_model, read_tasks
-from ofa_hf.pipeline_ofa import IMAGES_PER_BATCH, OFATextToImagePipeline, check_description
+from ofa_hf.pipeline_ofa import OFATextToImagePipeline, check_description
 from ofa_hf.prediction.clip import ClipScorer
-from ofa_hf.tables.problems import Problem
-from ofa_hf.tables.table_files import open_table
+from ofa_hf.prediction.outputs import SCORES, Format
+from ofa_hf.prediction.processes import Processes, open_answer_file
+from ofa_hf.prediction.questions import Inputs, Rows, find_rows, notes_of
 from ofa_hf.tasks_ofa import Task
 
 
 RECORD = "images.jsonl"
-TEXT_COLUMNS = ("text", "caption", "description", "prompt")
+TEXT_COLUMNS = ("text", "caption", "description", "prompt")  # of tables
+SETTINGS = "settings.json"  # of the run that a folder is of
 GAP = 8  # pixels between the images of a sheet
 MAX_SEED = 2**63 - 1
+
+Key = tuple[str, str]  # number and text
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,13 @@ class DrawRequest:
     """What to draw.
 
     Args:
-        texts: texts; or one table of them, by its path.
+        texts: texts, files with one per line, `-` for such lines on stdin, and tables.
         model: folder or Hub id.
         output: folder of the images; a run that was interrupted there is continued.
         num_images: per text.
         clip: folder or Hub id of a CLIP that ranks the images of a text; by default the model's own score does.
-        column: of a table; by default the first of `TEXT_COLUMNS` that it has.
+        column: of tables; by default the usual ones.
+        reading: encoding and separator of tables, see `open_table`.
         options: of the pipeline, such as `num_beams`.
     """
 
@@ -53,33 +57,100 @@ class DrawRequest:
     column: str | None = None
     device: str | None = None
     dtype: str = "auto"
+    reading: Mapping[str, str | None] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides which images come out, besides the model."""
+        return {"num_images": self.num_images, "seed": self.seed, "clip": self.clip, "options": dict(self.options)}
 
 
 def draw_files(request: DrawRequest) -> int:
-    """Draw every text that can be drawn; returns how many could not.
+    """Draw every text that can be drawn, in one process or in those of `torchrun`; returns how many could not.
 
     Raises:
         UserError: nothing to draw, no such model or one that does not draw, or an output of another run.
     """
-    rows = find_texts(request)
-    task = drawing_task(request)
-    folder = DrawnFolder(Path(request.output), request)
-    failed, wanted = 0, []
-    for number, text in rows:
-        if problem := problem_of(text):
-            failed += 1
-            say(f"text {number} is skipped: {problem}")
-        elif not folder.has(number, text):
-            wanted.append((number, text))
-    done = len(rows) - failed - len(wanted)
-    if done:
-        say(f"{done:,} of {len(rows):,} texts are drawn already in {folder.path}.")
-    return failed + (draw_all(request, task, folder, wanted) if wanted else 0)
+    processes = Processes()
+    check_settings(request)
+    task, language = drawing_task(request)
+    columns = {name: [request.column] if request.column else TEXT_COLUMNS for name in task.fields}
+    rows = find_rows(Inputs(request.texts, text_columns=columns, reading=request.reading), task, language)
+    folder = Path(request.output)
+    full_disk = explain_full_disk(folder, "What is drawn is kept. Free some room and run the command again.")
+    with processes, full_disk:
+        rows.names = processes.agree(rows.names)
+        if processes.is_first:
+            prepare_folder(folder, request)
+            for note in [f"skipped: {problem}" for problem in rows.problems] + notes_of(rows.counts, language):
+                say(note)
+        processes.total()  # the folder is there
+        return len(rows.problems) + Job(request, task, processes).run(rows)
 
 
-def draw_all(request: DrawRequest, task: Task, folder: "DrawnFolder", wanted: Sequence[tuple[int, str]]) -> int:
-    """Load the model and draw; returns how many texts CLIP cannot read."""
+@dataclass
+class Job:
+    """The texts of a request, each process taking its share."""
+
+    request: DrawRequest
+    task: Task
+    processes: Processes
+    failed: int = 0
+
+    def run(self, rows: Rows) -> int:
+        """Draw what is not drawn yet; returns how many texts could not be, in all processes."""
+        keys = [(str(number), text) for number, text in enumerate(rows.names, 1)]
+        format = Format("image", self.request.num_images, names=("number", "text"))
+        path = Path(self.request.output)
+        with open_answer_file(path / RECORD, format, self.processes, keys) as output:
+            folder = DrawnFolder(path, output, self.request)
+            mine = self.processes.share(keys)
+            todo = [key for key in mine if not folder.has(key) and self._can_be_drawn(key)]
+            drawn = self._draw(folder, todo) if todo else 0
+            before = len(mine) - len(todo) - (self.failed - (len(todo) - drawn))
+        drawn, before, failed = self.processes.total(drawn, before, self.failed)
+        if self.processes.is_first:
+            already = f", {before:,} drawn before" if before else ""
+            number, skipped = len(keys) + len(rows.problems), failed + len(rows.problems)
+            say(f"{drawn:,} of {number:,} texts drawn, {skipped:,} not{already}.")
+        return failed
+
+    def _can_be_drawn(self, key: Key) -> bool:
+        try:
+            check_description(key[1])
+        except ValueError as error:
+            self._skip(key, error)
+            return False
+        return True
+
+    def _skip(self, key: Key, error: Exception) -> None:
+        self.failed += 1
+        say(f"text {key[0]} is skipped: {error}")
+
+    def _draw(self, folder: "DrawnFolder", todo: Sequence[Key]) -> int:
+        """Load the models and draw; returns how many texts were."""
+        request, before = self.request, self.failed
+        pipe, decoder, scorer = load_drawer(replace(request, device=self.processes.device(request.device)))
+        options = {"num_images": request.num_images, "seed": request.seed, "task": self.task.name, **request.options}
+        with code_bar(len(todo), is_hidden=not self.processes.is_first) as on_step:
+            for key in todo:
+                try:
+                    if scorer is not None:
+                        scorer.read(key[1])  # before minutes of drawing
+                    images = pipe(key[1], image_decoder=decoder, on_step=on_step, **options)
+                    folder.add(key, ranked(images, key[1], scorer))
+                except ValueError as error:
+                    self._skip(key, error)
+        return len(todo) - (self.failed - before)
+
+
+def load_drawer(request: DrawRequest) -> tuple[OFATextToImagePipeline, Any, ClipScorer | None]:
+    """The pipeline, its VQGAN and the CLIP that ranks, the small ones first.
+
+    Raises:
+        UserError: one of them cannot be loaded, or they do not fit each other.
+    """
     decoder = load_decoder(request.model)
     scorer = ClipScorer(request.clip, request.device) if request.clip else None
     loaded = load_model(request.model, device=request.device, dtype=request.dtype)
@@ -88,21 +159,7 @@ def draw_all(request: DrawRequest, task: Task, folder: "DrawnFolder", wanted: Se
         check_image_decoder(decoder, pipe.processor.codes()[1])
     except ValueError as error:
         raise UserError(str(error)) from error
-    options = {"num_images": request.num_images, "seed": request.seed, "task": task.name, **request.options}
-    failed = 0
-    with code_bar(request, pipe, task, len(wanted)) as bar:
-        if (options.get("num_beams") or 1) == 1:
-            options["streamer"] = CodeStreamer(bar)
-        for number, text in wanted:
-            try:
-                images = pipe(text, image_decoder=decoder, **options)
-                folder.add(number, text, ranked(images, text, scorer))
-            except ValueError as error:
-                failed += 1
-                say(f"text {number} is skipped: {error}")
-            if "streamer" not in options:
-                bar.update()
-    return failed
+    return pipe, decoder, scorer
 
 
 def load_decoder(model: str) -> Any:
@@ -130,134 +187,109 @@ def ranked(images: list[dict[str, Any]], text: str, scorer: ClipScorer | None) -
 # -------------------------------------------------------------------------------------------------- before work
 
 
-def find_texts(request: DrawRequest) -> list[tuple[int, Any]]:
-    """Numbers from 1 and texts; a row of a table that cannot be read is a `Problem`.
-
-    Raises:
-        UserError: there are none, or a table has no column of texts.
-    """
+def check_settings(request: DrawRequest) -> None:
+    """Raises `UserError` for numbers with which nothing can be drawn."""
     if request.num_images < 1 or not 0 <= request.seed <= MAX_SEED:
         raise UserError(
             f"num_images={request.num_images}, seed={request.seed}: at least one image is drawn, and a seed is a "
             f"number from 0 to {MAX_SEED}."
         )
-    if len(request.texts) == 1 and os.path.exists(request.texts[0]):
-        rows = list(enumerate(texts_of_table(request.texts[0], request.column), 1))
-    else:
-        rows = list(enumerate(request.texts, 1))
-    if not rows:
-        raise UserError(f"{', '.join(request.texts) or 'The command'} has no text to draw. Give one, or a table.")
-    return rows
+    beams, options = request.options.get("num_beams"), request.options
+    if beams is not None and beams != 1 and beams < request.num_images:
+        raise UserError(
+            f"A search with {beams} beams finds at most {beams} images, but {request.num_images} were asked for. "
+            f"Raise --num-beams, or lower --num-images."
+        )
+    if options.get("top_k", 1) < 1 or not 0 < options.get("temperature", 1) < math.inf:
+        raise UserError(
+            f"top_k={options.get('top_k')}, temperature={options.get('temperature')}: samples are among at least 1 "
+            f"code, and the temperature is a number above 0."
+        )
 
 
-def texts_of_table(path: str, column: str | None) -> Iterator[Any]:
-    table = open_table(path)
-    column = column or next((name for name in TEXT_COLUMNS if name in table.columns), None)
-    if column not in table.columns:
-        wanted = f"no column {column!r}" if column else f"none of the columns {', '.join(TEXT_COLUMNS)}"
-        raise UserError(f"{path} has {wanted}. It has {', '.join(table.columns)}. Name one of them with --column.")
-    for _, row in table:
-        yield row if isinstance(row, Problem) else str(row.get(column) or "")
-
-
-def problem_of(text: Any) -> str:
-    """Why a text cannot be drawn; empty if it can."""
-    if isinstance(text, Problem):
-        return str(text)
-    try:
-        check_description(text)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def drawing_task(request: DrawRequest) -> Task:
-    """The task of the model that draws.
+def drawing_task(request: DrawRequest) -> tuple[Task, str]:
+    """The task of the model that draws, and the model's language.
 
     Raises:
         UserError: it has none.
     """
-    tasks, _, _ = read_tasks(request.model)
+    tasks, _, language = read_tasks(request.model)
     drawing = [task for name, task in tasks.items() if task.answer == "image" and request.task in (None, name)]
     if not drawing:
         raise UserError(
             f"The model {request.model} does not draw: its tasks are {', '.join(tasks)}. Use one that was converted "
             f"from image_gen_base_best or image_gen_large_best."
         )
-    if os.path.isdir(request.model) and not os.path.isdir(os.path.join(request.model, VQGAN_FOLDER)):
+    if Path(request.model).is_dir() and not Path(request.model, VQGAN_FOLDER).is_dir():
         raise UserError(f"{request.model} has no folder {VQGAN_FOLDER}. Convert the checkpoint with --vqgan.")
-    return drawing[0]
+    return drawing[0], language
 
 
 # ------------------------------------------------------------------------------------------------------- output
 
 
-class DrawnFolder:
-    """A folder of drawn images, with a line per text in `images.jsonl` once all its images are there.
+def prepare_folder(folder: Path, request: DrawRequest) -> None:
+    """Make the folder of a new run, or look whether it is of this one.
 
     Raises:
-        UserError: the folder holds images of another run, or is a file.
+        UserError: it is a file, or of a run with other settings.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file. Give a folder for the images.")
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / SETTINGS
+    if not kept.is_file():
+        write_json(kept, request.settings)
+    elif (seen := read_json(kept, "Give another folder for the images.")) != request.settings:
+        raise UserError(
+            f"{folder} is of another run, with {said(seen)}. Asked for was {said(request.settings)}. Give another "
+            f"folder, or the same settings to continue that run."
+        )
+
+
+def said(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items() if value not in (None, {}))
+
+
+class DrawnFolder:
+    """A folder of drawn images. Its record has a line per text, written once all its images are there.
+
+    Args:
+        output: the record.
     """
 
-    def __init__(self, path: Path, request: DrawRequest):
-        self.path, self.record = path, path / RECORD
-        self.settings = {"num_images": request.num_images, "seed": request.seed, "clip": request.clip}
-        self.settings |= {"options": dict(request.options)}
-        if path.is_file():
-            raise UserError(f"{path} is a file. Give a folder for the images.")
-        path.mkdir(parents=True, exist_ok=True)
-        self.drawn = {line["number"]: line for line in self._lines()}
+    def __init__(self, path: Path, output: Any, request: DrawRequest):
+        self.path, self.output, self.num_images = path, output, request.num_images
+        self.texts = dict(output.done)  # number → text
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        """The texts that are drawn; a last line that was cut off by a crash is dropped."""
-        if not self.record.exists():
-            return
-        text = self.record.read_text(encoding="utf-8")
-        complete = text[: text.rfind("\n") + 1]
-        if complete != text:
-            write_bytes(self.record, complete.encode())
-        for line in complete.splitlines():
-            try:
-                values = json.loads(line)
-                if {"number", "text", "images"} <= values.keys():
-                    yield values
-                    continue
-            except (ValueError, AttributeError):
-                pass
-            raise UserError(f"{self.record} was not written by ofa-hf draw. Give another folder for the images.")
-
-    def has(self, number: int, text: str) -> bool:
+    def has(self, key: Key) -> bool:
         """Whether a text is drawn.
 
         Raises:
-            UserError: another text has this number, or it was drawn with other settings.
+            UserError: another text has its number.
         """
-        line = self.drawn.get(number)
-        if line is None:
-            return False
-        if line["text"] != text or {name: line.get(name) for name in self.settings} != self.settings:
+        number, text = key
+        if self.texts.get(number, text) != text:
             raise UserError(
-                f"{self.record} is of another run: text {number} was {line['text'][:60]!r}, drawn with "
-                f"num_images={line.get('num_images')}, seed={line.get('seed')}. Give another folder, or the same "
-                f"texts and settings to continue that run."
+                f"{self.path / RECORD} is of another run: text {number} was {self.texts[number][:60]!r}. Give another "
+                f"folder, or the same texts to continue that run."
             )
-        return all((self.path / one["file"]).is_file() for one in line["images"])
+        return number in self.texts and all((self.path / name).is_file() for name in self._names(number))
 
-    def add(self, number: int, text: str, images: Sequence[Mapping[str, Any]]) -> None:
-        """Write the images of a text, their sheet, and then the line that says so; print the line."""
-        entries = []
-        for rank, one in enumerate(images, 1):
-            name = f"{number:04d}-{rank}.png"
+    def _names(self, number: str) -> list[str]:
+        return [f"{int(number):04d}-{rank}.png" for rank in range(1, self.num_images + 1)]
+
+    def add(self, key: Key, images: Sequence[Mapping[str, Any]]) -> None:
+        """Write the images of a text, their sheet, and then the line that says so."""
+        answers = []
+        for name, one in zip(self._names(key[0]), images, strict=True):
             write_image(self.path / name, one["image"], "PNG")
-            scores = {key: round(one[key], 6) for key in ("score", "clip_score") if key in one}
-            entries.append({"file": name, **scores})
+            answers.append({"text": name, **{key: round(one[key], 6) for key in SCORES if key in one}})
         if len(images) > 1:
-            write_image(self.path / f"{number:04d}-sheet.png", sheet([one["image"] for one in images]), "PNG")
-        line = {"number": number, "text": text, **self.settings, "images": entries}
-        with open(self.record, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            whole = sheet([one["image"] for one in images])
+            write_image(self.path / f"{int(key[0]):04d}-sheet.png", whole, "PNG")
+        if key not in self.output.done:
+            self.output.write(key, answers)
 
 
 def sheet(images: Sequence[Image.Image]) -> Image.Image:
@@ -274,26 +306,19 @@ def sheet(images: Sequence[Image.Image]) -> Image.Image:
 # ----------------------------------------------------------------------------------------------------- progress
 
 
-class CodeStreamer:
-    """Moves a bar with each code; what `generate` takes for a streamer."""
+@contextmanager
+def code_bar(texts: int, is_hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr of the steps of all texts; gives the pipeline's `on_step`."""
+    with tqdm(total=0, unit="step", desc="drawing", file=sys.stderr, disable=is_hidden) as bar:
+        before = 0
 
-    def __init__(self, bar: Any):
-        self.bar = bar
+        def on_step(done: int, total: int) -> None:
+            nonlocal before
+            bar.total = texts * total
+            bar.update(done - before)
+            before = 0 if done == total else done
 
-    def put(self, value: Any) -> None:
-        self.bar.update()
-
-    def end(self) -> None:
-        pass
-
-
-def code_bar(request: DrawRequest, pipe: OFATextToImagePipeline, task: Task, texts: int) -> Any:
-    """A bar on stderr: of the steps of all texts, or with a beam search, which tells nothing, of the texts."""
-    if (request.options.get("num_beams") or 1) > 1:
-        return tqdm(total=texts, unit="text", desc="drawing")
-    width, height = pipe.processor.model_size(task)
-    steps = (width // PIXELS_PER_CODE) * (height // PIXELS_PER_CODE) + 2  # the start token and the end
-    return tqdm(total=texts * steps * math.ceil(request.num_images / IMAGES_PER_BATCH), unit="step", desc="drawing")
+        yield on_step
 
 
 def say(text: str) -> None:

@@ -264,9 +264,9 @@ def why_a_worker_ended(patience: float = 1.0) -> str:
     while time.monotonic() < end:
         try:
             torch._C._error_if_any_worker_fails()
+            time.sleep(0.02)
         except RuntimeError as error:
             return str(error)
-        time.sleep(0.02)
     return ""
 
 

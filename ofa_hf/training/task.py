@@ -229,5 +229,6 @@ def with_task_metric(trainer_args: Seq2SeqTrainingArguments, *tasks: Task) -> Se
         scored = [task for task in tasks if task.answer != "image"]
         best = MEAN_SCORE if len(tasks) > 1 else None
         trainer_args.metric_for_best_model = best or metric_of(tasks[0]).best if scored else "loss"
-        trainer_args.greater_is_better = bool(scored)
+        if not scored:
+            trainer_args.greater_is_better = False
     return trainer_args

@@ -126,3 +126,16 @@ def test_the_benchmark_of_tasks_compares_each_with_a_caption(script, tmp_path):
     assert next(iter(rows)) == "caption"
     assert {"locate a phrase", "choose among 20 labels", "fill 2 columns with closed lists"} <= rows.keys()
     assert all(row["captions"] > 0 and row["share_of_limit"] > 0 for row in rows.values())
+
+
+def test_the_drawing_benchmark_compares_codes_with_the_plain_way_and_with_words(script, tmp_path):
+    bench = script("bench_drawing", SIDE=64, SAMPLES=3, WORDS=8, PLAIN_STEPS=8)
+    sample = bench.OFAForConditionalGeneration._sample
+    bench.main(["--size", "nano", "--json", str(tmp_path / "drawing.json")])
+    rows = {row["name"]: row for row in json.loads((tmp_path / "drawing.json").read_text())["rows"]}
+    names = [f"{what}, {dtype}" for dtype in ("float32", "bfloat16") for what in ("one image", "3 samples")]
+    assert [name for name in rows if name != "codes into an image"] == names
+    assert all(rows[name]["ratio"] > 0 and rows[name]["of_words"] > 0 for name in names)
+    assert all(rows[name]["growth"] < 20 for name in names)
+    assert rows["3 samples, float32"]["images"] > 0
+    assert bench.OFAForConditionalGeneration._sample is sample

@@ -5,16 +5,19 @@ import importlib.util
 import io
 from collections import Counter
 from functools import cache, partial
+from types import SimpleNamespace
 
 import pytest
 from fixtures.official_items import SHARED, TASK_OF, needs_items, processor, recorded
 from PIL import Image
 
+from ofa_hf import OFAConfig, OFAForConditionalGeneration
 from ofa_hf.data import OFACollator
 from ofa_hf.data.answers import AnswerRule
 from ofa_hf.data.official import FORMS, clean_caption, clean_read_text, clean_summary, parse_line, target_reader
 from ofa_hf.data.shards import Options, make_row
 from ofa_hf.tables.problems import Problem
+from ofa_hf.tasks_ofa import MAX_DESCRIPTION
 
 
 COLUMNS = {"vqa": ("question", "ref", "objects"), "entailment": ("hypothesis", "caption", "label")}
@@ -111,6 +114,45 @@ def test_every_item_is_trained_as_officially():
     assert compared["ocr"] == (0 if skipped["zhconv"] else 52)
     assert compared["allowed words"] == 14
     assert compared["sources"] > 120, "others were recorded with shorter questions than usual"
+
+
+def test_every_image_to_draw_is_trained_as_officially():
+    if not (SHARED / "golden_gen").is_dir():
+        pytest.skip("needs the recordings in ../shared/golden_gen, not here")
+    ours, compared, skipped = processor("en"), 0, Counter()
+    task, codes = ours.find_task("image_generation"), [*range(4), *range(50265, 58457)]
+    places = {"id": 0, "target": 1, "text": 2}
+    prepare = OFAForConditionalGeneration.prepare_decoder_input_ids_from_labels
+    for item in recorded("golden_gen", "image_gen_items.json")["items"]:
+        words = item["caption"].split()[: item["max_src_length"]]
+        if item.get("columns") == 2 or len(words) > MAX_DESCRIPTION:
+            skipped["no codes" if "columns" in item else "longer texts than in the scripts"] += 1
+            continue
+        line = "\t".join([item.get("id", "7"), item["codes"], " ".join(words)]).encode()
+        found = parse_line(
+            line,
+            "f",
+            1,
+            places=places,
+            fields=("text",),
+            needed=("text",),
+            read_target=target_reader(task, "en", False),
+        )
+        if isinstance(found, Problem):
+            skipped[found.kind] += 1
+            continue
+        rule = AnswerRule("image", codes=(len(item["target"]) - 1, 8192)).as_dict()
+        row = make_row(found, "f", None, Options(fields=("text",), has_images=False, rule=rule))
+        batch = OFACollator(ours, task="image_generation", max_target_tokens=30)([row])
+        assert batch["input_ids"][0].tolist() == item["source"], item
+        assert batch["labels"][0].tolist() == item["target"], item
+        assert batch["code_masks"].tolist() == item.get("code_mask", [True]), item
+        assert prepare(SimpleNamespace(config=OFAConfig()), batch["labels"])[0].tolist() == item["prev_output_tokens"]
+        assert batch["word_sets"].tolist() == [codes]
+        assert set(batch["set_numbers"][0].tolist()) == {0}
+        compared += 1
+    assert compared == 30, skipped
+    assert skipped == {"missing field": 3, "longer texts than in the scripts": 1, "no codes": 1}
 
 
 def test_every_item_about_sentences_is_trained_as_officially():

@@ -271,14 +271,19 @@ def png_of_zeros(width: int, height: int, rows: int, text: int = 0) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    packer = zlib.compressobj(1)
-    remark = b"".join(packer.compress(bytes(2**20)) for _ in range(text // 2**20)) + packer.flush()
-    packer = zlib.compressobj(1)
-    row = bytes(1 + width) if rows else b""
-    pixels = b"".join(packer.compress(row) for _ in range(rows if width < 2**28 else 0)) + packer.flush()
+    pixels = packed_zeros(rows * (1 + width) if width < 2**28 else 0)
     chunks = [chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0))]
-    chunks += [chunk(b"zTXt", b"Comment\0\0" + remark)] if text else []
+    chunks += [chunk(b"zTXt", b"Comment\0\0" + packed_zeros(text))] if text else []
     return b"\x89PNG\r\n\x1a\n" + b"".join([*chunks, chunk(b"IDAT", pixels), chunk(b"IEND", b"")])
+
+
+def packed_zeros(length: int) -> bytes:
+    """So many zeros as zlib packs them; a megabyte is packed once and repeated."""
+    packer = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+    piece = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    rest = packer.compress(bytes(length % 2**20)) + packer.flush()
+    checksum = struct.pack(">I", (length % 65521) << 16 | 1)  # Adler-32 of zeros
+    return b"\x78\x01" + piece * (length // 2**20) + rest + checksum
 
 
 def tiff_header(width: int, height: int) -> bytes:

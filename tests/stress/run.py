@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from datetime import datetime, timezone
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 
 
@@ -38,8 +38,6 @@ def main() -> int:
     options = parse_options()
     if options.one:
         return run_here(options.one[0], int(options.one[1]), int(options.one[2]), Path(options.one[3]))
-    if options.serve:
-        return serve()
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     print(f"seed {seed}, {options.minutes} minutes", flush=True)
     record = {**facts(), "seed": seed, "minutes": options.minutes, "pieces": {}}
@@ -58,7 +56,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(PIECES), metavar="NAME", help=f"of {', '.join(PIECES)}")
     parser.add_argument("--output", type=Path, default=TESTS.parent / "outputs" / "stress.json")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # name, seed, amount, folder: run it in this process
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -90,27 +87,6 @@ def run_here(name: str, seed: int, amount: int, folder: Path) -> int:
         traceback.print_exc()
         outcome = {"outcome": "broken", "reason": f"{type(error).__name__}: {error}"}
     write(folder / "outcome.json", outcome)
-    return 0
-
-
-def serve() -> int:
-    """Import the libraries once, then run every piece that a line of standard input names in a fork of this process.
-
-    A line is `[name, seed, amount, folder]` in JSON; the answer is the fork's status.
-    """
-    for module in (
-        "ofa_hf.models",
-        "ofa_hf.prediction.files",
-        "ofa_hf.training.finetuning",
-        "ofa_hf.conversion.convert",
-    ):
-        import_module(module)
-    for line in sys.stdin:
-        name, seed, amount, folder = json.loads(line)
-        if not (child := os.fork()):
-            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-            os._exit(run_here(name, seed, amount, Path(folder)))
-        print(os.waitpid(child, 0)[1], flush=True)
     return 0
 
 

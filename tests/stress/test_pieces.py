@@ -2,7 +2,6 @@
 
 import json
 import secrets
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,23 +17,13 @@ def forks(name: str) -> bool:
     return PIECES[name].home.startswith(("crash:", "concurrency:", "numerics:explosions", "long_runs:"))
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A process that has imported the libraries and forks for each piece, and the file of what it says."""
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    command = [sys.executable, str(Path(__file__).with_name("run.py")), "--serve"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with log.open("w") as stderr, subprocess.Popen(command, stderr=stderr, **pipes) as process:
-        yield process, log
-
-
 @pytest.fixture
 def run(request, tmp_path):
     """Run a piece, apart if it forks: `run(name, seed, amount)`."""
 
     def run(name: str, seed: int, amount: int) -> None:
         if forks(name):
-            return run_apart(*request.getfixturevalue("server"), name, seed, amount, tmp_path)
+            return run_apart(request.getfixturevalue("forks"), name, seed, amount, tmp_path)
         try:
             figures = PIECES[name].function()(seed, amount, tmp_path)
         except NotHere as reason:
@@ -44,14 +33,14 @@ def run(request, tmp_path):
     return run
 
 
-def run_apart(server: subprocess.Popen, log: Path, name: str, seed: int, amount: int, folder: Path) -> None:
-    print(json.dumps([name, seed, amount, str(folder)]), file=server.stdin, flush=True)
-    status = server.stdout.readline()
-    assert (folder / "outcome.json").is_file(), f"status {status}\n{log.read_text(encoding='utf-8')}"
+def run_apart(forks, name: str, seed: int, amount: int, folder: Path) -> None:
+    program = Path(__file__).with_name("run.py")
+    ran = forks.run([sys.executable, program, "--one", name, seed, amount, folder])
+    assert (folder / "outcome.json").is_file(), f"status {ran.returncode}\n{ran.stderr}"
     outcome = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
     if outcome["outcome"] == "skipped":
         pytest.skip(outcome["reason"])
-    assert outcome["outcome"] == "kept", f"{outcome['reason']}\n{log.read_text(encoding='utf-8')}"
+    assert outcome["outcome"] == "kept", f"{outcome['reason']}\n{ran.stderr}"
 
 
 @pytest.mark.parametrize("name", [name for name, piece in PIECES.items() if piece.short])

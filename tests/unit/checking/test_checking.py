@@ -138,3 +138,12 @@ def test_answers_to_questions_may_be_short(shop, tmp_path):
     table.write_text("image,question,answer\n0.jpg,颜色?,红\n", encoding="utf-8")
     check = check_data(table, shop, TASKS["vqa"], form=TableForm(cache_dir=str(tmp_path / "cache")))
     assert (check.report.rows, check.odd) == (1, {})
+
+
+def test_what_a_drawing_task_would_learn_is_checked_as_captions_are(shop, tmp_path):
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,text\n0.jpg,a dog\n1.jpg,x\n2.jpg,\ngone.jpg,a cat\n", encoding="utf-8")
+    check = check_data(table, shop, TASKS["image_generation"], form=TableForm(cache_dir=str(tmp_path / "cache")))
+    assert check.report.rows == 2
+    assert check.odd == {"near-empty caption": 1}
+    assert "2 images with 2 captions would be trained on" in check.text()

@@ -31,6 +31,15 @@ def test_boxes_are_cut_by_a_pixel_and_refused_beyond():
     assert fit_box("0,0,900,20", None) == "0,0,900,20"
 
 
+def test_codes_are_those_of_one_image_that_the_model_knows():
+    rule = AnswerRule("image", codes=(4, 100))
+    assert rule.answer(" 1 2\t3  99 ") == "1 2 3 99"
+    for text, why in (("1 2 3", "has 3 codes, .* has 4"), ("1 2 3 100", "to 100, .* knows 0 to 99"), ("a", "whole")):
+        with pytest.raises(ValueError, match=why):
+            rule.answer(text)
+    assert AnswerRule(**rule.as_dict()).answer("0 0 0 0") == "0 0 0 0"
+
+
 def test_targets_are_texts_numbers_and_boxes_of_every_form():
     box = {"xmin": 1, "ymin": 2, "xmax": 3.5, "ymax": 4}
     assert targets_in("红") == ["红"]

@@ -27,6 +27,7 @@ def processor(tmp_path_factory) -> OFAProcessor:
             "choices": ["红", "红色", "白"],
             "starts_with": "question",
         },
+        "draw": {"prompt": "{text}", "answer": "image", "image": {"size": 16}},
         "kind": {"prompt": "图片?", "answer": "choice", "choices": ["一", "方块"], "labels": {"个": "一"}},
     }
     return OFAProcessor(OFAImageProcessor(size=16), build_tokenizer(vocabulary), tasks=tasks)
@@ -49,6 +50,26 @@ def test_an_answer_that_is_not_in_the_list_is_named(processor):
         UserError, match="The answer '蓝' is not in the list of the task colour, which has 3: 红, 红色, 白"
     ):
         OFACollator(processor, task="colour")([{"id": "a", "thing": "方块", "targets": ["蓝"]}])
+
+
+def test_codes_of_an_image_stand_among_codes(processor):
+    collate = OFACollator(processor, task="draw", max_target_tokens=2)
+    rows = [
+        {"id": "a", "text": "红", "targets": ["0 8191 7 7"]},
+        {"id": "b", "text": "白", "targets": ["1 2 3 4", "5"]},
+    ]
+    batch = collate(rows)
+    (first,) = processor.encode_codes([0])
+    assert batch.keys() == {"input_ids", "attention_mask", "labels", "code_masks", "word_sets", "set_numbers"}
+    codes = [[0, 8191, 7, 7], [], [1, 2, 3, 4], [5]]
+    expected = [[*(first + code for code in row), 2] if row else [] for row in codes]
+    assert [row[row != IGNORED].tolist() for row in batch["labels"]] == expected
+    assert batch["code_masks"].tolist() == [True] * 4
+    assert batch["word_sets"].tolist() == [[0, 1, 2, 3, *range(first, first + 8192)]]
+    assert (batch["set_numbers"] == 0).equal(batch["labels"] != IGNORED)
+    assert collate.num_cut == 0
+    with pytest.raises(UserError, match=r"A target of the task draw cannot be learned: it has codes from 8,192"):
+        collate([{"id": "a", "text": "红", "targets": ["8192"]}])
 
 
 def test_questions_about_one_image_share_it(processor, jpeg):

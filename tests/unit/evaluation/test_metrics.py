@@ -12,6 +12,7 @@ from ofa_hf.tasks_ofa import TASKS, Task, checkpoint_task
 
 ROWS = {  # metric → answers of a right and of a wrong row, and their references
     "box": ("1,1,9,9", "1,1,2,2", ["1,1,9,9"]),
+    "clip": (0.4, 0.1, ["a dog"]),
     "f1": ("yes", "no", ["yes"]),
     "matthews": ("yes", "no", ["yes"]),
     "rouge": ("red scarf", "cup", ["red scarf"]),

@@ -10,6 +10,7 @@ import torch
 import transformers
 from drawing_checkpoint import write_drawing_files
 from PIL import Image
+from small_clip import write_clip
 
 from ofa_hf import image_processing_ofa
 from ofa_hf.cli import main
@@ -21,6 +22,7 @@ from ofa_hf.pipeline_ofa import OFATextToImagePipeline
 from ofa_hf.prediction import text_to_image
 from ofa_hf.prediction.clip import ClipScorer
 from ofa_hf.prediction.loop import predict
+from ofa_hf.prediction.processes import Processes
 from ofa_hf.prediction.text_to_image import DrawRequest, draw_files, sheet
 from ofa_hf.tasks_ofa import TASKS
 
@@ -179,7 +181,7 @@ def test_the_command_draws_and_continues(drawer, tmp_path, capsys):
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines() == [f"{out}/0001-1.png\tred hat", f"{out}/0002-1.png\twhat"]
     names = [f"{number}-{kind}.png" for number in ("0001", "0002") for kind in ("1", "2", "sheet")]
-    assert files_of(out) == [*names, "images.jsonl"]
+    assert files_of(out) == [*names, "images.jsonl", "settings.json"]
     assert Image.open(out / "0001-sheet.png").size == (136, 64)
     before = {name: (out / name).read_bytes() for name in names}
     first, second = (out / "images.jsonl").read_text(encoding="utf-8").splitlines()
@@ -189,15 +191,57 @@ def test_the_command_draws_and_continues(drawer, tmp_path, capsys):
     assert {name: (out / name).read_bytes() for name in names} == before
     assert [line["text"] for line in lines_of(out)] == ["red hat", "what"]
     streams = capsys.readouterr()
-    assert "1 of 2 texts are drawn already" in streams.err
-    assert json.loads(streams.out.splitlines()[0])["images"][0]["file"] == "0001-1.png"
+    assert "1 of 2 texts drawn, 0 not, 1 drawn before." in streams.err
+    line = json.loads(streams.out.splitlines()[0])
+    assert (line["number"], line["text"], line["image"]) == ("1", "red hat", "0001-1.png")
+    assert [one["image"] for one in line["images"]] == ["0001-1.png", "0001-2.png"]
+    assert line["images"][0]["score"] >= line["images"][1]["score"]
+    (out / "0001-2.png").unlink()  # by mistake
+    assert main(command) == 0
+    assert {name: (out / name).read_bytes() for name in names} == before
+    assert len(lines_of(out)) == 2
+
+
+def test_what_a_full_disk_interrupts_is_continued(drawer, tmp_path, monkeypatch):
+    request = DrawRequest(["red hat", "what"], str(drawer), str(tmp_path / "out"), num_images=2)
+    assert draw_files(DrawRequest(**{**vars(request), "output": str(tmp_path / "whole")})) == 0
+    write = text_to_image.write_image
+
+    def fill(path, *given):
+        if path.name == "0002-2.png":
+            raise OSError(28, "No space left on device")
+        write(path, *given)
+
+    monkeypatch.setattr(text_to_image, "write_image", fill)
+    with pytest.raises(UserError, match="The disk that holds .*out is full. What is drawn is kept."):
+        draw_files(request)
+    assert [line["text"] for line in lines_of(tmp_path / "out")] == ["red hat"]
+    monkeypatch.setattr(text_to_image, "write_image", write)
+    assert draw_files(request) == 0
+    for name in files_of(tmp_path / "whole"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_processes_share_the_texts_and_the_first_one_merges(drawer, tmp_path, monkeypatch):
+    """One after the other here: what they tell each other is tested with `ofa-hf caption`."""
+    request = DrawRequest(["red hat", "what", "hat"], str(drawer), str(tmp_path / "out"), num_images=1)
+    for rank in (1, 0):
+        fake = Processes({})
+        fake.count, fake.rank = 2, rank
+        fake._all_of = lambda value: [value]
+        monkeypatch.setattr(Processes, "__enter__", lambda own: own)
+        monkeypatch.setattr(Processes, "__exit__", lambda own, *_: None)
+        monkeypatch.setattr(text_to_image, "Processes", lambda fake=fake: fake)
+        assert draw_files(request) == 0
+    assert [line["text"] for line in lines_of(tmp_path / "out")] == ["red hat", "what", "hat"]
+    assert files_of(tmp_path / "out") == [*(f"000{n}-1.png" for n in (1, 2, 3)), "images.jsonl", "settings.json"]
 
 
 def test_another_run_does_not_mix_with_it(drawer, tmp_path, monkeypatch):
     request = DrawRequest(["red hat"], str(drawer), str(tmp_path / "out"), num_images=1)
     assert draw_files(request) == 0
     monkeypatch.setattr(text_to_image, "load_model", lambda *_, **__: pytest.fail("loaded"))
-    for change in ({"texts": ["what"]}, {"seed": 1}, {"num_images": 2}):
+    for change in ({"texts": ["what"]}, {"seed": 1}, {"num_images": 2}, {"options": {"top_k": 3}}):
         other = DrawRequest(**{**vars(request), **change})
         with pytest.raises(UserError, match="is of another run"):
             draw_files(other)
@@ -209,11 +253,11 @@ def test_a_table_is_drawn_and_its_bad_rows_are_counted(drawer, tmp_path, capsys)
     table.write_text(f"id,caption\n1,red hat\n2,\n3,{'hat ' * 65}\n4,what\n", encoding="utf-8")
     out = tmp_path / "out"
     assert main(["draw", str(table), "--model", str(drawer), "--num-images", "1", "--output", str(out)]) == 1
-    assert [line["number"] for line in lines_of(out)] == [1, 4]
-    assert files_of(out) == ["0001-1.png", "0004-1.png", "images.jsonl"]
+    assert [(line["number"], line["text"]) for line in lines_of(out)] == [("1", "red hat"), ("3", "what")]
+    assert files_of(out) == ["0001-1.png", "0003-1.png", "images.jsonl", "settings.json"]
     errors = capsys.readouterr().err
-    assert "text 2 is skipped" in errors
     assert "65 words" in errors
+    assert "2 of 4 texts drawn, 2 not." in errors
 
 
 def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_path, monkeypatch, capsys):
@@ -224,7 +268,12 @@ def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_pa
     bare = tmp_path / "bare"
     shutil.copytree(drawer, bare, ignore=shutil.ignore_patterns("vqgan"))
     cases = [
-        ({"texts": [str(table)]}, "none of the columns text, caption"),
+        ({"texts": [str(table)]}, "no column text or caption or"),
+        ({"texts": [str(table)], "column": "c"}, "no column c; it has a, b"),
+        ({"texts": [" "]}, "Nothing to answer"),
+        ({"options": {"num_beams": 2}}, "finds at most 2 images, but 4 were asked for"),
+        ({"options": {"top_k": 0}}, "top_k=0"),
+        ({"options": {"temperature": 0.0}}, "temperature=0.0"),
         ({"num_images": 0}, "at least one image"),
         ({"seed": -1}, "a seed is a number from 0"),
         ({"output": str(tmp_path / "file")}, "is a file"),
@@ -248,7 +297,7 @@ def test_a_missing_extra_is_named(drawer, tmp_path, monkeypatch):
 def test_other_commands_and_training_send_to_the_one_that_draws(drawer, pipe):
     with pytest.raises(UserError, match="ofa-hf draw"):
         next(predict(pipe.model, pipe.processor, [{"id": 1, "text": "red hat"}]))
-    with pytest.raises(UserError, match="neither scored nor trained"):
+    with pytest.raises(UserError, match="which a CLIP scores"):
         metric_of(TASKS["image_generation"])
     assert main(["summarize", "red", "--model", str(drawer), "--task", "image_generation"]) == 1
 
@@ -265,28 +314,7 @@ def test_a_sheet_has_the_best_image_first():
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A small CLIP whose tokenizer knows a few words."""
-    folder = tmp_path_factory.mktemp("clip")
-    merges = ["o f</w>", "d o", "do g</w>", "p h", "ph o", "pho t", "phot o</w>"]
-    words = ["a", "o", "f", "d", "g", "p", "h", "t", "a</w>", "o</w>", "f</w>", "g</w>", "t</w>"]
-    words += [merge.replace(" ", "") for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.CLIPConfig(
-        text_config={**sizes, **ends, "vocab_size": len(words), "max_position_embeddings": 12, "projection_dim": 8},
-        vision_config={**sizes, "image_size": 32, "patch_size": 8, "projection_dim": 8},
-        projection_dim=8,
-    )
-    torch.manual_seed(0)
-    transformers.CLIPModel(config).save_pretrained(folder)
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    transformers.CLIPImageProcessor(**size).save_pretrained(folder)
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 12}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return folder
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_ranks_images_by_the_cosine_with_the_text(clip, drawer, tmp_path):

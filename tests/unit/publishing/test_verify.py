@@ -54,6 +54,7 @@ def test_the_image_shows_something():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_strangers")
 def test_a_folder_that_draws_goes_up_whole_and_draws_without_the_package(drawer, tmp_path):
     bundle = bundle_of(drawer, "shop/drawer")
     names = {name for name in bundle.files if name.startswith("vqgan/")}

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -342,3 +343,10 @@ def test_a_worker_killed_while_it_hands_over_a_batch_is_reported_the_same(monkey
         raise ConnectionResetError(104, "Connection reset by peer")
     with pytest.raises(ConnectionResetError), finetuning.explain_dead_workers():
         raise ConnectionResetError(104, "of a tracker")
+
+    def sleep(seconds: float):  # torch looks when a process ends, whatever this one does
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with reported, finetuning.explain_dead_workers():
+        raise ConnectionResetError(104, "Connection reset by peer")

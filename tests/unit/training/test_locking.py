@@ -7,7 +7,9 @@ import torch
 from tiny_shop import weights
 
 from ofa_hf.models import load_model
-from ofa_hf.training.locking import batch_norms, count_parameters, lock
+from ofa_hf.tasks_ofa import TASKS
+from ofa_hf.training.arguments import FinetuneArguments
+from ofa_hf.training.locking import batch_norms, count_parameters, lock, share_parts
 
 
 EMBEDDING = "encoder.embed_tokens.weight"
@@ -39,6 +41,31 @@ def test_without_a_lock_everything_that_captions_use_is_trained(train, start):
     kept = weights(start).keys() - changed(train(max_steps=3, freeze_encoder=False).folder, start)
     codes = ("image_rel_pos_table_list", "embed_image_positions", "image_pos_ln", "code_layernorm_embedding")
     assert all(name.startswith("decoder.") and any(part in name for part in codes) for name in kept), kept
+
+
+def test_parts_that_no_task_uses_are_locked_and_all_others_get_gradients(start):
+    summarizing, drawing, captioning = TASKS["summarization"], TASKS["image_generation"], TASKS["caption"]
+    args = FinetuneArguments(model_name_or_path=str(start), dataset_name="x", freeze_encoder=False)
+    asked = {"input_ids": torch.tensor([[0, 9, 2]]), "labels": torch.tensor([[9, 8, 2]])}
+    codes = {"code_masks": torch.tensor([True])}
+    for tasks, inputs in (
+        ([summarizing], {}),
+        ([drawing], codes),
+        ([captioning], {"pixel_values": torch.rand(1, 3, 32, 32)}),
+    ):
+        model = load_model(start, device="cpu")[0]
+        lock(model, args, tasks)
+        model.train()
+        model(**asked, **inputs).loss.backward()
+        waiting = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
+        assert waiting == []
+        assert sum(one.requires_grad for one in model.parameters()) < len(list(model.parameters()))
+    model = load_model(start, device="cpu")[0]
+    lock(model, args, [captioning, drawing])
+    assert all(one.requires_grad for one in model.parameters())
+    assert share_parts([captioning])
+    assert not share_parts([captioning, drawing])
+    assert not share_parts([summarizing, captioning])
 
 
 def test_freeze_resnet_fixes_batch_norm_alone(train, start):

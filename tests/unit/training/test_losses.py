@@ -162,9 +162,11 @@ def test_evaluation_leaves_padding_out_too(model, tiny_batch, real_lengths):
     assert real_lengths
 
 
-@pytest.fixture
-def tokens():
+@pytest.fixture(params=["few words", "many words"])
+def tokens(request, monkeypatch):
     """Features, weight and labels of two rows, and the words that may stand at some places."""
+    if request.param == "many words":
+        monkeypatch.setattr(module, "MANY_WORDS", 1)
     features, weight = torch.randn(2, 3, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
     labels = torch.tensor([[4, 5, -100], [6, 7, 8]])
     bound = {
@@ -220,3 +222,13 @@ def test_the_worst_tokens_are_left_out_of_bound_ones_too(tokens):
     kept = sorted(loss.item() for loss in all_losses)[:3]
     found = smoothed_cross_entropy(features, weight, labels, 1, drop_worst_ratio=0.4, **bound)
     assert found.item() == pytest.approx(sum(kept), rel=1e-5)
+
+
+def test_codes_need_no_logits_of_the_other_words(tokens):
+    features, weight, labels, _ = tokens
+    bound = {"word_sets": torch.tensor([[4, 5, 6, 7, 8]]), "set_numbers": torch.zeros_like(labels)}
+    loss = smoothed_cross_entropy(features, weight, labels, **bound)
+    loss.backward()
+    assert (weight.grad[4:9] != 0).all()
+    assert not weight.grad[:4].any()
+    assert not weight.grad[9:].any()

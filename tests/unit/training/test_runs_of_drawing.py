@@ -143,7 +143,7 @@ def test_drawing_and_captioning_share_a_run(learn, pairs):
     assert ran.metrics["eval_mean_score"] == ran.metrics["eval_caption_cider_d"]
     assert (ran.folder / "vqgan").is_dir()
     generation = load_processor(ran.folder).find_task("caption").generation
-    assert (generation["do_sample"], generation["max_length"]) == (False, 40), "not those of codes"
+    assert (generation["do_sample"], generation["max_length"]) == (False, 60), "not those of codes"
 
 
 @pytest.mark.parametrize(
