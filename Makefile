@@ -28,8 +28,12 @@ unit/evaluation/test_answers.py::test_f1_and_matthews_equal_those_of_scikit_lear
 unit/conversion/test_fairseq_reader.py::test_real_omegaconf_files_are_read \
 unit/training/test_finetuning.py::test_tensorboard_gets_the_losses_if_it_is_installed \
 end_to_end/test_web.py end_to_end/test_readme.py::test_the_example_with_ray_runs)
-# What no version of transformers and its contemporaries can change: files, pages, scores, the tree, the network's size.
-ONE_VERSION_TESTS = $(addprefix tests/,unit/catalogue unit/demo unit/evaluation unit/pages unit/samples unit/test_errors.py \
+# What no version of transformers and its contemporaries can change: files, tables, images, pages, scores, the tree, the
+# network's size.
+ONE_VERSION_TESTS = $(addprefix tests/,unit/catalogue unit/demo unit/evaluation unit/images unit/pages \
+unit/samples unit/tables unit/test_audit.py unit/test_errors.py unit/training/test_curve.py unit/training/test_row_store.py \
+$(addprefix unit/prediction/test_,coco.py drawing.py inputs.py output_files.py outputs.py processes.py reading.py) \
+$(addprefix stress/test_pieces.py::test_a_little_of,[attacks] [bombs] [checkpoints] [images]) \
 unit/test_files.py unit/test_fresh_process.py unit/test_house.py unit/test_image_loading_ofa.py unit/test_licences.py \
 unit/test_remote_code.py unit/test_inert_pickle.py unit/conversion/test_torch_file.py \
 unit/prediction/test_ray_data.py unit/prediction/test_text_to_image.py unit/conversion/test_vqgan.py \

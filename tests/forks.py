@@ -56,7 +56,7 @@ class Forks:
             time.sleep(0.05)
         self.server = self.ask(user=os.getpid())
 
-    def ask(self, **request) -> int | None:
+    def ask(self, **request) -> int | list[int] | None:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(self.address)
             with connection.makefile("rw", encoding="utf-8") as stream:
@@ -110,11 +110,12 @@ class Fork:
         self.forks, self.pid, self.command = forks, number, command
         self.stdout, self.stderr = stdout, stderr
         self.status: int | None = None
+        self.peak = 0  # of memory in KiB, once it has ended
 
     def poll(self) -> int | None:
         """The exit status (negative: the signal that ended it), or None while it runs."""
-        if self.status is None:
-            self.status = self.forks.ask(poll=self.pid)
+        if self.status is None and (ended := self.forks.ask(poll=self.pid)):
+            self.status, self.peak = ended
         return self.status
 
     def wait(self, timeout: float = PATIENCE) -> int:
@@ -195,13 +196,13 @@ def serve(address: str, user: str) -> None:
         os.remove(left)
 
 
-def serve_one(request: Mapping, users: set[int]) -> int | None:
+def serve_one(request: Mapping, users: set[int]) -> int | list[int] | None:
     if "user" in request:
         users.add(request["user"])
         return os.getpid()
     if "poll" in request:
-        found, status = os.waitpid(request["poll"], os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if found else None
+        found, status, usage = os.wait4(request["poll"], os.WNOHANG)
+        return [os.waitstatus_to_exitcode(status), usage.ru_maxrss] if found else None
     return os.fork() or os._exit(live(request))
 
 

@@ -106,7 +106,8 @@ def evaluate_files(
     answers = {id_: chosen.labels.get(text, text) if chosen.labels else text for id_, text in answers.items()}
     if limit is not None:
         answers = {id_: text for id_, text in answers.items() if id_ in expected}
-    run = {"predictions": str(predictions), "captions": str(references), "references_left_out": len(problems)}
+    run = {"predictions": str(predictions), "captions": str(references)}
+    run |= {"references_left_out": len(problems)} if problems else {}
     return evaluate_predictions(answers, expected, run, metric=metric)
 
 

@@ -71,9 +71,10 @@ def test_the_training_benchmark_compares_every_way_with_the_baseline(script, tmp
     assert found["data"][1]["ratio"] > 0
 
 
-def test_the_memory_benchmark_measures_in_processes_of_their_own(script, tmp_path, monkeypatch):
-    """Loading; captioning runs here, since each process takes seconds to start."""
+def test_the_memory_benchmark_measures_in_processes_of_their_own(script, tmp_path, monkeypatch, forks):
+    """Loading, in forks; captioning runs here."""
     bench = script("bench_memory", IMAGE=32)
+    monkeypatch.setattr(bench, "subprocess", forks)
     works = dict(bench.WORK)
     monkeypatch.setattr(bench, "WORK", {name: work for name, work in works.items() if "captioning" not in name})
     bench.main(["--size", "nano", "--repeats", "1", "--json", str(tmp_path / "memory.json")])

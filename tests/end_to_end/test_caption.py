@@ -3,9 +3,7 @@
 import csv
 import gc
 import json
-import os
 import shutil
-import subprocess
 import sys
 import weakref
 
@@ -78,14 +76,11 @@ def caption(capsys):
     return run
 
 
-def test_the_command_captions_a_folder_past_broken_images(model, shop):
+def test_the_command_captions_a_folder_past_broken_images(model, shop, forks):
     (shop / "empty.jpg").touch()
     (shop / "text.jpg").write_text("no image")
     command = [sys.executable, "-m", "ofa_hf", "caption", "shop", "--model", str(model), "--batch-size", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        command, cwd=shop.parent, env=environment, capture_output=True, encoding="utf-8", timeout=300
-    )
+    done = forks.run(command, cwd=shop.parent)
     assert done.returncode == 1
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [f"shop/{index}.jpg" for index in range(5)]
     for problem in ("shop/empty.jpg is empty", "shop/text.jpg is not an image", "5 of 7 images done, 2 not"):

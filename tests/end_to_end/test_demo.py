@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,8 +34,24 @@ SMALL = DemoSize(
 CAN_DRAW = find_spec("diffusers") is not None
 
 
+@pytest.fixture
+def quick_runs(forks, monkeypatch):
+    """The two runs that are compared start as forks; memory is measured of each all the same."""
+    started = {}
+
+    def start(command, **_):
+        fork = forks.start(command)
+        return started.setdefault(fork.pid, fork)
+
+    def wait(pid, options):
+        return pid, started[pid].wait() << 8, SimpleNamespace(ru_maxrss=started[pid].peak)
+
+    monkeypatch.setattr(journey, "subprocess", SimpleNamespace(Popen=start, DEVNULL=None))
+    monkeypatch.setattr(journey.os, "wait4", wait)
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_strangers")
+@pytest.mark.usefixtures("quick_strangers", "quick_runs")
 def test_the_demo_goes_all_the_way(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(journey, "DemoSize", lambda: SMALL)
     assert main(["demo", str(tmp_path / "demo"), "--compare-freeze", "--json", *["--draw"] * CAN_DRAW]) == 0

@@ -1,18 +1,17 @@
-"""The notebook as its reader runs it: every cell, in small, in a kernel of its own."""
+"""The notebook as its reader runs it: every cell, in small, in an interpreter of its own."""
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "finetune_on_your_images.ipynb"
 RESULTS = """
-import json
 print(json.dumps({
     "scores": scores, "status": status, "rehearsal": rehearsal, "said": said, "folder": str(FOLDER.absolute()),
     "finetuned": str(result.folder.absolute()), "steps": result.num_steps,
@@ -20,18 +19,35 @@ print(json.dumps({
 """
 
 
+def run_cells() -> None:
+    """What the fork does: run the cells in IPython, and write what each printed and showed into a file."""
+    from forks import Forks, use_quick_strangers
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    use_quick_strangers(Forks(Path.cwd()), pytest.MonkeyPatch())
+    shell, seen = InteractiveShell.instance(), []
+    cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    for source in [*cells, RESULTS]:
+        with capture_output() as captured:
+            done = shell.run_cell(source, store_history=True)
+        done.raise_error()
+        shown = [one.data for one in captured.outputs]
+        shown += [] if done.result is None else [shell.display_formatter.format(done.result)[0]]
+        shown = [{kind: str(value)[:1000] for kind, value in data.items()} for data in shown]
+        seen.append({"printed": captured.stdout, "shown": shown})
+    Path("seen.json").write_text(json.dumps(seen), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """The cells after a run with 20 images, and what they came to."""
+def ran(forks, tmp_path_factory):
+    """What the cells showed in a run with 20 images, and what they came to."""
     folder = tmp_path_factory.mktemp("reader")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(RESULTS))
-    environment = {**os.environ, "OFA_NOTEBOOK_IMAGES": "20", "OMP_NUM_THREADS": "1"}
-    environment |= {name: str(folder / name) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR")}
-    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
-    client.execute(env=environment)
-    streams = [output for output in notebook.cells[-1].outputs if output.get("name") == "stdout"]
-    return notebook.cells, json.loads("".join(output.text for output in streams))
+    environment = {**os.environ, "OFA_NOTEBOOK_IMAGES": "20", "IPYTHONDIR": str(folder / "ipython")}
+    ran = forks.run([sys.executable, __file__], cwd=folder, env=environment)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    *cells, results = json.loads((folder / "seen.json").read_text(encoding="utf-8"))
+    return cells, json.loads(results["printed"])
 
 
 @pytest.mark.slow
@@ -60,7 +76,7 @@ def test_the_notebook_compares_and_rehearses_publishing(ran):
 @pytest.mark.slow
 def test_the_notebook_shows_images_scores_and_a_curve(ran):
     cells, _ = ran
-    shown = [output.get("data", {}) for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    shown = [data for cell in cells for data in cell["shown"]]
     assert sum("image/jpeg" in data for data in shown) == 2
     assert sum("image/png" in data for data in shown) == 1
     assert any("cider_d" in data.get("text/plain", "") for data in shown)
@@ -75,3 +91,7 @@ def test_the_notebook_is_committed_without_results_and_in_both_languages():
         else:
             assert any("一" <= sign <= "鿿" for sign in cell.source), cell.source
             assert any(sign.isascii() and sign.isalpha() for sign in cell.source), cell.source
+
+
+if __name__ == "__main__":
+    run_cells()

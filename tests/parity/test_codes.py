@@ -45,20 +45,27 @@ def test_scores_of_codes_equal_the_official_ones(name):
 
 
 def loss_of(case: dict, previous: torch.Tensor, labels: torch.Tensor, smoothing: float) -> float:
+    """As in an evaluation, and as in training, which computes gradients with it."""
     model, inputs = build_model(case["code_image_size"]), encoded(case["src"])
     with torch.no_grad():
         texts = {"input_ids": previous, "code_masks": torch.tensor(case["code_masks"])}
         features = model.decoder(**texts, encoder_outputs=model.encode(**inputs)).last_hidden_state
-        loss = smoothed_cross_entropy(
-            features,
-            model.decoder.output_projection.weight,
-            labels.masked_fill(labels == 1, -100),
-            num_items_in_batch=1,
-            label_smoothing=smoothing,
-            word_sets=torch.tensor([codes_of(64).words]),
-            set_numbers=torch.zeros_like(labels),
-        )
-    return float(loss)
+    weight, found = model.decoder.output_projection.weight, []
+    for is_training in (False, True):
+        with torch.set_grad_enabled(is_training):
+            loss = smoothed_cross_entropy(
+                features.requires_grad_(is_training),
+                weight.detach(),
+                labels.masked_fill(labels == 1, -100),
+                num_items_in_batch=1,
+                label_smoothing=smoothing,
+                word_sets=torch.tensor([codes_of(64).words]),
+                set_numbers=torch.zeros_like(labels),
+            )
+        assert loss.requires_grad == is_training
+        found.append(loss.item())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    return found[0]
 
 
 @pytest.mark.parametrize("name", RECORDED["loss"])

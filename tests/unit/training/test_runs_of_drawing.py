@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 from tiny_shop import weights, write_model
 
@@ -19,6 +21,7 @@ from ofa_hf.training.image_codes import CodeMaker
 from ofa_hf.training.locking import TEXT_PARTS
 
 
+FEATURES = Features({"image": ImageFeature(), "text": [Value("string")]})
 TEXTS = {"red": "#cc2222", "what": "#22aa44", "hat": "#2244cc", "red hat": "#ddcc22"}
 
 
@@ -110,6 +113,17 @@ def test_the_loss_is_among_codes_and_a_smaller_window_can_be_learned(learn, monk
     assert processor.find_task().image["size"] == 32
     config = json.loads((ran.folder / "config.json").read_text(encoding="utf-8"))
     assert config["code_image_size"] == 32
+
+
+def test_a_data_set_is_learned_from_and_every_text_of_an_image_counts(learn, tmp_path, capsys):
+    images = [Image.new("RGB", (70, 64), color) for color in TEXTS.values()]
+    texts = [["red", "a red hat"], ["what"], [""], ["hat"]]
+    parts = {"image": images, "text": texts}
+    DatasetDict(train=Dataset.from_dict(parts, features=FEATURES)).save_to_disk(tmp_path / "set")
+    nothing = dict.fromkeys(f"{part}_{kind}_file" for part in ("train", "test") for kind in ("image", "caption"))
+    ran = learn(**nothing, dataset_name=str(tmp_path / "set"), eval_split="train")
+    assert "4 rows with 4 targets; skipped: 1 × empty target, 1 × no targets" in capsys.readouterr().err
+    assert ran.metrics["eval_loss"] > 0
 
 
 def base64_of(image: Image.Image) -> str:
