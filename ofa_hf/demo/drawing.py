@@ -167,8 +167,7 @@ def draw_and_judge(
     options = {"temperature": size.temperature}
     request = DrawRequest(texts, str(model), str(out), num_images=size.num_images, seed=seed, options=options)
     draw_files(request)
-    lines = [json.loads(line) for line in (out / RECORD).read_text(encoding="utf-8").splitlines()]
-    images = [load_image(out / line["images"][0]["file"]) for line in lines]
+    images = best_images(out, len(texts))
     real = [draw(product, seed + number, 2 * size.pixels) for number, product in enumerate(unseen)]
     named = caption_images(captioner, [*images, *real])
     drawn = [
@@ -182,6 +181,13 @@ def draw_and_judge(
         sum(colour_of(image) == product.colour for image, product in zip(real, unseen)),
         sum(map(is_right, named[len(images) :], unseen)),
     )
+
+
+def best_images(folder: Path, texts: int) -> list[Image.Image]:
+    """The best image of each text that `draw_files` drew into a folder."""
+    lines = [json.loads(line) for line in (folder / RECORD).read_text(encoding="utf-8").splitlines()]
+    best = {int(line["number"]): line["image"] for line in reversed(lines)}  # the best of a text comes first
+    return [load_image(folder / best[number]) for number in range(1, texts + 1)]
 
 
 def caption_with_pattern(product: Product, seed: int) -> str:
