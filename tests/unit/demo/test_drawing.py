@@ -1,13 +1,38 @@
 """What the demo asks its small model to draw, and what it says of the drawings."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
-from ofa_hf.demo.drawing import DrawingResult, Drawn, caption_with_pattern, select_captions, unseen_products
+from ofa_hf import OFAForConditionalGeneration
+from ofa_hf.conversion.convert import convert
+from ofa_hf.conversion.vocabulary import build_tokenizer
+from ofa_hf.demo.drawing import (
+    DrawingResult,
+    DrawingSize,
+    Drawn,
+    caption_with_pattern,
+    run_drawing,
+    select_captions,
+    unseen_products,
+)
+from ofa_hf.demo.image_codes import VQGANTraining
+from ofa_hf.demo.pretraining import small_config
 from ofa_hf.demo.report import drawing_section
+from ofa_hf.samples.official_file import write_official_checkpoint
 from ofa_hf.samples.shop import Product, read_products, split_products, write_shop
+
+
+SMALL = DrawingSize(
+    num_drawn=2,
+    pixels=16,
+    vqgan=VQGANTraining(factors=(1, 1, 1, 1), width=8, codes=4, side=16, plain_steps=1, whole_steps=1, steps=3),
+    epochs=0.2,
+    num_images=2,
+)
 
 
 def test_a_hundred_different_products_are_drawn_and_their_captions_name_the_pattern():
@@ -53,3 +78,29 @@ def test_both_judges_are_counted_and_shown():
     assert "1 of 3" in page
     assert "64 codes" in page
     assert "&lt;蓝色条纹杯子&gt;" in page
+
+
+def test_official_files_are_converted_finetuned_drawn_with_and_judged(tmp_path):
+    pytest.importorskip("diffusers", reason="the VQGAN is one of diffusers, which is not installed")
+    files = write_shop(tmp_path / "shop", num_train=12, num_valid=1, size=32)
+    model = OFAForConditionalGeneration(small_config(len(build_tokenizer(files.vocab_file))))
+    checkpoint = tmp_path / "small.pt"
+    write_official_checkpoint(model.eval(), checkpoint, 32)
+    convert(checkpoint, tmp_path / "captioner", files.vocab_file, image_size=32, verify=False)
+    steps = []
+
+    @contextmanager
+    def step(name):
+        steps.append(name)
+        yield
+
+    products = read_products(files.label_file)
+    result = run_drawing(tmp_path / "out", files, products, tmp_path / "captioner", checkpoint, SMALL, 0, step)
+    assert len(steps) == 4
+    assert result.as_dict()["drawn"] == 2
+    assert result.real_colour_right == 2
+    assert [one.image.size for one in result.drawn] == [(16, 16)] * 2
+    assert len(list(result.images.glob("*-[12].png"))) == 4
+    account = json.loads((tmp_path / "out" / "converted" / "conversion.json").read_text(encoding="utf-8"))
+    assert account["proof"]["max_difference"] == 0
+    assert account["checkpoint"]["task"] == "image_generation"
