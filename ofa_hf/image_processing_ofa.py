@@ -53,7 +53,10 @@ def read_image_decoder(name_or_path: str, revision: str | None = None) -> Any:
     try:
         from diffusers import VQModel
     except ImportError as error:
-        raise ImportError("Drawing needs diffusers. Install it with `pip install diffusers`.") from error
+        raise ImportError(
+            f"Drawing needs diffusers, but: {error}. Install it with `pip install diffusers`, or `pip install "
+            f"'diffusers<0.36'` where transformers is older than 5."
+        ) from error
     try:
         decoder = VQModel.from_pretrained(
             name_or_path, subfolder=VQGAN_FOLDER, revision=revision, use_safetensors=True, torch_dtype=torch.float32

@@ -757,12 +757,7 @@ class OFATextToImagePipeline(OFAPipeline):
         text = inputs["text"] if isinstance(inputs, Mapping) and "text" in inputs else inputs
         check_description(text)
         check_image_decoder(image_decoder or self._image_decoder(), self.processor.codes()[1])
-        width, height = self.processor.model_size(self.processor.find_task(name))
-        if not width == height == self.model.config.code_image_size:
-            raise ValueError(
-                f"The task {name!r} draws images of {width} × {height} pixels, but the model has places for those of "
-                f"code_image_size={self.model.config.code_image_size}. Make both the same in the checkpoint's files."
-            )
+        check_window(self.processor, name, self.model.config)
         encoded = self.processor.encode_question(text, name)
         length, limit = encoded["input_ids"].shape[1], self.processor.max_prompt_tokens
         if length > limit:
@@ -848,6 +843,20 @@ class Steps:
         if self.done < self.total:
             self.done = self.total
             self.on_step(self.total, self.total)
+
+
+def check_window(processor: Any, task: str, config: Any) -> None:
+    """Check that a model has places for the codes of the images that a task draws.
+
+    Raises:
+        ValueError: it has them for images of another size.
+    """
+    width, height = processor.model_size(processor.find_task(task))
+    if not width == height == config.code_image_size:
+        raise ValueError(
+            f"The task {task!r} draws images of {width} × {height} pixels, but the model has places for those of "
+            f"code_image_size={config.code_image_size}. Make both the same in the checkpoint's files."
+        )
 
 
 def check_description(text: Any) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 from datasets.utils import tqdm
 from PIL import Image
 
+from ofa_hf.configuration_ofa import OFAConfig
 from ofa_hf.errors import UserError, explain_full_disk
 from ofa_hf.files import read_json, write_image, write_json
 from ofa_hf.image_processing_ofa import VQGAN_FOLDER, check_image_decoder, load_image_decoder
-from ofa_hf.models import load_model, read_tasks
-from ofa_hf.pipeline_ofa import OFATextToImagePipeline, check_description
+from ofa_hf.models import load_model, load_processor, read_tasks
+from ofa_hf.pipeline_ofa import OFATextToImagePipeline, check_description, check_window
 from ofa_hf.prediction.clip import ClipScorer
 from ofa_hf.prediction.outputs import SCORES, Format
 from ofa_hf.prediction.processes import Processes, open_answer_file
@@ -131,7 +132,8 @@ class Job:
     def _draw(self, folder: "DrawnFolder", todo: Sequence[Key]) -> int:
         """Load the models and draw; returns how many texts were."""
         request, before = self.request, self.failed
-        pipe, decoder, scorer = load_drawer(replace(request, device=self.processes.device(request.device)))
+        pipe, decoder, scorer = load_drawer(self.task, replace(request, device=self.processes.device(request.device)))
+        write_json(folder.path / SETTINGS, request.settings)  # now that there will be images
         options = {"num_images": request.num_images, "seed": request.seed, "task": self.task.name, **request.options}
         with code_bar(len(todo), is_hidden=not self.processes.is_first) as on_step:
             for key in todo:
@@ -145,20 +147,22 @@ class Job:
         return len(todo) - (self.failed - before)
 
 
-def load_drawer(request: DrawRequest) -> tuple[OFATextToImagePipeline, Any, ClipScorer | None]:
+def load_drawer(task: Task, request: DrawRequest) -> tuple[OFATextToImagePipeline, Any, ClipScorer | None]:
     """The pipeline, its VQGAN and the CLIP that ranks, the small ones first.
 
     Raises:
         UserError: one of them cannot be loaded, or they do not fit each other.
     """
     decoder = load_decoder(request.model)
+    processor = load_processor(request.model)
+    try:
+        check_image_decoder(decoder, processor.codes()[1])
+        check_window(processor, task.name, OFAConfig.from_pretrained(request.model))
+    except ValueError as error:
+        raise UserError(str(error)) from error
     scorer = ClipScorer(request.clip, request.device) if request.clip else None
     loaded = load_model(request.model, device=request.device, dtype=request.dtype)
     pipe = OFATextToImagePipeline(model=loaded.model, processor=loaded.processor, device=loaded.model.device)
-    try:
-        check_image_decoder(decoder, pipe.processor.codes()[1])
-    except ValueError as error:
-        raise UserError(str(error)) from error
     return pipe, decoder, scorer
 
 
@@ -238,9 +242,7 @@ def prepare_folder(folder: Path, request: DrawRequest) -> None:
         raise UserError(f"{folder} is a file. Give a folder for the images.")
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / SETTINGS
-    if not kept.is_file():
-        write_json(kept, request.settings)
-    elif (seen := read_json(kept, "Give another folder for the images.")) != request.settings:
+    if kept.is_file() and (seen := read_json(kept, "Give another folder for the images.")) != request.settings:
         raise UserError(
             f"{folder} is of another run, with {said(seen)}. Asked for was {said(request.settings)}. Give another "
             f"folder, or the same settings to continue that run."

@@ -1,5 +1,6 @@
 """Text to image: the network's scores of codes, the losses and the searches equal the official ones."""
 
+import copy
 import json
 import os
 from functools import cache
@@ -257,3 +258,16 @@ def test_without_a_range_any_word_can_win():
     generation.end_at_max_length = True
     found = model.generate(**encoded(search["src"]), code_masks=torch.tensor([True]), generation_config=generation)
     assert found[0, 1:].tolist() == search["hypos"][0][0]["tokens"]
+
+
+@pytest.mark.skipif(IS_CLOSED, reason="fast steps are behind the door")
+def test_in_bfloat16_the_cache_of_codes_is_float32_and_scores_stay_near():
+    search, model = RECORDED["search"]["i64/topk1"], copy.deepcopy(build_model(64)).bfloat16()
+    masks = torch.ones(len(search["src"]), dtype=torch.bool)
+    settings = {"max_length": 66, "do_sample": False, "logits_processor": [codes_of(64)]}
+    found = model.generate(**encoded(search["src"]), code_masks=masks, return_dict_in_generate=True, **settings)
+    cache = next(value for value in found.values() if isinstance(value, StepCache))
+    assert cache.self_attention_cache.kept.dtype == torch.float32  # products of bfloat16 would copy it at each step
+    inputs = {"code_masks": masks, "words": codes_of(64).words}
+    exact = build_model(64).sequence_scores(found.sequences, **encoded(search["src"]), **inputs)
+    assert (found.sequences_scores - exact).abs().max() < 0.02

@@ -17,6 +17,7 @@ from ofa_hf.cli import main
 from ofa_hf.conversion.convert import convert
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.metrics import metric_of
+from ofa_hf.image_processing_ofa import load_image_decoder
 from ofa_hf.models import load_model, read_tasks
 from ofa_hf.pipeline_ofa import OFATextToImagePipeline
 from ofa_hf.prediction import text_to_image
@@ -267,7 +268,24 @@ def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_pa
     (tmp_path / "file").write_text("x", encoding="utf-8")
     bare = tmp_path / "bare"
     shutil.copytree(drawer, bare, ignore=shutil.ignore_patterns("vqgan"))
+    narrow, foreign = tmp_path / "narrow", tmp_path / "foreign"
+    for folder, file, values in (
+        (narrow, "config.json", {"code_image_size": 32}),
+        (foreign, "vqgan/config.json", {"num_vq_embeddings": 512}),
+    ):
+        shutil.copytree(drawer, folder)
+        kept = json.loads((folder / file).read_text(encoding="utf-8"))
+        (folder / file).write_text(json.dumps(kept | values), encoding="utf-8")
+    other_factor = tmp_path / "other_factor"
+    shutil.copytree(drawer, other_factor)
+    vqgan = load_image_decoder(str(drawer))
+    levels = {"block_out_channels": [32, 32, 64]}
+    levels |= {f"{side}_block_types": list(vqgan.config[f"{side}_block_types"])[:3] for side in ("down", "up")}
+    type(vqgan).from_config(dict(vqgan.config) | levels).save_pretrained(other_factor / "vqgan")
     cases = [
+        ({"model": str(narrow)}, "draws images of 64 × 64 pixels, but the model has places for .*=32"),
+        ({"model": str(foreign)}, "vqgan"),
+        ({"model": str(other_factor)}, "8,192 codes of 4 × 4 pixels. Accepted: 8,192 codes of 8 × 8"),
         ({"texts": [str(table)]}, "no column text or caption or"),
         ({"texts": [str(table)], "column": "c"}, "no column c; it has a, b"),
         ({"texts": [" "]}, "Nothing to answer"),

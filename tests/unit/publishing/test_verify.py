@@ -34,6 +34,16 @@ def test_versions_that_caption_differently_are_an_error(model_folder, tmp_path, 
         verify.verify_folder(model_folder, overlays=[tmp_path / "overlay"])
 
 
+def test_what_cannot_draw_for_want_of_a_library_is_said_and_is_no_difference(model_folder, tmp_path, monkeypatch):
+    (tmp_path / "overlay" / "transformers").mkdir(parents=True)
+    told = iter([{"text": "image of 64 x 64 pixels"}, {"text": "", "not_asked": "Drawing needs diffusers"}])
+    facts = {"transformers": "5", "huggingface_hub": "2", "equal_tensors": 3}
+    monkeypatch.setattr(verify, "ask_stranger", lambda folder, overlay: {**facts, **next(told)})
+    drawn, loaded = verify.verify_folder(model_folder, overlays=[tmp_path / "overlay"])
+    assert drawn.line().endswith("answer 'image of 64 x 64 pixels'")
+    assert loaded.line().endswith("not asked: Drawing needs diffusers")
+
+
 def test_answers_are_compared_without_their_scores():
     assert verify.text_of([{"generated_text": "红"}]) == "红"
     boxes = [{"score": 0.9, "label": "a", "box": {"xmin": 1.5}}, {"score": 0.1, "label": "b", "box": {"xmin": 2.0}}]
