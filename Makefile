@@ -19,6 +19,8 @@ BENCHES ?= speed tasks drawing memory training folder
 EXTRAS_TESTS = $(addprefix tests/,unit/serving unit/export/test_int8.py unit/export/test_onnx.py unit/test_fast_ofa_int8.py unit/test_reference.py \
 unit/prediction/test_ray_data.py unit/prediction/test_text_to_image.py unit/conversion/test_vqgan.py parity/test_reranking.py parity/test_vqgan.py \
 unit/publishing/test_verify.py::test_a_folder_that_draws_goes_up_whole_and_draws_without_the_package \
+unit/demo/test_image_codes.py::test_official_files_hold_what_was_trained_and_the_same_seed_trains_it_again \
+unit/demo/test_drawing.py::test_official_files_are_converted_finetuned_drawn_with_and_judged \
 unit/data/test_codes.py unit/training/test_image_codes.py unit/training/test_runs_of_drawing.py \
 unit/prediction/test_evaluating_drawings.py end_to_end/test_drawing_page.py \
 end_to_end/test_tasks_without_package.py::test_texts_are_drawn_without_the_package end_to_end/test_export.py \

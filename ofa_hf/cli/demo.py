@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="train twice more, with the word embedding trained and locked: loss, time and memory of both",
     )
+    parser.add_argument(
+        "--draw",
+        action="store_true",
+        help="a second model learns to draw the shop's products from their captions; some twenty minutes more",
+    )
     parser.add_argument("--json", action="store_true", help="end with the result as one JSON object")
     web = parser.add_argument_group("the page, instead of the demo")
     web.add_argument("--web", action="store_true", help="serve a page for every task of a model, until Ctrl-C")
@@ -57,13 +62,20 @@ def run_journey(args: argparse.Namespace) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    result = run_demo(args.out, seed=args.seed, with_comparison=args.compare_freeze, tell=tell)
+    options = {"seed": args.seed, "with_comparison": args.compare_freeze, "with_drawing": args.draw}
+    result = run_demo(args.out, **options, tell=tell)
     values, before = result.as_dict(), result.before.scores
     print(f"{values['caption_accuracy']:.1%} of unseen images get kind and colour right.")
     for name, title in result.after.metric.titles.items():
         print(f"{title:8} {values[name]:6.1f}   before finetuning {before[name]:6.1f}")
     for label, run in values["compare_freeze"].items():
         print(f"{label}: loss {run['loss']:.3f} after {run['seconds']:.0f} s, peak memory {run['peak_mib']:,} MiB")
+    if drawn := values.get("drawing"):
+        print(
+            f"Of {drawn['drawn']} drawings of unseen products, {drawn['colour_right']} have the right colour and "
+            f"{drawn['named_right']} are named rightly; of real images {drawn['real_colour_right']} and "
+            f"{drawn['real_named_right']}."
+        )
     print(f"Model    {values['model']}\nReport   {values['report']}")
     if args.json:
         print(json.dumps(values, ensure_ascii=False))

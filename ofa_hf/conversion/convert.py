@@ -24,7 +24,7 @@ from ofa_hf.conversion.english_vocabulary import (
 )
 from ofa_hf.conversion.renames import WeightAccount, match_weights, rename_key
 from ofa_hf.conversion.sources import OFFICIAL_KIND, Source, open_source
-from ofa_hf.conversion.tasks import fitting, name_pipelines, offered_tasks
+from ofa_hf.conversion.tasks import fitting, name_pipelines, offered_tasks, recognise_task
 from ofa_hf.conversion.torch_file import FileRefused
 from ofa_hf.conversion.verify import Verification, empty_model, verify_written
 from ofa_hf.conversion.vocabulary import build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
@@ -207,7 +207,7 @@ class Conversion:
         weights = self.matched.weights_to_save(dtype)
         check_room(folder, weights.total_size)
         tokenizer, language = self.make_tokenizer(vocab)
-        self.defaults, self.task_reason = self.source.recognise_task(language, options.pop("task"))
+        self.defaults, self.task_reason = recognise_task(self.source, language, options.pop("task"), options["prompt"])
         settings = self.settings_of(**options)
         self.open_vqgan(settings)
         processor = self.write_small_files(folder, tokenizer, settings, weights.dtype)

@@ -1,9 +1,10 @@
 """The tasks that a converted checkpoint offers, and their pipelines."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ofa_hf.catalogue.published import FAIRSEQ_TASKS, TaskDefaults
+from ofa_hf.catalogue.published import FAIRSEQ_TASKS, SETTINGS, TaskDefaults
 from ofa_hf.configuration_ofa import OFAConfig, custom_pipelines
 from ofa_hf.conversion.sources import OFFICIAL_KIND, Source
 from ofa_hf.processing_ofa import OFAProcessor
@@ -20,6 +21,22 @@ def is_pretrained(source: Source) -> bool:
     if isinstance(task, str) and task in FAIRSEQ_TASKS:
         return not FAIRSEQ_TASKS[task]["finetuned"]
     return source.published is not None and source.published.pretrained
+
+
+def recognise_task(
+    source: Source, language: str, task: str | None = None, prompt: str | None = None
+) -> tuple[TaskDefaults, str]:
+    """What a checkpoint was trained for, and the reason for the choice.
+
+    Args:
+        language: of its texts.
+        task: that the user names.
+        prompt: that the user gives, with which a task may be one of another language.
+    """
+    english = SETTINGS.get(f"{task}_en")
+    if prompt is not None and english and task in TASKS and language not in TASKS[task].prompts:
+        return replace(english, language=language), "the task and its prompt were given"
+    return source.recognise_task(language, task)
 
 
 def offered_tasks(source: Source, chosen: TaskDefaults, max_positions: int) -> dict[str, dict[str, Any]]:

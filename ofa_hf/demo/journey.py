@@ -17,7 +17,9 @@ from ofa_hf import OFAImageProcessor, OFAProcessor
 from ofa_hf.conversion.convert import convert
 from ofa_hf.conversion.verify import STRANGER
 from ofa_hf.conversion.vocabulary import build_tokenizer
+from ofa_hf.conversion.vqgan import find_diffusers
 from ofa_hf.data import load_muge
+from ofa_hf.demo.drawing import DrawingResult, DrawingSize, run_drawing
 from ofa_hf.demo.pretraining import Pretraining, pretrain
 from ofa_hf.demo.report import write_demo_report
 from ofa_hf.errors import UserError
@@ -50,6 +52,7 @@ class DemoSize:
     targets_per_row: int = 10
     batch_captions: int = 50
     learning_rate: float = 1.5e-3
+    drawing: DrawingSize = field(default_factory=DrawingSize)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class DemoResult:
     seconds: float
     steps: dict[str, float]  # seconds of each step
     freeze_runs: tuple[FreezeRun, ...] = ()
+    drawing: DrawingResult | None = None
 
     def as_dict(self) -> dict:
         scores = self.after.scores
@@ -91,6 +95,7 @@ class DemoResult:
                 run.label: {"loss": run.losses[-1][1], "seconds": run.seconds, "peak_mib": round(run.peak_mib)}
                 for run in self.freeze_runs
             },
+            **({"drawing": self.drawing.as_dict()} if self.drawing else {}),
         }
 
 
@@ -120,17 +125,21 @@ def run_demo(
     seed: int = 0,
     size: DemoSize | None = None,
     with_comparison: bool = False,
+    with_drawing: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> DemoResult:
     """Run the demo and leave data, model, scores and a report page in `out`.
 
     Args:
         with_comparison: see `compare_freeze`; adds two more finetuning runs.
+        with_drawing: see `ofa_hf.demo.drawing`; a second model learns to draw the shop's products.
         tell: called with what happens now.
 
     Raises:
-        UserError: `out` holds something that is no demo.
+        UserError: `out` holds something that is no demo, or drawing was asked for without diffusers.
     """
+    if with_drawing:
+        find_diffusers()
     size, out = size or DemoSize(), Path(out).absolute()
     clear(out)
     steps = Steps(tell)
@@ -159,14 +168,19 @@ def run_demo(
     if with_comparison:
         with steps.step("finetuning twice more: word embedding trained, and locked"):
             freeze_runs = compare_freeze(out, files, size, seed)
+    drawing = None
+    if with_drawing:
+        drawing = run_drawing(
+            out / "drawing", files, products, result.folder, checkpoint, size.drawing, seed, steps.step
+        )
     with steps.step("writing the report"):
         unseen = list(after.predictions)
         accuracy = caption_accuracy([after.predictions[name] for name in unseen], [products[name] for name in unseen])
         report = out / "report.html"
         rows = {row["id"]: row["image"] for row in load_valid(files)}
         curves = [result.folder / CURVE_FILE, *([out / COMPARISON] if freeze_runs else [])]
-        write_demo_report(report, before, after, products, rows, curves=curves, accuracy=accuracy)
-    demo = DemoResult(result.folder, report, accuracy, before, after, steps.total, steps.seconds, freeze_runs)
+        write_demo_report(report, before, after, products, rows, curves=curves, accuracy=accuracy, drawing=drawing)
+    demo = DemoResult(result.folder, report, accuracy, before, after, steps.total, steps.seconds, freeze_runs, drawing)
     write_json(out / MARKER, demo.as_dict())
     return demo
 

@@ -1,10 +1,14 @@
-"""A model as a checkpoint file of the official fairseq code: what `ofa-hf convert` reads, the other way round."""
+"""A model as files of the official code: what `ofa-hf convert` reads, the other way round."""
 
 import argparse
+import json
+import re
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ofa_hf.conversion.renames import SEGMENT_RENAMES, recomputed_tables
 from ofa_hf.modeling_ofa import OFAForConditionalGeneration
@@ -12,6 +16,21 @@ from ofa_hf.modeling_ofa import OFAForConditionalGeneration
 
 DECODER_ONLY = {"encoder_attn", "encoder_attn_layer_norm", "self_attn_ln", "cross_attn_ln"}
 EXTRA_CODE_POSITIONS = 2  # official files have two positions more than the text
+VQGAN_RENAMES = (  # of diffusers' names, after the numbers of the levels
+    (r"\.(down|up)_blocks\.", r".\1."),
+    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
+    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
+    (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
+    (r"\.resnets\.", ".block."),
+    (r"\.attentions\.", ".attn."),
+    (r"\.(down|up)samplers\.0\.", r".\1sample."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+    (r"\.conv_norm_out\.", ".norm_out."),
+    (r"\.group_norm\.", ".norm."),
+    (r"\.to_([qkv])\.", r".\1."),
+    (r"\.to_out\.0\.", ".proj_out."),
+    (r"^quantize\.embedding\.", "quantize.embed."),
+)
 
 
 def official_name(name: str) -> str:
@@ -87,3 +106,54 @@ def write_official_checkpoint(
         "extra_state": {},
     }
     torch.save(checkpoint, path)
+
+
+# ------------------------------------------------------------------------------------------------ VQGAN
+
+
+def official_vqgan_name(name: str, levels: int) -> str:
+    """The name that a weight of diffusers' `VQModel` has in the official VQGAN."""
+    name = re.sub(r"\.up_blocks\.(\d+)\.", lambda up: f".up_blocks.{levels - 1 - int(up[1])}.", name)
+    for pattern, replacement in VQGAN_RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def write_official_vqgan(vqgan: Any, weight: Tensor, bias: Tensor, folder: Path) -> tuple[Path, Path]:
+    """Save a VQGAN as the official `last.ckpt` and `model.yaml`; returns their paths.
+
+    Args:
+        vqgan: a `diffusers.VQModel` without attention between its levels.
+        weight, bias: of the codes' logits, `(codes, width)` and `(codes,)`.
+    """
+    config = vqgan.config
+    levels, state = len(config.block_out_channels), OrderedDict()
+    for name, tensor in vqgan.state_dict().items():
+        is_projection = ".attentions." in name and tensor.ndim == 2  # a 1 × 1 convolution there
+        official = official_vqgan_name(name, levels)
+        state[official] = (tensor[:, :, None, None] if is_projection else tensor).detach().clone()
+    state["quantize.proj.weight"], state["quantize.proj.bias"] = weight[:, :, None, None].clone(), bias.clone()
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, settings = folder / "last.ckpt", folder / "model.yaml"
+    torch.save({"epoch": 0, "global_step": 0, "state_dict": state}, checkpoint)
+    settings.write_text(json.dumps(vqgan_settings(config), indent=2) + "\n", encoding="utf-8")  # JSON is YAML
+    return checkpoint, settings
+
+
+def vqgan_settings(config: Any) -> dict[str, Any]:
+    """The content of `model.yaml` for a `diffusers.VQModel` without attention between its levels."""
+    channels = config.block_out_channels
+    sizes = {
+        "double_z": False,
+        "z_channels": config.latent_channels,
+        "resolution": config.sample_size,
+        "in_channels": config.in_channels,
+        "out_ch": config.out_channels,
+        "ch": channels[0],
+        "ch_mult": [one // channels[0] for one in channels],
+        "num_res_blocks": config.layers_per_block,
+        "attn_resolutions": [2 * config.sample_size],  # that of no level
+        "dropout": 0.0,
+    }
+    params = {"embed_dim": config.vq_embed_dim, "n_embed": config.num_vq_embeddings, "ddconfig": sizes}
+    return {"model": {"target": "models.taming.models.vqgan.GumbelVQ", "params": params}}

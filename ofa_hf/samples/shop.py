@@ -28,6 +28,7 @@ RGB = tuple[int, int, int]
 Point = tuple[float, float]
 
 PROMPTS = ("图片描述了什么内容?", "图片描述了什么?")  # the official checkpoints', OFA-Chinese's
+DRAWING_PROMPT = "画出图片：{text}"
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -589,7 +590,7 @@ def vocabulary() -> list[str]:
     Latin letters and digits come as words and as `##` pieces, so that any word can be spelled; those that the shop
     uses as words are pieces of their own. `<` is there for the tokenizer, see `build_tokenizer`.
     """
-    words = [*LEADS, *STYLES, *TEMPLATES, *COLOURS, *PATTERNS, *PROMPTS, *KINDS]
+    words = [*LEADS, *STYLES, *TEMPLATES, *COLOURS, *PATTERNS, *PROMPTS, DRAWING_PROMPT, *KINDS]
     words += [word for kind in KINDS.values() for word in (kind.measure, *kind.benefits, *kind.occasions)]
     text = re.sub(r"{\w+}", "", " ".join(words)).lower()
     letters = [*"0123456789abcdefghijklmnopqrstuvwxyz"]

@@ -213,7 +213,7 @@ def test_vocabulary_names_each_piece_once_and_none_that_no_caption_needs():
     pieces = shop.vocabulary()
     assert pieces[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert len(pieces) == len(set(pieces))
-    needed = set("".join(PROMPTS))
+    needed = set("".join([*PROMPTS, shop.DRAWING_PROMPT]))
     for seed in range(5):
         needed.update(*(text for product in ALL_PRODUCTS for text in shop.captions(product, seed)))
     assert {piece for piece in pieces if len(piece) == 1 and not piece.isascii()} <= needed

@@ -1,0 +1,232 @@
+"""`ofa-hf demo --draw`: a small VQGAN and a small OFA learn to draw the shop's products from their captions.
+
+The way is that of any checkpoint that draws: official files → convert → finetune on images and texts → draw. What is
+drawn are combinations of kind, colour and pattern that neither of the two was shown. Two judges look at the drawings:
+a rule that reads the colour off the pixels, and the captioner that the demo finetuned.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ofa_hf.conversion.convert import convert
+from ofa_hf.data import load_muge
+from ofa_hf.data.codes import image_pixels
+from ofa_hf.demo.image_codes import VQGANTraining, train_vqgan
+from ofa_hf.files import write_json
+from ofa_hf.image_loading_ofa import load_image
+from ofa_hf.models import load_model
+from ofa_hf.prediction.loop import predict
+from ofa_hf.prediction.text_to_image import RECORD, DrawRequest, draw_files
+from ofa_hf.samples.pixels import colour_of
+from ofa_hf.samples.shop import DRAWING_PROMPT, Product, ShopFiles, captions, draw, is_right, split_products
+from ofa_hf.training import finetune, parse_arguments
+
+
+TASK = "image_generation"
+
+
+@dataclass(frozen=True)
+class DrawingSize:
+    """How much of everything; the defaults take about fifteen minutes on two cores."""
+
+    num_drawn: int = 100
+    pixels: int = 64
+    vqgan: VQGANTraining = field(default_factory=VQGANTraining)
+    epochs: float = 1.0  # over all pairs of an image and one of its captions
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    temperature: float = 0.7
+    num_images: int = 4  # of each text, of which the one with the best score is shown
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One caption as it was drawn, beside an image that the shop drew itself."""
+
+    product: Product
+    text: str
+    image: Image.Image
+    real: Image.Image
+    colour: str  # by the pixels
+    caption: str  # of the drawn image, by the captioner
+
+    @property
+    def has_right_colour(self) -> bool:
+        return self.colour == self.product.colour
+
+    @property
+    def is_named_rightly(self) -> bool:
+        return is_right(self.caption, self.product)
+
+
+@dataclass(frozen=True)
+class DrawingResult:
+    """What was drawn, and what the judges say of it and of real images of the same products."""
+
+    model: Path
+    images: Path
+    drawn: Sequence[Drawn] = field(repr=False)
+    real_colour_right: int
+    real_named_right: int
+
+    @property
+    def colour_right(self) -> int:
+        return sum(one.has_right_colour for one in self.drawn)
+
+    @property
+    def named_right(self) -> int:
+        return sum(one.is_named_rightly for one in self.drawn)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "drawn": len(self.drawn),
+            "colour_right": self.colour_right,
+            "named_right": self.named_right,
+            "real_colour_right": self.real_colour_right,
+            "real_named_right": self.real_named_right,
+            "model": str(self.model),
+            "images": str(self.images),
+        }
+
+
+def unseen_products(seed: int, count: int) -> list[Product]:
+    """Different products to draw: those that the shop keeps for validation, and if these are too few some others."""
+    train, valid = split_products(seed)
+    rng = Random(f"to draw {seed}")
+    chosen = [*valid, *rng.sample(train, max(0, count - len(valid)))]
+    return rng.sample(chosen, len(chosen))[:count]
+
+
+def select_captions(files: ShopFiles, products: Mapping[str, Product], unseen: Sequence[Product], path: Path) -> Path:
+    """Write the training captions but those of products that are to be drawn, in MUGE's format."""
+    hidden = set(unseen)
+    with open(files.train_caption_file, encoding="utf-8") as lines, open(path, "w", encoding="utf-8") as kept:
+        kept.writelines(line for line in lines if products[json.loads(line)["image_id"]] not in hidden)
+    return path
+
+
+def make_vqgan_files(captions_file: Path, files: ShopFiles, size: DrawingSize, seed: int, folder: Path):
+    """Train the VQGAN on the images that have captions; returns its `last.ckpt` and `model.yaml`."""
+    rows = load_muge(captions_file, files.train_image_file)
+    pixels = torch.stack([image_pixels(load_image(row["image"]), size.pixels) for row in rows])
+    return train_vqgan(pixels, size.vqgan, seed, folder)
+
+
+def convert_drawer(checkpoint: Path, folder: Path, files: ShopFiles, vqgan: tuple[Path, Path], size: DrawingSize):
+    """The same small checkpoint once more, as one that draws."""
+    return convert(
+        checkpoint,
+        folder,
+        files.vocab_file,
+        task=TASK,
+        prompt=DRAWING_PROMPT,
+        image_size=size.pixels,
+        vqgan=vqgan[0],
+        vqgan_config=vqgan[1],
+    )
+
+
+def learn_to_draw(start: Path, folder: Path, captions_file: Path, files: ShopFiles, size: DrawingSize, seed: int):
+    """Finetune on images and captions; by hand it is `ofa-hf finetune FILE` with the file that this leaves."""
+    arguments = {
+        "model_name_or_path": str(start),
+        "train_caption_file": str(captions_file),
+        "train_image_file": str(files.train_image_file),
+        "output_dir": str(folder),
+        "task": TASK,
+        "num_train_epochs": size.epochs,
+        "per_device_train_batch_size": size.batch_size,
+        "learning_rate": size.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": 0.1,
+        "save_strategy": "no",
+        "logging_steps": 20,
+        "bf16": True,
+        "use_cpu": True,
+        "seed": seed,
+    }
+    file = folder.with_name(f"finetune_{folder.name}.json")
+    write_json(file, arguments)
+    return finetune(*parse_arguments(file))
+
+
+def draw_and_judge(
+    model: Path, captioner: Path, unseen: Sequence[Product], size: DrawingSize, seed: int, out: Path
+) -> DrawingResult:
+    """Draw a caption of each product, and let both judges look at what was drawn and at real images."""
+    texts = [caption_with_pattern(product, seed) for product in unseen]
+    options = {"temperature": size.temperature}
+    request = DrawRequest(texts, str(model), str(out), num_images=size.num_images, seed=seed, options=options)
+    draw_files(request)
+    images = best_images(out, len(texts))
+    real = [draw(product, seed + number, 2 * size.pixels) for number, product in enumerate(unseen)]
+    named = caption_images(captioner, [*images, *real])
+    drawn = [
+        Drawn(product, text, image, beside, colour_of(image), caption)
+        for product, text, image, beside, caption in zip(unseen, texts, images, real, islice(named, len(images)))
+    ]
+    return DrawingResult(
+        model,
+        out,
+        drawn,
+        sum(colour_of(image) == product.colour for image, product in zip(real, unseen)),
+        sum(map(is_right, named[len(images) :], unseen)),
+    )
+
+
+def best_images(folder: Path, texts: int) -> list[Image.Image]:
+    """The best image of each text that `draw_files` drew into a folder."""
+    lines = [json.loads(line) for line in (folder / RECORD).read_text(encoding="utf-8").splitlines()]
+    best = {int(line["number"]): line["image"] for line in reversed(lines)}  # the best of a text comes first
+    return [load_image(folder / best[number]) for number in range(1, texts + 1)]
+
+
+def caption_with_pattern(product: Product, seed: int) -> str:
+    """A caption that names kind, colour and pattern."""
+    found = captions(product, seed)
+    return next((text for text in found if product.pattern in text), found[0])
+
+
+def caption_images(folder: Path, images: Sequence[Image.Image]) -> list[str]:
+    model, processor = load_model(folder)
+    rows = ({"id": number, "image": image} for number, image in enumerate(images))
+    return [found.text for found in predict(model, processor, rows, batch_size=20, num_beams=5, max_length=24)]
+
+
+def run_drawing(
+    out: Path,
+    files: ShopFiles,
+    products: Mapping[str, Product],
+    captioner: Path,
+    checkpoint: Path,
+    size: DrawingSize,
+    seed: int,
+    step: Callable[[str], AbstractContextManager],
+) -> DrawingResult:
+    """Learn to draw in `out`, draw what was never shown, and judge it.
+
+    Args:
+        captioner: the folder of the model that names what was drawn.
+        checkpoint: the small official checkpoint that is to learn drawing.
+        step: opens a step by its name.
+    """
+    out.mkdir()
+    unseen = unseen_products(seed, size.num_drawn)
+    captions_file = select_captions(files, products, unseen, out / "captions.jsonl")
+    with step("training a small VQGAN and writing it as official files"):
+        vqgan = make_vqgan_files(captions_file, files, size, seed, out / "vqgan")
+    with step("converting the checkpoint once more, with the VQGAN, as one that draws"):
+        convert_drawer(checkpoint, out / "converted", files, vqgan, size)
+    with step("finetuning it on images and their captions"):
+        result = learn_to_draw(out / "converted", out / "model", captions_file, files, size, seed)
+    with step("drawing captions of products that it never saw, and judging them"):
+        return draw_and_judge(result.folder, captioner, unseen, size, seed, out / "images")

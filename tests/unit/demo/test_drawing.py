@@ -1,0 +1,106 @@
+"""What the demo asks its small model to draw, and what it says of the drawings."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ofa_hf import OFAForConditionalGeneration
+from ofa_hf.conversion.convert import convert
+from ofa_hf.conversion.vocabulary import build_tokenizer
+from ofa_hf.demo.drawing import (
+    DrawingResult,
+    DrawingSize,
+    Drawn,
+    caption_with_pattern,
+    run_drawing,
+    select_captions,
+    unseen_products,
+)
+from ofa_hf.demo.image_codes import VQGANTraining
+from ofa_hf.demo.pretraining import small_config
+from ofa_hf.demo.report import drawing_section
+from ofa_hf.samples.official_file import write_official_checkpoint
+from ofa_hf.samples.shop import Product, read_products, split_products, write_shop
+
+
+SMALL = DrawingSize(
+    num_drawn=2,
+    pixels=16,
+    vqgan=VQGANTraining(factors=(1, 1, 1, 1), width=8, codes=4, side=16, plain_steps=1, whole_steps=1, steps=3),
+    epochs=0.2,
+    num_images=2,
+)
+
+
+def test_a_hundred_different_products_are_drawn_and_their_captions_name_the_pattern():
+    unseen = unseen_products(seed=0, count=100)
+    assert len(set(unseen)) == 100
+    assert set(unseen) >= set(split_products(0)[1])
+    assert len(unseen_products(seed=0, count=3)) == 3
+    for product in unseen:
+        assert all(word in caption_with_pattern(product, 0) for word in (product.colour, product.pattern))
+
+
+def test_products_to_be_drawn_are_not_learned(tmp_path):
+    files = write_shop(tmp_path, num_train=60, num_valid=1, size=32)
+    products, unseen = read_products(files.label_file), unseen_products(0, 100)
+    kept = select_captions(files, products, unseen, tmp_path / "captions.jsonl").read_text(encoding="utf-8")
+    names = [json.loads(line)["image_id"] for line in kept.splitlines()]
+    assert 40 <= len(names) < 60
+    assert not {products[name] for name in names} & set(unseen)
+
+
+def test_both_judges_are_counted_and_shown():
+    bag, cup = Product("包包", "红色", "纯色"), Product("杯子", "蓝色", "条纹")
+    image, real = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (128, 128), "blue")
+    drawn = [
+        Drawn(bag, "红色纯色包包", image, real, "红色", "红色包包"),
+        Drawn(cup, "<蓝色条纹杯子>", image, real, "红色", "蓝色杯子"),
+        Drawn(cup, "蓝色条纹杯子", image, real, "红色", "红色杯子"),
+    ]
+    result = DrawingResult(Path("model"), Path("images"), drawn, 3, 2)
+    assert result.as_dict() == {
+        "drawn": 3,
+        "colour_right": 1,
+        "named_right": 2,
+        "real_colour_right": 3,
+        "real_named_right": 2,
+        "model": "model",
+        "images": "images",
+    }
+    page = drawing_section(result)
+    assert page.count("<article") == 3
+    assert page.count("<img") == 6
+    assert page.count('class="right"') == 1
+    assert "1 of 3" in page
+    assert "64 codes" in page
+    assert "&lt;蓝色条纹杯子&gt;" in page
+
+
+def test_official_files_are_converted_finetuned_drawn_with_and_judged(tmp_path):
+    pytest.importorskip("diffusers", reason="the VQGAN is one of diffusers, which is not installed")
+    files = write_shop(tmp_path / "shop", num_train=12, num_valid=1, size=32)
+    model = OFAForConditionalGeneration(small_config(len(build_tokenizer(files.vocab_file))))
+    checkpoint = tmp_path / "small.pt"
+    write_official_checkpoint(model.eval(), checkpoint, 32)
+    convert(checkpoint, tmp_path / "captioner", files.vocab_file, image_size=32, verify=False)
+    steps = []
+
+    @contextmanager
+    def step(name):
+        steps.append(name)
+        yield
+
+    products = read_products(files.label_file)
+    result = run_drawing(tmp_path / "out", files, products, tmp_path / "captioner", checkpoint, SMALL, 0, step)
+    assert len(steps) == 4
+    assert result.as_dict()["drawn"] == 2
+    assert result.real_colour_right == 2
+    assert [one.image.size for one in result.drawn] == [(16, 16)] * 2
+    assert len(list(result.images.glob("*-[12].png"))) == 4
+    account = json.loads((tmp_path / "out" / "converted" / "conversion.json").read_text(encoding="utf-8"))
+    assert account["proof"]["max_difference"] == 0
+    assert account["checkpoint"]["task"] == "image_generation"
