@@ -747,6 +747,8 @@ class OFATextToImagePipeline(OFAPipeline):
         generate_kwargs: dict | None = None,
         **kwargs,
     ) -> tuple[dict, dict, dict]:
+        if num_images is not None and (type(num_images) is not int or num_images < 1):
+            raise ValueError(f"num_images={num_images!r}. Accepted: a whole number from 1.")
         kwargs = {name: value for name, value in kwargs.items() if name not in OF_OTHER_MODELS}
         decoding = _given(task=task, image_decoder=image_decoder)
         drawing = {**_given(num_images=num_images, seed=seed, on_step=on_step), **(generate_kwargs or {}), **kwargs}
@@ -866,7 +868,7 @@ def check_description(text: Any) -> None:
         ValueError: it is no text, empty, or longer than the model was trained for.
     """
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"Drawing needs a text, but got {str(text)[:100]!r}. Describe the image in a few words.")
+        raise ValueError(f"Drawing needs a text, but got {repr(text)[:100]}. Describe the image in a few words.")
     if (words := len(text.split())) > MAX_DESCRIPTION:
         raise ValueError(
             f"The text {text[:60]!r}… has {words} words. The model was trained on at most {MAX_DESCRIPTION}: shorten "

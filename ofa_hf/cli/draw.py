@@ -63,4 +63,4 @@ def print_images(record, as_json: bool) -> None:
 
     for line in record.read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
-        print(line if as_json else f"{record.parent / values['image']}\t{values['text']}")
+        print(line if as_json else f"{record.parent / values['image']}\t{' '.join(values['text'].split())}")

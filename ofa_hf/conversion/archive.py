@@ -1,17 +1,24 @@
 """The published archive of a checkpoint that draws: the checkpoint, its VQGAN and the description of the latter."""
 
+import lzma
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from ofa_hf.errors import UserError
+from ofa_hf.errors import UserError, is_full_disk
 from ofa_hf.inert_pickle import shown
 
 
+DAMAGED = (  # what zipfile raises for damaged bytes and for methods that it does not know
+    *(zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, OverflowError, struct.error),
+    *(zlib.error, lzma.LZMAError),
+)
 WANTED = {"vqgan": "last.ckpt", "settings": "model.yaml"}  # and a .pt, the checkpoint
 
 
@@ -36,7 +43,7 @@ def unpack(path: Path, beside: Path) -> Iterator[Unpacked]:
     """
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (*DAMAGED, OSError) as error:
         raise UserError(f"{path} cannot be unpacked: {error}. Download it again.") from error
     with archive, TemporaryDirectory(prefix=".ofa_hf_unpacked_", dir=beside) as folder:
         members = find_members(path, archive)
@@ -51,7 +58,9 @@ def unpack(path: Path, beside: Path) -> Iterator[Unpacked]:
             try:
                 with archive.open(member) as source, open(files[name], "wb") as target:
                     shutil.copyfileobj(source, target, 2**20)
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            except (*DAMAGED, OSError) as error:
+                if is_full_disk(error):
+                    raise
                 raise UserError(f"{path} cannot be unpacked: {error}. Download it again.") from error
         yield Unpacked(**files)
 

@@ -117,15 +117,15 @@ def convert(
         UserError: the checkpoint, the options or the disk do not allow it; nothing is written.
     """
     target = Path(out).absolute()
+    full_disk = explain_full_disk(target.parent, "Free some room and convert again; nothing half-written was kept.")
     if archive := archive_of(checkpoint):
         options = {"dtype": dtype, "task": task, "prompt": prompt, "image_size": image_size, "generation": generation}
         options |= {"overwrite": overwrite, "verify": verify, "progress": progress}
         check_target(target, overwrite)
         progress(f"unpacking {archive.name}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with unpack(archive, target.parent) as files:
+        with full_disk, unpack(archive, target.parent) as files:
             return convert(files.checkpoint, out, vocab, **options, vqgan=files.vqgan, vqgan_config=files.settings)
-    full_disk = explain_full_disk(target.parent, "Free some room and convert again; nothing half-written was kept.")
     with full_disk, new_folder(target, partial(check_target, overwrite=overwrite)) as (folder, scratch):
         try:
             job = Conversion(open_source(checkpoint), progress, (vqgan, vqgan_config))

@@ -34,7 +34,10 @@ CODE_LOGITS_NAME = "code_logits.safetensors"  # of the encoder; the class of dif
 CODE_LOGITS = re.compile(r"quantize\.proj\.(weight|bias)")
 ONLY_TRAINING = re.compile(r"loss\.|quantize\.temperature$")  # what the loss and its discriminator hold
 NEEDS_DIFFUSERS = "A VQGAN is converted and checked with diffusers. Install it with `pip install 'ofa-hf[draw]'`."
-FIELDS = ("z_channels", "resolution", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks", "attn_resolutions")
+NUMBERS = ("z_channels", "resolution", "in_channels", "out_ch", "ch", "num_res_blocks", "embed_dim", "n_embed")
+LISTS = ("ch_mult", "attn_resolutions")
+MAX_CHANNELS, MAX_BLOCKS, NORM_GROUPS = 2**16, 64, 32
+NO_YAML = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what safe_load raises
 RENAMES = (  # after the numbers of the levels
     (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
     (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
@@ -88,9 +91,10 @@ class VQGANSource:
         logits = {name: tensor for name, tensor in state.items() if CODE_LOGITS.fullmatch(name)}
         levels = len(self.config["block_out_channels"])
         rest = {name: tensor for name, tensor in state.items() if name not in logits and name not in ignored}
-        weights = {}
+        weights, twice = {}, []
         for name, tensor in rest.items():
             here = name_in_diffusers(name, levels)
+            twice += [here] if here in weights else []
             weights[here] = Matrix(tensor) if PROJECTION.search(here) else tensor
         with torch.device("meta"):
             expected = {name: one.shape for name, one in self.model_class(**self.config).state_dict().items()}
@@ -101,6 +105,8 @@ class VQGANSource:
             "unknown": sorted(map(shown, has.keys() - expected.keys())),
             "missing": sorted(expected.keys() - has.keys()),
             "of another shape": sorted(n for n in has.keys() & expected.keys() if tuple(has[n]) != tuple(expected[n])),
+            "there twice": sorted(twice),
+            "no floats": sorted(shown(n) for n, one in {**rest, **logits}.items() if not one.dtype.is_floating_point),
         }
         found = [f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in problems.items() if names]
         if found:
@@ -194,11 +200,8 @@ def read_state(path: Path) -> dict[str, StoredTensor]:
         refuse_pointer(path)
         content = TorchFile(path, is_known).content
         state = content.get("state_dict") if isinstance(content, dict) else None
-        if (
-            not isinstance(state, dict)
-            or not all(isinstance(one, StoredTensor) for one in state.values())
-            or not state
-        ):
+        pairs = state.items() if isinstance(state, dict) else ()
+        if not pairs or not all(isinstance(name, str) and isinstance(one, StoredTensor) for name, one in pairs):
             raise FileRefused("it is no Lightning checkpoint: it holds no weights under 'state_dict'")
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"No VQGAN at {path}. Give its last.ckpt.") from None
@@ -223,7 +226,7 @@ def read_parameters(path: Path) -> Mapping[str, Any]:
         raise UserError(f"No model.yaml at {path}. Give the one that belongs to the VQGAN.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except NO_YAML as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}. Get the file again.") from error
     for name in ("model", "params"):
         values = values.get(name, values) if isinstance(values, dict) else None
@@ -239,7 +242,14 @@ def diffusers_config(parameters: Mapping[str, Any], path: Path) -> dict[str, Any
         UserError: a value is missing, is none that such a network has, or asks for another network.
     """
     sizes = {**parameters["ddconfig"], **{name: parameters.get(name) for name in ("embed_dim", "n_embed")}}
-    wrong = [name for name in (*FIELDS, "embed_dim", "n_embed") if not _are_counts(sizes.get(name))]
+    wrong = [name for name in NUMBERS if not _is_count(sizes.get(name))]
+    wrong += [name for name in LISTS if not _are_counts(sizes.get(name))]
+    if not wrong:
+        channels = [sizes["ch"] * factor for factor in sizes["ch_mult"]]
+        usable = all(one % NORM_GROUPS == 0 and one <= MAX_CHANNELS for one in channels)
+        wrong = [] if usable else ["ch", "ch_mult"]
+        wrong += [name for name in ("in_channels", "out_ch") if sizes[name] != 3]  # colors
+        wrong += ["num_res_blocks"] if sizes["num_res_blocks"] > MAX_BLOCKS else []
     if wrong:
         raise UserError(f"{path} has no usable value for {', '.join(wrong)}. Get the file again.")
     if sizes.get("double_z") or sizes["z_channels"] != sizes["embed_dim"]:
@@ -249,24 +259,26 @@ def diffusers_config(parameters: Mapping[str, Any], path: Path) -> dict[str, Any
     return {
         "in_channels": sizes["in_channels"],
         "out_channels": sizes["out_ch"],
-        "block_out_channels": [sizes["ch"] * factor for factor in sizes["ch_mult"]],
+        "block_out_channels": channels,
         "layers_per_block": sizes["num_res_blocks"],
         "down_block_types": ["AttnDownEncoderBlock2D" if one else "DownEncoderBlock2D" for one in has_attention],
         "up_block_types": ["AttnUpDecoderBlock2D" if one else "UpDecoderBlock2D" for one in has_attention[::-1]],
         "latent_channels": sizes["z_channels"],
         "vq_embed_dim": sizes["embed_dim"],
         "num_vq_embeddings": sizes["n_embed"],
-        "norm_num_groups": 32,
+        "norm_num_groups": NORM_GROUPS,
         "sample_size": sizes["resolution"],
         "lookup_from_codebook": True,
     }
 
 
-def _are_counts(value: Any) -> bool:
-    """Whether a value is a positive number of a network's size, or a short list of them."""
-    if isinstance(value, list):
-        return 0 < len(value) <= 16 and all(map(_are_counts, value)) and not any(isinstance(v, list) for v in value)
+def _is_count(value: Any) -> bool:
+    """Whether a value is a positive number of a network's size."""
     return type(value) is int and 0 < value <= 2**20
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= 16 and all(map(_is_count, value))
 
 
 def with_vqgan(

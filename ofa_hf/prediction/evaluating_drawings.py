@@ -14,6 +14,7 @@ from ofa_hf.evaluation.evaluate import EvaluationResult
 from ofa_hf.evaluation.metrics import METRICS
 from ofa_hf.models import load_processor
 from ofa_hf.prediction.loop import find_task
+from ofa_hf.prediction.questions import problem_of
 from ofa_hf.prediction.text_to_image import RECORD, TEXT_COLUMNS, DrawRequest, draw_files
 from ofa_hf.tables.problems import Problem
 from ofa_hf.tables.table_files import open_table
@@ -53,10 +54,12 @@ def evaluate_drawings(
     chosen = find_task(processor, task)
     if chosen.answer != "image":
         raise UserError(f"--clip scores drawn images, but the task {chosen.name} draws none. Leave it out.")
-    texts = list(islice(dict.fromkeys(texts_of(files, chosen, processor.language)), limit))
+    named = list(islice(dict.fromkeys(map(str.strip, texts_of(files, chosen, processor.language))), limit))
+    texts = [text for text in named if not problem_of(chosen.fields[0], text)]
     with nullcontext(drawn) if drawn else tempfile.TemporaryDirectory() as folder:
-        request = DrawRequest(texts, model, str(folder), num_images, seed, chosen.name, clip, device=device)
-        skipped = draw_files(request) if texts else 0
+        options = {"num_images": num_images, "seed": seed, "task": chosen.name, "clip": clip, "device": device}
+        request = DrawRequest(texts, model, str(folder), **options, is_literal=True)
+        skipped = len(named) - len(texts) + (draw_files(request) if texts else 0)
         cosines = best_cosines(Path(folder, RECORD), texts)
     if not cosines:
         raise UserError(f"{files.captions} has no text that can be drawn. Pass a table with a column of texts.")
@@ -70,7 +73,7 @@ def best_cosines(record: Path, texts: list[str]) -> dict[str, float]:
     """Text → cosine of its best image, of those texts that were drawn."""
     lines = map(json.loads, record.read_text(encoding="utf-8").splitlines()) if record.is_file() else ()
     found = {line["text"]: line["clip_score"] for line in lines}  # the best image comes first
-    return {text: found[text.strip()] for text in texts if text.strip() in found}
+    return {text: found[text] for text in texts if text in found}
 
 
 def texts_of(files: Files, task: Task, language: str) -> Iterator[str]:

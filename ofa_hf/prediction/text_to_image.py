@@ -46,6 +46,7 @@ class DrawRequest:
         column: of tables; by default the usual ones.
         reading: encoding and separator of tables, see `open_table`.
         options: of the pipeline, such as `num_beams`.
+        is_literal: `texts` are texts, also those that look like the name of a file.
     """
 
     texts: Sequence[str]
@@ -60,11 +61,18 @@ class DrawRequest:
     dtype: str = "auto"
     reading: Mapping[str, str | None] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    is_literal: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides which images come out, besides the model."""
-        return {"num_images": self.num_images, "seed": self.seed, "clip": self.clip, "options": dict(self.options)}
+        """What decides which images come out."""
+        models = {"model": place_of(self.model), "clip": self.clip and place_of(self.clip)}
+        return {**models, "num_images": self.num_images, "seed": self.seed, "options": dict(self.options)}
+
+
+def place_of(model: str) -> str:
+    """The name of a model from every working directory."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def draw_files(request: DrawRequest) -> int:
@@ -76,8 +84,7 @@ def draw_files(request: DrawRequest) -> int:
     processes = Processes()
     check_settings(request)
     task, language = drawing_task(request)
-    columns = {name: [request.column] if request.column else TEXT_COLUMNS for name in task.fields}
-    rows = find_rows(Inputs(request.texts, text_columns=columns, reading=request.reading), task, language)
+    rows = find_rows(inputs_of(request, task), task, language)
     folder = Path(request.output)
     full_disk = explain_full_disk(folder, "What is drawn is kept. Free some room and run the command again.")
     with processes, full_disk:
@@ -88,6 +95,13 @@ def draw_files(request: DrawRequest) -> int:
                 say(note)
         processes.total()  # the folder is there
         return len(rows.problems) + Job(request, task, processes).run(rows)
+
+
+def inputs_of(request: DrawRequest, task: Task) -> Inputs:
+    if request.is_literal:
+        return Inputs((), texts=dict.fromkeys(task.fields, request.texts))
+    columns = {name: [request.column] if request.column else TEXT_COLUMNS for name in task.fields}
+    return Inputs(request.texts, text_columns=columns, reading=request.reading)
 
 
 @dataclass

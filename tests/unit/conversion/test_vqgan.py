@@ -1,9 +1,12 @@
 """A VQGAN becomes a folder of diffusers that decodes codes as the official code does; nothing of its file runs."""
 
 import copy
+import errno
 import json
 import os
+import random
 import zipfile
+from contextlib import suppress
 
 import pytest
 import small_checkpoints
@@ -11,6 +14,7 @@ import torch
 from fixtures.recorded import FIXTURES
 
 from ofa_hf.conversion.archive import unpack
+from ofa_hf.conversion.convert import convert
 from ofa_hf.conversion.vqgan import VQGANSource, with_vqgan
 from ofa_hf.errors import UserError
 from ofa_hf.image_processing_ofa import check_image_decoder, images_of_codes, load_image_decoder
@@ -75,11 +79,41 @@ def changed(files, **values):
         ({"double_z": True}, "another autoencoder"),
         ({"ch": -1}, "no usable value for ch"),
         ({"ch_mult": [1, [2]]}, "no usable value for ch_mult"),
+        ({"ch_mult": 2, "num_res_blocks": [1]}, "no usable value for num_res_blocks, ch_mult"),
+        ({"num_res_blocks": 2**20}, "no usable value for num_res_blocks"),
+        ({"ch": 33}, "no usable value for ch, ch_mult"),
+        ({"ch": 2**20, "ch_mult": [2**20]}, "no usable value for ch, ch_mult"),
+        ({"in_channels": 4, "out_ch": 1}, "no usable value for in_channels, out_ch"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(files, values, message):
     with pytest.raises(UserError, match=message):
         VQGANSource(*changed(files, **values))
+
+
+@pytest.mark.parametrize(
+    "value", ["9" * 5000, "2001-99-99", "!!bool x", "!!int x", "!!timestamp x", "&a [*a]", "!!python/name:os.system x"]
+)
+def test_a_hostile_description_is_refused(files, value):
+    files[1].write_text(json.dumps(small_checkpoints.VQGAN_CONFIG).replace("[1, 1, 1, 2]", value), encoding="utf-8")
+    with pytest.raises(UserError, match="is no YAML|no usable value for ch_mult"):
+        VQGANSource(*files)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("decoder.conv_in.bias", lambda bias: bias.long(), r"1 no floats \(decoder.conv_in.bias\)"),
+        ("quantize.embedding.weight", lambda _: torch.ones(8192, 32), r"1 there twice \(quantize.embedding.weight\)"),
+        (5, lambda _: torch.ones(1), "no Lightning checkpoint"),
+    ],
+)
+def test_weights_that_are_none_are_refused(files, name, change, message):
+    config = small_checkpoints.VQGAN_CONFIG
+    state = {name: torch.ones(shape) for name, shape in small_checkpoints.vqgan_shapes(config).items()}
+    small_checkpoints.write_vqgan(files[0].parent, config, {**state, name: change(state.get(name))})
+    with pytest.raises(UserError, match=message):
+        VQGANSource(*files)
 
 
 def test_an_unknown_weight_is_named(files):
@@ -136,8 +170,8 @@ def test_a_checkpoint_that_draws_needs_both_files(files):
 MEMBERS = {"image_gen/best.pt": b"checkpoint", "vqgan/last.ckpt": b"vqgan", "vqgan/model.yaml": b"a: 1"}
 
 
-def write_archive(path, members):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+def write_archive(path, members, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
     return path
@@ -174,3 +208,32 @@ def test_a_damaged_archive_is_refused(tmp_path):
     path.write_bytes(data[:100])
     with pytest.raises(UserError, match="cannot be unpacked"), unpack(path, tmp_path):
         pytest.fail("unpacked")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_bytes_of_an_archive_are_an_error_of_the_archive(tmp_path, method):
+    members = {name: random.Random(0).randbytes(3000) for name in MEMBERS}
+    data = write_archive(tmp_path / "a.zip", members, method).read_bytes()
+    draws = random.Random(0)
+    unpacked = 0
+    for _ in range(100):
+        damaged = bytearray(data)
+        for _ in range(5):
+            damaged[draws.randrange(len(data))] = draws.randrange(256)
+        (tmp_path / "a.zip").write_bytes(damaged)
+        with suppress(UserError), unpack(tmp_path / "a.zip", tmp_path):
+            unpacked += 1
+    assert unpacked < 10
+
+
+def test_a_full_disk_is_not_a_damaged_archive(files, tmp_path, monkeypatch):
+    write_archive(tmp_path / "a.zip", MEMBERS)
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", fail)
+    with pytest.raises(UserError, match="The disk that holds .* is full. Free some room"):
+        convert(tmp_path / "a.zip", tmp_path / "out")
+    assert not list(tmp_path.glob("[.]ofa_hf*"))
+    assert not (tmp_path / "out").exists()

@@ -35,6 +35,16 @@ def test_each_text_is_drawn_once_and_its_best_image_counts(drawer, clip, tmp_pat
     assert "CLIP cosine × 100" in result.table()
 
 
+def test_texts_of_a_table_are_never_read_as_files(drawer, clip, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(text_to_image.Job, "run", lambda job, rows: drawn.append(rows.names) or 0)
+    files = write(tmp_path / "t.csv", "text", "-", "t.csv", "none.txt", "dog.png", "hat")
+    with pytest.raises(UserError, match="has no text that can be drawn"):
+        evaluate_drawings(str(drawer), files, clip)
+    assert drawn == [["-", "t.csv", "none.txt", "hat"]]
+
+
 def test_files_of_the_original_need_no_codes_to_be_scored(drawer, clip, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(evaluating_drawings, "draw_files", lambda request: drawn.append(list(request.texts)) or 0)

@@ -98,11 +98,17 @@ def test_the_score_of_an_image_is_that_of_its_codes_whichever_loop_draws_it(pipe
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "needs a text"), (None, "needs a text"), ("hat " * 65, "65 words"), ("x" * 60, "tokens with its prompt")],
+    [("", "needs a text"), (None, "got None"), ("hat " * 65, "65 words"), ("x" * 60, "tokens with its prompt")],
 )
 def test_texts_that_cannot_be_drawn_are_refused(pipe, text, message):
     with pytest.raises(ValueError, match=message):
         pipe(text)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, "2", True])
+def test_a_number_of_images_that_is_none_is_refused(pipe, number):
+    with pytest.raises(ValueError, match="num_images=.* Accepted: a whole number from 1"):
+        pipe("red hat", num_images=number)
 
 
 def test_a_window_that_the_model_has_no_places_for_is_refused(pipe, monkeypatch):
@@ -242,7 +248,9 @@ def test_another_run_does_not_mix_with_it(drawer, tmp_path, monkeypatch):
     request = DrawRequest(["red hat"], str(drawer), str(tmp_path / "out"), num_images=1)
     assert draw_files(request) == 0
     monkeypatch.setattr(text_to_image, "load_model", lambda *_, **__: pytest.fail("loaded"))
-    for change in ({"texts": ["what"]}, {"seed": 1}, {"num_images": 2}, {"options": {"top_k": 3}}):
+    shutil.copytree(drawer, tmp_path / "other")
+    changes = ({"texts": ["what"]}, {"seed": 1}, {"num_images": 2}, {"options": {"top_k": 3}})
+    for change in (*changes, {"model": str(tmp_path / "other")}):
         other = DrawRequest(**{**vars(request), **change})
         with pytest.raises(UserError, match="is of another run"):
             draw_files(other)
@@ -251,12 +259,13 @@ def test_another_run_does_not_mix_with_it(drawer, tmp_path, monkeypatch):
 
 def test_a_table_is_drawn_and_its_bad_rows_are_counted(drawer, tmp_path, capsys):
     table = tmp_path / "texts.csv"
-    table.write_text(f"id,caption\n1,red hat\n2,\n3,{'hat ' * 65}\n4,what\n", encoding="utf-8")
+    table.write_text(f'id,caption\n1,"red\nhat"\n2,\n3,{"hat " * 65}\n4,what\n', encoding="utf-8")
     out = tmp_path / "out"
     assert main(["draw", str(table), "--model", str(drawer), "--num-images", "1", "--output", str(out)]) == 1
-    assert [(line["number"], line["text"]) for line in lines_of(out)] == [("1", "red hat"), ("3", "what")]
+    assert [(line["number"], line["text"]) for line in lines_of(out)] == [("1", "red\nhat"), ("3", "what")]
     assert files_of(out) == ["0001-1.png", "0003-1.png", "images.jsonl", "settings.json"]
-    errors = capsys.readouterr().err
+    printed, errors = capsys.readouterr()
+    assert printed.splitlines() == [f"{out}/0001-1.png\tred hat", f"{out}/0003-1.png\twhat"]
     assert "65 words" in errors
     assert "2 of 4 texts drawn, 2 not." in errors
 
