@@ -7,6 +7,7 @@ from ofa_hf.conversion.convert import convert
 from ofa_hf.errors import UserError
 from ofa_hf.publishing import verify
 from ofa_hf.publishing.bundle import bundle_of
+from ofa_hf.publishing.push import publish_folder
 
 
 def stranger(*captions):
@@ -65,12 +66,14 @@ def test_the_image_shows_something():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_strangers")
-def test_a_folder_that_draws_goes_up_whole_and_draws_without_the_package(drawer, tmp_path):
+def test_a_folder_that_draws_goes_up_whole_and_draws_without_the_package(drawer, hub, tmp_path):
     bundle = bundle_of(drawer, "shop/drawer")
     names = {name for name in bundle.files if name.startswith("vqgan/")}
     assert names == {f"vqgan/{path.name}" for path in (drawer / "vqgan").iterdir()}
     assert len(names) == 3
     assert b"diffusers" in bundle.files["README.md"]
+    publish_folder(drawer, "shop/drawer")
+    assert {name for name in hub.files("shop/drawer") if name.startswith("vqgan/")} == names
     staged = bundle.stage(tmp_path / "bundle")
     (report,) = verify.verify_folder(staged)
     assert report.text == "image of 64 x 64 pixels"
