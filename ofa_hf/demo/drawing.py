@@ -44,8 +44,8 @@ class DrawingSize:
     epochs: float = 2.0  # over all pairs of an image and one of its captions
     batch_size: int = 32
     learning_rate: float = 2e-3
-    temperature: float = 0.7
-    num_images: int = 4  # of each text, of which the one with the best score is shown
+    temperature: float = 1.0  # lower ones, and the best score of several images, favour an empty wall
+    num_images: int = 1
 
 
 @dataclass(frozen=True)
