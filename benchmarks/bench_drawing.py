@@ -174,9 +174,9 @@ def main(arguments: list[str] | None = None) -> None:
     model, rows = make_model(args.size), []
     for dtype in (torch.float32, torch.bfloat16):
         model.to(dtype)
-        one = measure(model, 1)
+        one = show(measure(model, 1))
         many = measure(model, SAMPLES)
-        rows += [show(one), show(many | {"images": many["seconds"] / one["seconds"]})]
+        rows += [one, show(many | {"images": many["seconds"] / one["seconds"]})]
     if find_spec("diffusers"):
         rows.append(show(measure_decoding()))
     if args.json:

@@ -170,6 +170,8 @@ class TextCache(Cache):
             with torch.inference_mode(False):  # so that it can be used outside of such a mode later
                 room = max((self.room or ROOM) * texts, 2 * begin)
                 larger = like.new_empty(num_layers, 2, batch_size, heads, room, width, dtype=self.dtype)
+            if self.dtype is not None:  # take the memory now, or have none at the first step and not at the last
+                larger.zero_()
             if self.kept is not None:
                 larger[:, :, :, :, :begin] = self.kept
             self.kept = larger

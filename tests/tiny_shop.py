@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -94,12 +93,9 @@ def write_arguments(path: Path, arguments: dict) -> Path:
     return path
 
 
-def command(*words: object, processes: int = 1) -> list[str]:
-    """`ofa-hf finetune …` as a user's shell runs it, in one process or several."""
-    start = [sys.executable, "-m"]
-    if processes > 1:
-        start += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    return [*start, "ofa_hf", "finetune", *map(str, words)]
+def command(*words: object) -> list[str]:
+    """`ofa-hf finetune …` as a user's shell runs it."""
+    return [sys.executable, "-m", "ofa_hf", "finetune", *map(str, words)]
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -107,21 +103,11 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(home), "PYTHONUNBUFFERED": "1"}
 
 
-def run(*words: object, home: Path, processes: int = 1, timeout: float = 300) -> subprocess.CompletedProcess:
-    ran = subprocess.Popen(
-        command(*words, processes=processes),
-        env=environment(home),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+def run(*words: object, home: Path, timeout: float = 300) -> subprocess.CompletedProcess:
+    """The command in a process of its own."""
+    return subprocess.run(
+        command(*words), env=environment(home), capture_output=True, text=True, timeout=timeout, check=False
     )
-    try:
-        stdout, stderr = ran.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(ran.pid, signal.SIGKILL)  # a launcher's processes too
-        raise
-    return subprocess.CompletedProcess(ran.args, ran.returncode, stdout, stderr)
 
 
 def weights(folder: Path) -> dict:

@@ -55,8 +55,8 @@ class VQGANTraining:
     side: int = 32
     squares: int = 2
     plain_steps: int = 700
-    whole_steps: int = 200
-    steps: int = 2000
+    whole_steps: int = 600
+    steps: int = 3000
     learning_rate: float = 2e-4
     warmup_share: float = 0.04
     memory: float = 0.995

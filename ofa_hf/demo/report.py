@@ -24,6 +24,7 @@ MORE_STYLE = """
 .before { color: var(--dim); margin: 0; } .verdict { font-size: .85rem; font-weight: 650; }
 .right .verdict { color: var(--good); } .wrong .verdict { color: var(--bad); }
 .label { color: var(--dim); font-size: .75rem; display: block; }
+.drawn { margin-top: 1rem; } .yes { color: var(--good); } .no { color: var(--bad); }
 .drawn { grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 2px; } .pair figure { margin: 0; position: relative; }
 .pair img { height: auto; aspect-ratio: 1; object-fit: cover; }
@@ -53,7 +54,7 @@ DRAWN = """<article class="{verdict}"><div class="pair"><figure>{image}<figcapti
 <figure>{real}<figcaption>real</figcaption></figure></div><div class="text">
 <p class="caption" lang="zh">{text}</p>
 <span class="label">the captioner sees</span><p class="before" lang="zh">{caption}</p>
-<span class="verdict">{colour} colour · {name} name</span></div></article>
+<span class="verdict">{colour} {name}</span></div></article>
 """
 
 CARD = """<article class="{verdict}">{image}<div class="text">
@@ -133,16 +134,19 @@ def drawing_section(drawing: DrawingResult) -> str:
 
 
 def drawn_card(one: Drawn) -> str:
-    marks = {True: "✓", False: "✗"}
     return DRAWN.format(
         verdict="right" if one.has_right_colour and one.is_named_rightly else "wrong",
         image=enlarged_tag(one.image, one.real.width),
         real=enlarged_tag(one.real, one.real.width),
         text=escape(one.text),
         caption=escape(one.caption) or "(empty)",
-        colour=marks[one.has_right_colour],
-        name=marks[one.is_named_rightly],
+        colour=mark("colour", one.has_right_colour),
+        name=mark("name", one.is_named_rightly),
     )
+
+
+def mark(what: str, right: bool) -> str:
+    return f'<span class="yes">✓ {what}</span>' if right else f'<span class="no">✗ {what}</span>'
 
 
 def enlarged_tag(image: Image.Image, side: int) -> str:

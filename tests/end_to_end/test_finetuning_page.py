@@ -59,7 +59,7 @@ def test_every_command_of_the_page_runs(workplace, capsys):
     assert written == {"ofa-cn-base", "finder", "refcoco", "shop", "both"}
     assert "Cells right" in capsys.readouterr().out
     results = json.loads((workplace / "both" / "finetune_results.json").read_text(encoding="utf-8"))
-    assert "eval_box_accuracy" in results["metrics"]
+    assert "eval_grounding_box_accuracy" in results["metrics"]
 
 
 def test_the_table_of_columns_has_every_task():
