@@ -52,7 +52,7 @@ def check_model(name: str | os.PathLike) -> None:
     if os.path.isdir(name):
         for file in (*Path(name).glob("*.safetensors"), *Path(name).glob("tokenizer.json")):
             refuse_pointer(file)
-    with _explain_failure(f"The model {name}"):
+    with explain_failure(f"The model {name}"):
         model_type = OFAConfig.get_config_dict(name)[0].get("model_type")
     if model_type != "ofa":
         found = f"its config.json says model_type={model_type!r}" if model_type else "it has no config.json"
@@ -66,7 +66,7 @@ def load_processor(name: str | os.PathLike) -> OFAProcessor:
         UserError: there is no such model, it is not OFA, or its processor files are incomplete.
     """
     check_model(name)
-    with _explain_failure(f"The processor of {os.fspath(name)}"):
+    with explain_failure(f"The processor of {os.fspath(name)}"):
         processor = OFAProcessor.from_pretrained(name)
     if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):  # what transformers makes of no file
         raise UserError(
@@ -83,7 +83,7 @@ def read_tasks(name: str | os.PathLike) -> Tasks:
         UserError: there is no such model, it is not OFA, or it does not say what it was trained for.
     """
     check_model(name)
-    with _explain_failure(f"The processor of {os.fspath(name)}"):
+    with explain_failure(f"The processor of {os.fspath(name)}"):
         config = upgrade_config(OFAProcessor.get_processor_dict(name)[0])
         language = config.get("language", "zh")
         tasks = {task: checkpoint_task(task, settings, language) for task, settings in config["tasks"].items()}
@@ -107,7 +107,7 @@ def load_model(
     """
     device = check_device(device)
     processor = load_processor(name)
-    with _explain_failure(f"The model {os.fspath(name)}"):
+    with explain_failure(f"The model {os.fspath(name)}"):
         model, report = OFAForConditionalGeneration.from_pretrained(
             name,
             dtype=dtype,
@@ -185,7 +185,7 @@ def _some(keys: set[str], shown: int = 3) -> str:
 
 
 @contextmanager
-def _explain_failure(what: str) -> Iterator[None]:
+def explain_failure(what: str, advice: str = ADVICE) -> Iterator[None]:
     """Turn any failure to load into one line; transformers' own report and progress bar are silenced."""
     verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -196,7 +196,7 @@ def _explain_failure(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # transformers, safetensors and torch raise anything from OSError to bare Exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        raise UserError(f"{what} cannot be loaded ({reason}). {ADVICE}") from error
+        raise UserError(f"{what} cannot be loaded ({reason}). {advice}") from error
     finally:
         logging.set_verbosity(verbosity)
         if shows_progress:

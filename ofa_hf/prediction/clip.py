@@ -3,7 +3,8 @@
 Source: OFA `utils/eval_utils.py`, `eval_image_gen`.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,12 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from ofa_hf.errors import UserError
+from ofa_hf.models import explain_failure
 from ofa_hf.versions_ofa import PILLOW_BACKEND
+
+
+ADVICE = "Give a folder or Hub id of a CLIP."
+NO_CODE = {"trust_remote_code": False}  # and no question about it
 
 
 class ClipScorer:
@@ -25,20 +31,25 @@ class ClipScorer:
     """
 
     def __init__(self, name: str, device: str | torch.device | None = None):
-        try:
-            self.model = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
-            self.images = AutoImageProcessor.from_pretrained(name, **PILLOW_BACKEND)
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{name} cannot be loaded as a CLIP: {reason}. Give a folder or Hub id of one.") from error
+        if not os.path.isdir(name) and (os.path.exists(name) or name.startswith((".", "/", "~"))):
+            raise UserError(f"The CLIP {name} is no folder. {ADVICE}")
+        with explain_failure(f"The CLIP {name}", ADVICE):
+            options = {"dtype": torch.float32, "output_loading_info": True, **NO_CODE}
+            self.model, report = AutoModel.from_pretrained(name, **options)
+            self._check(name, report["missing_keys"])
+            self.images = AutoImageProcessor.from_pretrained(name, **PILLOW_BACKEND, **NO_CODE)
+            self.tokenizer = AutoTokenizer.from_pretrained(name, **NO_CODE)
+        self.device = torch.device(device or "cpu")
+        self.model.to(self.device).eval()
+        text_config = getattr(self.model.config, "text_config", self.model.config)
+        self.max_tokens = getattr(text_config, "max_position_embeddings", self.tokenizer.model_max_length)
+
+    def _check(self, name: str, missing: Collection[str]) -> None:
         if not all(hasattr(self.model, f"get_{kind}_features") for kind in ("image", "text")):
             kind = self.model.config.model_type
             raise UserError(f"{name} is a model of the kind {kind!r}, not a CLIP, which compares images with texts.")
-        self.device = torch.device(device or "cpu")
-        self.model.to(self.device)
-        text_config = getattr(self.model.config, "text_config", self.model.config)
-        self.max_tokens = getattr(text_config, "max_position_embeddings", self.tokenizer.model_max_length)
+        if missing:  # which transformers fills with random numbers
+            raise UserError(f"The CLIP {name} lacks weights, such as {sorted(missing)[0]}. Download it again.")
 
     def __call__(self, text: str, images: Sequence[Image.Image]) -> list[float]:
         """Cosines between a text and images.

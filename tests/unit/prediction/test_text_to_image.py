@@ -10,6 +10,7 @@ import torch
 import transformers
 from drawing_checkpoint import write_drawing_files
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from small_clip import write_clip
 
 from ofa_hf import image_processing_ofa
@@ -306,7 +307,8 @@ def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_pa
         ({"output": str(tmp_path / "file")}, "is a file"),
         ({"model": str(bare)}, "has no folder vqgan"),
         ({"task": "caption"}, "does not draw: its tasks are image_generation"),
-        ({"clip": str(tmp_path)}, "cannot be loaded as a CLIP"),
+        ({"clip": str(tmp_path)}, "The CLIP .* cannot be loaded .* Give a folder or Hub id of a CLIP"),
+        ({"clip": str(tmp_path / "none")}, "The CLIP .*none is no folder"),
     ]
     for change, message in cases:
         values = {"texts": ["red hat"], "model": str(drawer), "output": str(tmp_path / "out"), **change}
@@ -400,5 +402,28 @@ def test_a_chinese_clip_ranks_too(chinese_clip):
 def test_a_model_that_is_no_clip_is_refused(tmp_path):
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     transformers.BertModel(transformers.BertConfig(vocab_size=20, **sizes)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="cannot be loaded as a CLIP|not a CLIP"):
+    with pytest.raises(UserError, match="is a model of the kind 'bert', not a CLIP"):
         ClipScorer(str(tmp_path))
+
+
+def test_a_clip_that_is_damaged_is_refused_and_code_that_comes_with_it_is_not_run(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    for name in ("partial", "junk", "foreign"):
+        shutil.copytree(clip, tmp_path / name)
+    weights = load_file(clip / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, tmp_path / "partial" / "model.safetensors", {"format": "pt"})
+    (tmp_path / "junk" / "model.safetensors").write_bytes(b"junk" * 100)
+    config = json.loads((clip / "config.json").read_text(encoding="utf-8"))
+    config |= {"model_type": "other_clip", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    (tmp_path / "foreign" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "foreign" / "code.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')", encoding="utf-8")
+    messages = {
+        "partial": "lacks weights, such as text_projection",
+        "junk": "SafetensorError",
+        "foreign": "custom code",
+    }
+    for name, message in messages.items():
+        with pytest.raises(UserError, match=message):
+            ClipScorer(str(tmp_path / name))
+    assert not (tmp_path / "mark").exists()
