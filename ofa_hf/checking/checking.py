@@ -82,7 +82,8 @@ class DataCheck:
             lines.append(f"Characters that the vocabulary lacks: {unknown}{more}.")
         if examples := self.first_rows():
             lines.append("Examples:")
-            lines += [f"  {row['image_id']}: {' | '.join(row['captions'][:3])}" for row in examples]
+            texts = ((row["image_id"], " | ".join(row["captions"][:3])) for row in examples)
+            lines += [f"  {name}: {' '.join(text.split())}" for name, text in texts]
         return "\n".join(lines)
 
     def _listed(self, title: str, kinds: Mapping[str, int]) -> list[str]:

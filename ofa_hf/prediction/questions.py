@@ -186,7 +186,8 @@ def problem_of(name: str, text: str) -> str | None:
 def _note(texts: Iterable[str], task: Task, language: str, counts: Counter[str]) -> None:
     texts = {name: text for name, text in zip(task.fields, texts) if name != BOX_SLOT}
     for name, text in texts.items():
-        before, after = len(text.split()), len(task.clean(name, text).split()) if len(text) > 80 else 0
+        may_be_cut = len(text) > 80 and task.answer != "image"  # a text that is too long to draw is refused
+        before, after = len(text.split()), len(task.clean(name, text).split()) if may_be_cut else 0
         if before > after >= 80:  # the shortest limit there is
             counts["cut"] += 1
     if is_foreign(" ".join(texts.values()), language):

@@ -25,8 +25,9 @@ from ofa_hf.prediction import text_to_image
 from ofa_hf.prediction.clip import ClipScorer
 from ofa_hf.prediction.loop import predict
 from ofa_hf.prediction.processes import Processes
+from ofa_hf.prediction.questions import Inputs, find_rows
 from ofa_hf.prediction.text_to_image import DrawRequest, draw_files, sheet
-from ofa_hf.tasks_ofa import TASKS
+from ofa_hf.tasks_ofa import TASKS, Task
 
 
 pytest.importorskip("diffusers")
@@ -269,6 +270,12 @@ def test_a_table_is_drawn_and_its_bad_rows_are_counted(drawer, tmp_path, capsys)
     assert printed.splitlines() == [f"{out}/0001-1.png\tred hat", f"{out}/0003-1.png\twhat"]
     assert "65 words" in errors
     assert "2 of 4 texts drawn, 2 not." in errors
+
+
+def test_a_text_that_is_refused_is_not_reported_as_cut(monkeypatch):
+    monkeypatch.setattr(Task, "clean", lambda *_: pytest.fail("cut"))
+    text = " ".join(["hat"] * 70)
+    assert find_rows(Inputs([text]), TASKS["image_generation"], "en").names == [text]
 
 
 def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_path, monkeypatch, capsys):
