@@ -41,12 +41,13 @@ from ofa_hf.errors import UserError, explain_full_disk
 from ofa_hf.files import file_digest, new_folder, write_json
 from ofa_hf.model_card.card import write_card
 from ofa_hf.model_card.facts import ACCOUNT_FILE
-from ofa_hf.tasks_ofa import TASKS
+from ofa_hf.tasks_ofa import SLOT, TASKS
 
 
 ACCOUNT_VERSION = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ENGLISH_VOCABULARY = 59457
+OF_SAMPLES = ("top_k", "top_p", "temperature")  # settings that a search does not have
 NUM_CODES = 8192  # symbols of image codes in every vocabulary
 VOCABULARY_LANGUAGES = {30325: "Chinese", ENGLISH_VOCABULARY: "English"}
 ROOM_FOR_OTHER_FILES = 100 * 2**20  # bytes for code, tokenizer and verification
@@ -119,13 +120,18 @@ def convert(
     target = Path(out).absolute()
     full_disk = explain_full_disk(target.parent, "Free some room and convert again; nothing half-written was kept.")
     if archive := archive_of(checkpoint):
+        if vqgan or vqgan_config:
+            raise UserError(f"{archive} has its VQGAN with it. Leave out --vqgan and --vqgan-config.")
         options = {"dtype": dtype, "task": task, "prompt": prompt, "image_size": image_size, "generation": generation}
         options |= {"overwrite": overwrite, "verify": verify, "progress": progress}
         check_target(target, overwrite)
         progress(f"unpacking {archive.name}")
         target.parent.mkdir(parents=True, exist_ok=True)
         with full_disk, unpack(archive, target.parent) as files:
-            return convert(files.checkpoint, out, vocab, **options, vqgan=files.vqgan, vqgan_config=files.settings)
+            try:
+                return convert(files.checkpoint, out, vocab, **options, vqgan=files.vqgan, vqgan_config=files.settings)
+            except UserError as error:  # about a file that is gone by then
+                raise UserError(str(error).replace(str(files.checkpoint.parent), str(archive))) from error
     with full_disk, new_folder(target, partial(check_target, overwrite=overwrite)) as (folder, scratch):
         try:
             job = Conversion(open_source(checkpoint), progress, (vqgan, vqgan_config))
@@ -231,15 +237,17 @@ class Conversion:
         Raises:
             UserError: a choice the model cannot work with.
         """
-        largest = 16 * self.config.image_bucket_size
-        size = min(self.defaults.image_size, largest) if image_size is None else image_size
-        if not 16 <= size <= largest:
-            raise UserError(f"Images of {size} pixels do not fit {self.source.name}. Accepted: 16 to {largest}.")
         chosen = {**self.defaults.generation, **generation}
+        if chosen["num_beams"] < 1:
+            raise UserError(f"A search with {chosen['num_beams']} beams finds nothing. Accepted: 1 or more.")
         if chosen["num_beams"] == 1:
             chosen.pop("early_stopping", None)
         if TASKS[self.defaults.task].answer == "image":
             return self.settings_of_drawing(prompt, image_size, chosen)
+        largest = 16 * self.config.image_bucket_size
+        size = min(self.defaults.image_size, largest) if image_size is None else image_size
+        if not 16 <= size <= largest:
+            raise UserError(f"Images of {size} pixels do not fit {self.source.name}. Accepted: 16 to {largest}.")
         limit = self.config.max_position_embeddings
         if generation.get("max_length", 0) > limit:
             raise UserError(
@@ -253,7 +261,7 @@ class Conversion:
 
     def settings_of_drawing(self, prompt: str | None, image_size: int | None, generation: dict) -> TaskDefaults:
         """Settings of a checkpoint that draws, whose images have the size that its network has places for."""
-        side = image_size or self.defaults.image_size
+        side = self.defaults.image_size if image_size is None else image_size
         if not 8 <= side <= 8 * self.config.image_bucket_size or side % 8:
             raise UserError(
                 f"Images of {side} pixels cannot be drawn by {self.source.name}. Accepted: multiples of 8 up to "
@@ -261,7 +269,12 @@ class Conversion:
             )
         self.config.code_image_size = side  # a table of positions alone depends on it, which is computed anew
         generation |= {"max_length": (side // 8) ** 2 + 2, "do_sample": generation["num_beams"] == 1}
+        if not generation["do_sample"]:
+            generation = {name: value for name, value in generation.items() if name not in OF_SAMPLES}
         prompt = self.defaults.prompt if prompt is None else prompt
+        if len(slots := set(SLOT.findall(prompt))) != 1:
+            seen = f"{len(slots)} slots" if slots else "no slot"
+            raise UserError(f"The prompt {prompt!r} has {seen}. To draw it needs one for the text, such as {{text}}.")
         changes = {} if side == TASKS[self.defaults.task].image["size"] else {"image": {"size": side}}
         return replace(self.defaults, prompt=prompt, image_size=side, generation=generation, changes=changes)
 

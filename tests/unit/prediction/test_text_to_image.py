@@ -162,6 +162,42 @@ def test_the_published_archive_is_converted_as_it_is_and_nothing_is_left_of_it(d
     assert [one.name for one in (tmp_path / "out").iterdir()] == ["large"]
     with pytest.raises(UserError, match="holds an earlier conversion"):
         convert(archive, tmp_path / "out" / "large", vocabulary)
+    with pytest.raises(UserError, match="has its VQGAN with it. Leave out --vqgan"):
+        convert(archive, tmp_path / "other", vocabulary, vqgan=vqgan, vqgan_config=settings)
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("a.pt", "last.ckpt", "model.yaml"):
+            file.writestr(name, b"junk" * 100)
+    with pytest.raises(UserError, match=r"best.zip/a.pt cannot be converted"):
+        convert(archive, tmp_path / "other", vocabulary)
+
+
+def test_a_search_may_be_the_way_a_checkpoint_draws(tmp_path):
+    checkpoint, vocabulary, vqgan, settings = write_drawing_files(tmp_path)
+    options = {"vqgan": vqgan, "vqgan_config": settings, "verify": False}
+    convert(checkpoint, tmp_path / "out", vocabulary, generation={"num_beams": 2}, **options)
+    kept = json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))
+    assert (kept["num_beams"], kept.get("do_sample", False), kept["max_length"]) == (2, False, 66)
+    assert "top_k" not in kept
+    model, processor = load_model(tmp_path / "out", device="cpu")
+    pipe = OFATextToImagePipeline(model=model, processor=processor)
+    assert same(pipe("red hat", seed=1), pipe("red hat", seed=2))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"prompt": "draw"}, "has no slot"),
+        ({"prompt": "{a} and {b}"}, "has 2 slots"),
+        ({"generation": {"num_beams": 0}}, "0 beams"),
+        ({"image_size": 0}, "Images of 0 pixels cannot be drawn .* multiples of 8 up to 64"),
+        ({"image_size": 128}, "Images of 128 pixels cannot be drawn .* multiples of 8 up to 64"),
+    ],
+)
+def test_choices_with_which_nothing_can_be_drawn_are_refused(tmp_path, option, message):
+    checkpoint, vocabulary, vqgan, settings = write_drawing_files(tmp_path)
+    with pytest.raises(UserError, match=message):
+        convert(checkpoint, tmp_path / "out", vocabulary, vqgan=vqgan, vqgan_config=settings, **option)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_that_draws_is_not_converted_without_its_vqgan(tmp_path):
