@@ -28,8 +28,8 @@ class Pretraining:
     """How the small model is trained; as much as it takes for an encoder worth locking, and no more."""
 
     epochs: int = 8
-    batch_size: int = 16
-    learning_rate: float = 1e-3
+    batch_size: int = 32
+    learning_rate: float = 1.4e-3
     weight_decay: float = 0.05
     warmup_share: float = 0.2
     largest_shift: int = 4  # pixels that an image is moved by, at random, in both directions
