@@ -158,6 +158,8 @@ def the_task(command: str, models: Sequence[str], name: str | None) -> tuple[Tas
         tasks, default, language = read_tasks(model)
         wanted = default if name is None else name
         if wanted not in tasks:
+            if default in tasks:
+                refuse_drawing(tasks[default])
             raise UserError(
                 f"The model {model} has no task {wanted!r}, which ofa-hf {command} needs. Its tasks: "
                 f"{', '.join(tasks)}. Name one of them with --task, or use a model trained for {wanted}."

@@ -11,6 +11,7 @@ import tiny_shop
 from PIL import Image
 
 from ofa_hf.cli import main
+from ofa_hf.errors import UserError
 from ofa_hf.models import load_model
 from ofa_hf.pages import comparison
 from ofa_hf.prediction import drawing, files
@@ -256,6 +257,13 @@ def test_other_tasks_of_the_checkpoint_are_named_and_asked(ask, shop, tmp_path):
     _, out, err = ask("ocr", "shop", "--json", *SHORT)
     assert "3 of 3 images done" in err, err
     assert [list(json.loads(line)) for line in out.splitlines()] == [["file", "text", "score"]] * 3
+
+
+def test_a_model_that_only_draws_sends_the_user_to_the_command_that_draws(tmp_path):
+    model = tiny_shop.write_model(tmp_path / "drawer", tasks={"image_generation": {"prompt": "画{text}"}})
+    for task in (None, "caption"):
+        with pytest.raises(UserError, match="answers with images. Draw them with `ofa-hf draw`"):
+            files.the_task("caption", [str(model)], task)
 
 
 def test_what_cannot_work_is_refused_before_a_model_is_loaded(ask, shop, tmp_path, monkeypatch):
