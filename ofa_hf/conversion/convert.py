@@ -27,7 +27,7 @@ from ofa_hf.conversion.sources import OFFICIAL_KIND, Source, open_source
 from ofa_hf.conversion.tasks import fitting, name_pipelines, offered_tasks, recognise_task
 from ofa_hf.conversion.torch_file import FileRefused
 from ofa_hf.conversion.verify import Verification, empty_model, verify_written
-from ofa_hf.conversion.vocabulary import build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
+from ofa_hf.conversion.vocabulary import NUM_CODES, build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
 from ofa_hf.conversion.vqgan import VQGANSource, with_vqgan
 from ofa_hf.conversion.write import (
     WeightsToSave,
@@ -48,7 +48,6 @@ ACCOUNT_VERSION = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ENGLISH_VOCABULARY = 59457
 OF_SAMPLES = ("top_k", "top_p", "temperature")  # settings that a search does not have
-NUM_CODES = 8192  # symbols of image codes in every vocabulary
 VOCABULARY_LANGUAGES = {30325: "Chinese", ENGLISH_VOCABULARY: "English"}
 ROOM_FOR_OTHER_FILES = 100 * 2**20  # bytes for code, tokenizer and verification
 
@@ -286,8 +285,8 @@ class Conversion:
         """
         if TASKS[settings.task].answer == "image":
             self.vqgan = with_vqgan(*self.vqgan_files, self.progress)
-            first_code = self.config.vocab_size - NUM_CODES - NUM_PLACES
-            self.vqgan.check_codes(NUM_CODES if first_code > 0 else 0)
+            first_code = self.config.vocab_size - self.num_codes - NUM_PLACES
+            self.vqgan.check_codes(self.num_codes if first_code > 0 else 0)
         elif any(self.vqgan_files):
             raise UserError(
                 f"{self.source.name} was trained for the task {settings.task}, which needs no VQGAN. Leave out "
@@ -344,7 +343,13 @@ class Conversion:
         if vocab is None and self.source.has_tokenizer:
             return load_legacy_tokenizer(self.source.folder)
         unk_token = "[UNK]" if self.source.kind == OFFICIAL_KIND else "<unk>"
-        return build_tokenizer(fetch_vocabulary() if vocab is None else vocab, unk_token)
+        return build_tokenizer(fetch_vocabulary() if vocab is None else vocab, unk_token, self.num_codes)
+
+    @property
+    def num_codes(self) -> int:
+        """Symbols of image codes in the vocabulary: what the settings say, or as many as all published ones have."""
+        said = self.source.settings.get("code_dict_size")
+        return said if isinstance(said, int) and said > 0 else NUM_CODES
 
     def account(
         self, weights: WeightsToSave, settings: TaskDefaults, verification: Verification | None

@@ -25,7 +25,7 @@ from ofa_hf.errors import UserError
 
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
-NUM_CODES, NUM_BINS = 8192, 1000  # codebook of the image tokenizer; places on an image's side
+NUM_CODES, NUM_BINS = 8192, 1000  # codebook of the published image tokenizer; places on an image's side
 BERT_SYMBOLS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # the official encoding keeps them whole in text
 MAX_TEXT_TOKENS = 1024  # positions of the text side
 VOCABULARY_REPOSITORY = "google-bert/bert-base-chinese"
@@ -68,17 +68,19 @@ def read_word_pieces(vocab_file: str | os.PathLike) -> list[str]:
     return pieces
 
 
-def vocabulary_ids(pieces: list[str]) -> dict[str, int]:
-    """Number every entry: four specials, the word pieces, `<mask>`, 8,192 image codes, 1,000 places.
+def vocabulary_ids(pieces: list[str], num_codes: int = NUM_CODES) -> dict[str, int]:
+    """Number every entry: four specials, the word pieces, `<mask>`, image codes, 1,000 places.
 
-    The 21,128 Chinese word pieces give 30,325 entries.
+    The 21,128 Chinese word pieces and 8,192 codes give 30,325 entries.
     """
-    codes = [f"<code_{index}>" for index in range(NUM_CODES)]
+    codes = [f"<code_{index}>" for index in range(num_codes)]
     bins = [f"<bin_{index}>" for index in range(NUM_BINS)]
     return {entry: index for index, entry in enumerate([BOS, PAD, EOS, UNK, *pieces, MASK, *codes, *bins])}
 
 
-def build_tokenizer(vocab_file: str | os.PathLike, unk_token: str = "[UNK]") -> BertTokenizerFast:
+def build_tokenizer(
+    vocab_file: str | os.PathLike, unk_token: str = "[UNK]", num_codes: int = NUM_CODES
+) -> BertTokenizerFast:
     """Build the tokenizer of the official Chinese checkpoints from a Chinese BERT `vocab.txt`.
 
     Args:
@@ -86,6 +88,7 @@ def build_tokenizer(vocab_file: str | os.PathLike, unk_token: str = "[UNK]") -> 
             Two entries matter: `[UNK]`, and `<`, without which a typed `<s>` would become the special.
         unk_token: what stands for text outside the vocabulary: `[UNK]` (id 104) in the official code, `<unk>` (id 3)
             in checkpoints that OFA-Chinese finetuned.
+        num_codes: codes of images; fairseq's `--code-dict-size`.
 
     Returns:
         A tokenizer that encodes text as `<s> text </s>` and saves as a plain BERT tokenizer.
@@ -93,7 +96,7 @@ def build_tokenizer(vocab_file: str | os.PathLike, unk_token: str = "[UNK]") -> 
     Raises:
         UserError: the file is no vocabulary, or `unk_token` is not in it.
     """
-    ids = vocabulary_ids(read_word_pieces(vocab_file))
+    ids = vocabulary_ids(read_word_pieces(vocab_file), num_codes)
     if unk_token not in ids:
         raise UserError(
             f"The vocabulary {vocab_file} has no {unk_token}, which stands for unknown text. Expected: a Chinese BERT "

@@ -1,12 +1,13 @@
 """`ofa-hf demo --draw`: a small VQGAN and a small OFA learn to draw the shop's products from their captions.
 
-The way is that of any checkpoint that draws: official files → convert → finetune on images and texts → draw. What is
+The way is that of any checkpoint that draws: official files → convert → finetune on images and texts → draw. The OFA's
+official file has random weights, and the 512 codes of the VQGAN (fairseq's `--code-dict-size`). What is
 drawn are combinations of kind, colour and pattern that neither of the two was shown. Two judges look at the drawings:
 a rule that reads the colour off the pixels, and the captioner that the demo finetuned.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,34 +18,45 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ofa_hf import OFAForConditionalGeneration
 from ofa_hf.conversion.convert import convert
+from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.data import load_muge
 from ofa_hf.data.codes import image_pixels
 from ofa_hf.demo.image_codes import VQGANTraining, train_vqgan
+from ofa_hf.demo.pretraining import small_config
 from ofa_hf.files import write_json
 from ofa_hf.image_loading_ofa import load_image
 from ofa_hf.models import load_model
 from ofa_hf.prediction.loop import predict
 from ofa_hf.prediction.text_to_image import RECORD, DrawRequest, draw_files
+from ofa_hf.samples.official_file import write_official_checkpoint
 from ofa_hf.samples.pixels import colour_of
-from ofa_hf.samples.shop import DRAWING_PROMPT, Product, ShopFiles, captions, draw, is_right, split_products
+from ofa_hf.samples.shop import DRAWING_PROMPT, Product, captions, draw, is_right, split_products, take, write_split
 from ofa_hf.training import finetune, parse_arguments
 
 
 TASK = "image_generation"
+FIRST_IMAGE = 2 * 10**6  # number of the first image to learn from; the shop's own ones have others
 
 
 @dataclass(frozen=True)
 class DrawingSize:
-    """How much of everything; the defaults take about thirteen minutes on two cores."""
+    """How much of everything; see docs/drawing.md for how long it takes.
+
+    Args:
+        num_train: images to learn from, of products that are not drawn later.
+        epochs: over all pairs of an image and one of its captions.
+    """
 
     num_drawn: int = 100
+    num_train: int = 8000
     pixels: int = 64
     vqgan: VQGANTraining = field(default_factory=VQGANTraining)
-    epochs: float = 2.0  # over all pairs of an image and one of its captions
+    epochs: float = 1.6
     batch_size: int = 32
-    learning_rate: float = 2e-3
-    temperature: float = 1.0  # lower ones, and the best score of several images, favour an empty wall
+    learning_rate: float = 3e-3
+    temperature: float = 0.85
     num_images: int = 1
 
 
@@ -106,27 +118,32 @@ def unseen_products(seed: int, count: int) -> list[Product]:
     return rng.sample(chosen, len(chosen))[:count]
 
 
-def select_captions(files: ShopFiles, products: Mapping[str, Product], unseen: Sequence[Product], path: Path) -> Path:
-    """Write the training captions but those of products that are to be drawn, in MUGE's format."""
+def write_pairs(unseen: Sequence[Product], size: DrawingSize, seed: int, folder: Path) -> tuple[Path, Path]:
+    """Draw and describe the shop's other products, in MUGE's format; returns the captions' and the images' file."""
     hidden = set(unseen)
-    with open(files.train_caption_file, encoding="utf-8") as lines, open(path, "w", encoding="utf-8") as kept:
-        kept.writelines(line for line in lines if products[json.loads(line)["image_id"]] not in hidden)
-    return path
+    shown = [product for product in split_products(seed)[0] if product not in hidden]
+    entries = dict(enumerate(take(shown, size.num_train, seed), FIRST_IMAGE))
+    write_split(folder / "train", entries, seed, size.pixels)
+    return folder / "train.jsonl", folder / "train.tsv"
 
 
-def make_vqgan_files(captions_file: Path, files: ShopFiles, size: DrawingSize, seed: int, folder: Path):
-    """Train the VQGAN on the images that have captions; returns its `last.ckpt` and `model.yaml`."""
-    rows = load_muge(captions_file, files.train_image_file)
+def make_vqgan_files(pairs: tuple[Path, Path], size: DrawingSize, seed: int, folder: Path) -> tuple[Path, Path]:
+    """Train the VQGAN on as many images as it takes steps; returns its `last.ckpt` and `model.yaml`."""
+    rows = islice(load_muge(*pairs), size.vqgan.steps)
     pixels = torch.stack([image_pixels(load_image(row["image"]), size.pixels) for row in rows])
     return train_vqgan(pixels, size.vqgan, seed, folder)
 
 
-def convert_drawer(checkpoint: Path, folder: Path, files: ShopFiles, vqgan: tuple[Path, Path], size: DrawingSize):
-    """The same small checkpoint once more, as one that draws."""
+def convert_drawer(folder: Path, vocab_file: Path, vqgan: tuple[Path, Path], size: DrawingSize, seed: int):
+    """Write a small official checkpoint with random weights beside `folder`, and convert it with the VQGAN."""
+    torch.manual_seed(seed)
+    codes, checkpoint = size.vqgan.codes, folder.with_name("official_small.pt")
+    model = OFAForConditionalGeneration(small_config(len(build_tokenizer(vocab_file, num_codes=codes)))).eval()
+    write_official_checkpoint(model, checkpoint, size.pixels, num_codes=codes)
     return convert(
         checkpoint,
         folder,
-        files.vocab_file,
+        vocab_file,
         task=TASK,
         prompt=DRAWING_PROMPT,
         image_size=size.pixels,
@@ -135,19 +152,22 @@ def convert_drawer(checkpoint: Path, folder: Path, files: ShopFiles, vqgan: tupl
     )
 
 
-def learn_to_draw(start: Path, folder: Path, captions_file: Path, files: ShopFiles, size: DrawingSize, seed: int):
+def learn_to_draw(start: Path, folder: Path, pairs: tuple[Path, Path], size: DrawingSize, seed: int):
     """Finetune on images and captions; by hand it is `ofa-hf finetune FILE` with the file that this leaves."""
     arguments = {
         "model_name_or_path": str(start),
-        "train_caption_file": str(captions_file),
-        "train_image_file": str(files.train_image_file),
+        "train_caption_file": str(pairs[0]),
+        "train_image_file": str(pairs[1]),
         "output_dir": str(folder),
         "task": TASK,
         "num_train_epochs": size.epochs,
         "per_device_train_batch_size": size.batch_size,
         "learning_rate": size.learning_rate,
         "lr_scheduler_type": "cosine",
-        "warmup_ratio": 0.1,
+        "warmup_ratio": 0.05,
+        "adam_beta2": 0.98,
+        "weight_decay": 0.01,
+        "dropout": 0.0,
         "save_strategy": "no",
         "logging_steps": 20,
         "bf16": True,
@@ -204,10 +224,8 @@ def caption_images(folder: Path, images: Sequence[Image.Image]) -> list[str]:
 
 def run_drawing(
     out: Path,
-    files: ShopFiles,
-    products: Mapping[str, Product],
+    vocab_file: Path,
     captioner: Path,
-    checkpoint: Path,
     size: DrawingSize,
     seed: int,
     step: Callable[[str], AbstractContextManager],
@@ -216,17 +234,17 @@ def run_drawing(
 
     Args:
         captioner: the folder of the model that names what was drawn.
-        checkpoint: the small official checkpoint that is to learn drawing.
         step: opens a step by its name.
     """
     out.mkdir()
     unseen = unseen_products(seed, size.num_drawn)
-    captions_file = select_captions(files, products, unseen, out / "captions.jsonl")
+    with step("drawing more of the shop, to learn from"):
+        pairs = write_pairs(unseen, size, seed, out)
     with step("training a small VQGAN and writing it as official files"):
-        vqgan = make_vqgan_files(captions_file, files, size, seed, out / "vqgan")
-    with step("converting the checkpoint once more, with the VQGAN, as one that draws"):
-        convert_drawer(checkpoint, out / "converted", files, vqgan, size)
+        vqgan = make_vqgan_files(pairs, size, seed, out / "vqgan")
+    with step("writing a small official checkpoint and converting both into one that draws"):
+        convert_drawer(out / "converted", vocab_file, vqgan, size, seed)
     with step("finetuning it on images and their captions"):
-        result = learn_to_draw(out / "converted", out / "model", captions_file, files, size, seed)
+        result = learn_to_draw(out / "converted", out / "model", pairs, size, seed)
     with step("drawing captions of products that it never saw, and judging them"):
         return draw_and_judge(result.folder, captioner, unseen, size, seed, out / "images")

@@ -170,9 +170,7 @@ def run_demo(
             freeze_runs = compare_freeze(out, files, size, seed)
     drawing = None
     if with_drawing:
-        drawing = run_drawing(
-            out / "drawing", files, products, result.folder, checkpoint, size.drawing, seed, steps.step
-        )
+        drawing = run_drawing(out / "drawing", files.vocab_file, result.folder, size.drawing, seed, steps.step)
     with steps.step("writing the report"):
         unseen = list(after.predictions)
         accuracy = caption_accuracy([after.predictions[name] for name in unseen], [products[name] for name in unseen])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ofa_hf.conversion.renames import SEGMENT_RENAMES, recomputed_tables
+from ofa_hf.conversion.vocabulary import NUM_CODES
 from ofa_hf.modeling_ofa import OFAForConditionalGeneration
 
 
@@ -84,12 +85,17 @@ def official_arguments(
 
 
 def write_official_checkpoint(
-    model: OFAForConditionalGeneration, path: str | Path, image_size: int, task: str = "caption"
+    model: OFAForConditionalGeneration,
+    path: str | Path,
+    image_size: int,
+    task: str = "caption",
+    num_codes: int = NUM_CODES,
 ) -> None:
     """Save a model as an official `.pt`: arguments, all weights under fairseq's names, the index tables.
 
     Args:
         task: fairseq's name of the task, such as "vqa_gen".
+        num_codes: symbols of image codes in the vocabulary.
     """
     config = model.config
     weights = OrderedDict(
@@ -100,7 +106,7 @@ def write_official_checkpoint(
     for name, compute in recomputed_tables(config).items():
         weights[name] = compute(code_positions)
     checkpoint = {
-        "args": official_arguments(model, image_size, task),
+        "args": argparse.Namespace(**vars(official_arguments(model, image_size, task)), code_dict_size=num_codes),
         "cfg": None,
         "model": weights,
         "extra_state": {},

@@ -27,9 +27,9 @@ SMALL = DemoSize(
 )
 
 
-def draw_one_product(out, files, products, captioner, checkpoint, size, seed, step):
+def draw_one_product(out, vocab_file, captioner, size, seed, step):
     """In place of what `tests/unit/demo/test_drawing.py` tests with the VQGAN's library."""
-    assert checkpoint.is_file()
+    assert vocab_file.is_file()
     with step("drawing"):
         image = Image.new("RGB", (64, 64), "red")
     drawn = Drawn(Product("包包", "红色", "纯色"), "红色纯色包包", image, image, "红色", "杯子")

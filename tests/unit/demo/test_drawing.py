@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ofa_hf import OFAForConditionalGeneration
+from ofa_hf import OFAForConditionalGeneration, OFAProcessor
 from ofa_hf.conversion.convert import convert
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.demo.drawing import (
@@ -16,20 +16,21 @@ from ofa_hf.demo.drawing import (
     Drawn,
     caption_with_pattern,
     run_drawing,
-    select_captions,
     unseen_products,
+    write_pairs,
 )
 from ofa_hf.demo.image_codes import VQGANTraining
 from ofa_hf.demo.pretraining import small_config
 from ofa_hf.demo.report import drawing_section
 from ofa_hf.samples.official_file import write_official_checkpoint
-from ofa_hf.samples.shop import Product, read_products, split_products, write_shop
+from ofa_hf.samples.shop import Product, is_right, split_products, write_shop
 
 
 SMALL = DrawingSize(
     num_drawn=2,
     pixels=16,
-    vqgan=VQGANTraining(factors=(1, 1, 1, 1), width=8, codes=4, side=16, plain_steps=1, whole_steps=1, steps=3),
+    num_train=12,
+    vqgan=VQGANTraining(factors=(1, 1, 1, 1), width=8, codes=4, steps=4),
     epochs=0.2,
     num_images=2,
 )
@@ -45,12 +46,13 @@ def test_a_hundred_different_products_are_drawn_and_their_captions_name_the_patt
 
 
 def test_products_to_be_drawn_are_not_learned(tmp_path):
-    files = write_shop(tmp_path, num_train=60, num_valid=1, size=32)
-    products, unseen = read_products(files.label_file), unseen_products(0, 100)
-    kept = select_captions(files, products, unseen, tmp_path / "captions.jsonl").read_text(encoding="utf-8")
-    names = [json.loads(line)["image_id"] for line in kept.splitlines()]
-    assert 40 <= len(names) < 60
-    assert not {products[name] for name in names} & set(unseen)
+    unseen, size = unseen_products(0, 100), DrawingSize(num_train=50, pixels=32)
+    caption_file, image_file = write_pairs(unseen, size, 0, tmp_path)
+    rows = [json.loads(line) for line in caption_file.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == len(image_file.read_text(encoding="ascii").splitlines()) == 50
+    named = {text for row in rows for text in row["text"]}
+    for product in unseen:
+        assert not any(is_right(text, product) and product.pattern in text for text in named)
 
 
 def test_both_judges_are_counted_and_shown():
@@ -94,13 +96,13 @@ def test_official_files_are_converted_finetuned_drawn_with_and_judged(tmp_path):
         steps.append(name)
         yield
 
-    products = read_products(files.label_file)
-    result = run_drawing(tmp_path / "out", files, products, tmp_path / "captioner", checkpoint, SMALL, 0, step)
-    assert len(steps) == 4
+    result = run_drawing(tmp_path / "out", files.vocab_file, tmp_path / "captioner", SMALL, 0, step)
+    assert len(steps) == 5
     assert result.as_dict()["drawn"] == 2
     assert result.real_colour_right == 2
     assert [one.image.size for one in result.drawn] == [(16, 16)] * 2
     assert len(list(result.images.glob("*-[12].png"))) == 4
     account = json.loads((tmp_path / "out" / "converted" / "conversion.json").read_text(encoding="utf-8"))
     assert account["proof"]["max_difference"] == 0
+    assert OFAProcessor.from_pretrained(result.model).codes()[1] == SMALL.vqgan.codes
     assert account["checkpoint"]["task"] == "image_generation"
