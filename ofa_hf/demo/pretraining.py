@@ -13,7 +13,7 @@ from random import Random
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 from tqdm import tqdm
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration, OFAProcessor
@@ -105,7 +105,7 @@ def pretrain(
     model.loss_function = smoothed_cross_entropy
     for _ in range(recipe.epochs):
         for batch in torch.randperm(len(rows)).split(recipe.batch_size):
-            inputs = vary(pixel_values[batch], recipe.largest_shift, rng)
+            inputs = soften(vary(pixel_values[batch], recipe.largest_shift, rng), rng)
             with torch.autocast("cpu", torch.bfloat16, enabled=not is_slow(torch.bfloat16)):
                 loss = model(
                     input_ids=prompt.expand(len(batch), -1),
@@ -137,3 +137,10 @@ def vary(pixel_values: Tensor, largest_shift: int, rng: Random) -> Tensor:
         pixel_values = pixel_values.flip(-1)
     shifts = tuple(rng.randint(-largest_shift, largest_shift) for _ in range(2))
     return torch.roll(pixel_values, shifts, dims=(2, 3))
+
+
+def soften(pixel_values: Tensor, rng: Random) -> Tensor:
+    """Take the fine detail away half of the time: blurred images should be named too, such as those drawn from codes."""
+    if rng.random() < 0.5:
+        return interpolate(avg_pool2d(pixel_values, 2), size=pixel_values.shape[-2:], mode="bilinear")
+    return pixel_values

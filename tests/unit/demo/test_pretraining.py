@@ -7,7 +7,7 @@ import torch
 from ofa_hf import OFAImageProcessor, OFAProcessor
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.data import load_muge
-from ofa_hf.demo.pretraining import Labels, Pretraining, plain_caption, pretrain, vary
+from ofa_hf.demo.pretraining import Labels, Pretraining, plain_caption, pretrain, soften, vary
 from ofa_hf.samples.shop import Product, is_right, read_products, write_shop
 
 
@@ -31,6 +31,14 @@ def test_varying_keeps_every_pixel():
     assert varied.shape == pixel_values.shape
     assert not torch.equal(varied, pixel_values)
     assert torch.equal(varied.flatten().sort().values, pixel_values.flatten().sort().values)
+
+
+def test_softening_takes_detail_away_half_of_the_time():
+    pixel_values, rng = torch.randn(2, 3, 8, 8), Random(0)
+    softened = [soften(pixel_values, rng) for _ in range(40)]
+    changed = [one for one in softened if not torch.equal(one, pixel_values)]
+    assert 10 < len(changed) < 30
+    assert all(one.shape == pixel_values.shape and one.var() < 0.5 * pixel_values.var() for one in changed)
 
 
 def test_the_same_seed_trains_the_same_model(tmp_path):
