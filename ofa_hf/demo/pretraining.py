@@ -140,7 +140,7 @@ def vary(pixel_values: Tensor, largest_shift: int, rng: Random) -> Tensor:
 
 
 def soften(pixel_values: Tensor, rng: Random) -> Tensor:
-    """Take the fine detail away half of the time: blurred images should be named too, such as those drawn from codes."""
+    """Take fine detail away half of the time: blurred images should be named too, such as those drawn from codes."""
     if rng.random() < 0.5:
         return interpolate(avg_pool2d(pixel_values, 2), size=pixel_values.shape[-2:], mode="bilinear")
     return pixel_values
