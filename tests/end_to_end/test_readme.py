@@ -30,7 +30,7 @@ DOCUMENTS = (
 )
 RAY = "--engine ray"
 FOREIGN_OPTIONS = {"--help", "--nproc_per_node"}  # argparse's, torchrun's
-FOREIGN_OPTIONS |= {"--zero-shot", "--add-object", "--is-document"}  # of the official scripts
+FOREIGN_OPTIONS |= {"--zero-shot", "--add-object", "--is-document", "--code-dict-size"}  # of the official scripts
 
 
 # ------------------------------------------------------------------------------------------------ the code runs

@@ -209,7 +209,8 @@ class CaptionCsv(Caption):
 
 def read_captions(text: str, ending: str) -> list[tuple[str, str]]:
     """Image and caption of every line."""
-    rows = csv.DictReader(text.splitlines()) if ending == "csv" else map(json.loads, text.splitlines())
+    lines = text.removeprefix("\ufeff").splitlines()  # by which spreadsheets know UTF-8
+    rows = csv.DictReader(lines) if ending == "csv" else map(json.loads, lines)
     return [(row["file"], row["caption"]) for row in rows]
 
 
