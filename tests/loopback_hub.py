@@ -419,9 +419,11 @@ def use_in_this_process(hub: LoopbackHub, monkeypatch, token: str | None = "hf_w
     """Point the client library, already imported and kept offline by `conftest.py`, to a loopback Hub."""
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import _http
+    from transformers.utils import hub as transformers_hub
 
     forget = getattr(_http, "close_session", None) or _http.reset_sessions
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(transformers_hub, "_is_offline_mode", False, raising=False)  # the copy of transformers 4
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
     template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     for module in (constants, file_download):  # version 0.36 has a copy in the latter
