@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -150,7 +150,8 @@ def run_demo(
         products = read_products(files.label_file)
     with steps.step("pretraining a small model and writing it as an official checkpoint"):
         checkpoint = out / "official_small.pt"
-        make_checkpoint(files, products, size, seed, checkpoint)
+        recipe = replace(size.pretraining, softened_share=0.5) if with_drawing else size.pretraining
+        make_checkpoint(files, products, size, recipe, seed, checkpoint)
     with steps.step("converting it"):
         account = convert(checkpoint, out / "converted", files.vocab_file, image_size=size.model_pixels)
         for line in account.lines():
@@ -192,11 +193,13 @@ def clear(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def make_checkpoint(files: ShopFiles, products: dict[str, Product], size: DemoSize, seed: int, path: Path) -> None:
+def make_checkpoint(
+    files: ShopFiles, products: dict[str, Product], size: DemoSize, recipe: Pretraining, seed: int, path: Path
+) -> None:
     side = {"height": size.model_pixels, "width": size.model_pixels}
     processor = OFAProcessor(OFAImageProcessor(size=side), build_tokenizer(files.vocab_file))
     rows = load_muge(files.train_caption_file, files.train_image_file)
-    model = pretrain(rows, products, processor, size.pretraining, seed)
+    model = pretrain(rows, products, processor, recipe, seed)
     write_official_checkpoint(model, path, size.model_pixels)
 
 

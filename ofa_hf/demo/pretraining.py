@@ -33,6 +33,7 @@ class Pretraining:
     weight_decay: float = 0.05
     warmup_share: float = 0.2
     largest_shift: int = 4  # pixels that an image is moved by, at random, in both directions
+    softened_share: float = 0.0  # of the batches; costs a little accuracy, but drawings, which are soft, are named
     max_gradient: float = 2.0
 
 
@@ -105,7 +106,7 @@ def pretrain(
     model.loss_function = smoothed_cross_entropy
     for _ in range(recipe.epochs):
         for batch in torch.randperm(len(rows)).split(recipe.batch_size):
-            inputs = soften(vary(pixel_values[batch], recipe.largest_shift, rng), rng)
+            inputs = soften(vary(pixel_values[batch], recipe.largest_shift, rng), recipe.softened_share, rng)
             with torch.autocast("cpu", torch.bfloat16, enabled=not is_slow(torch.bfloat16)):
                 loss = model(
                     input_ids=prompt.expand(len(batch), -1),
@@ -139,8 +140,8 @@ def vary(pixel_values: Tensor, largest_shift: int, rng: Random) -> Tensor:
     return torch.roll(pixel_values, shifts, dims=(2, 3))
 
 
-def soften(pixel_values: Tensor, rng: Random) -> Tensor:
-    """Take fine detail away half of the time: blurred images should be named too, such as those drawn from codes."""
-    if rng.random() < 0.5:
+def soften(pixel_values: Tensor, share: float, rng: Random) -> Tensor:
+    """Take fine detail away from a share of the batches."""
+    if rng.random() < share:
         return interpolate(avg_pool2d(pixel_values, 2), size=pixel_values.shape[-2:], mode="bilinear")
     return pixel_values

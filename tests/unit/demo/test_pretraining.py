@@ -33,11 +33,12 @@ def test_varying_keeps_every_pixel():
     assert torch.equal(varied.flatten().sort().values, pixel_values.flatten().sort().values)
 
 
-def test_softening_takes_detail_away_half_of_the_time():
+def test_softening_takes_detail_away_from_a_share_of_the_batches():
     pixel_values, rng = torch.randn(2, 3, 8, 8), Random(0)
-    softened = [soften(pixel_values, rng) for _ in range(40)]
+    softened = [soften(pixel_values, 0.5, rng) for _ in range(40)]
     changed = [one for one in softened if not torch.equal(one, pixel_values)]
     assert 10 < len(changed) < 30
+    assert soften(pixel_values, 0.0, rng) is pixel_values
     assert all(one.shape == pixel_values.shape and one.var() < 0.5 * pixel_values.var() for one in changed)
 
 
