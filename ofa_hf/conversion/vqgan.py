@@ -38,20 +38,26 @@ NUMBERS = ("z_channels", "resolution", "in_channels", "out_ch", "ch", "num_res_b
 LISTS = ("ch_mult", "attn_resolutions")
 MAX_CHANNELS, MAX_BLOCKS, NORM_GROUPS = 2**16, 64, 32
 NO_YAML = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what safe_load raises
-RENAMES = (  # after the numbers of the levels
-    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
-    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
-    (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
-    (r"\.block\.(\d+)\.", r".resnets.\1."),
-    (r"\.attn\.(\d+)\.", r".attentions.\1."),
-    (r"\.(down|up)sample\.conv\.", r".\1samplers.0.conv."),
-    (r"\.nin_shortcut\.", ".conv_shortcut."),
-    (r"\.norm_out\.", ".conv_norm_out."),
-    (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
-    (r"(\.attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
-    (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
-    (r"^quantize\.embed\.", "quantize.embedding."),
+SAME_PARTS = (  # of names: official, in diffusers
+    ("encoder.down.", "encoder.down_blocks."),
+    ("decoder.up.", "decoder.up_blocks."),
+    (".mid.block_1.", ".mid_block.resnets.0."),
+    (".mid.block_2.", ".mid_block.resnets.1."),
+    (".mid.attn_1.", ".mid_block.attentions.0."),
+    (".block.", ".resnets."),
+    (".attn.", ".attentions."),
+    (".downsample.", ".downsamplers.0."),
+    (".upsample.", ".upsamplers.0."),
+    (".nin_shortcut.", ".conv_shortcut."),
+    (".norm_out.", ".conv_norm_out."),
+    (".norm.", ".group_norm."),
+    (".q.", ".to_q."),
+    (".k.", ".to_k."),
+    (".v.", ".to_v."),
+    (".proj_out.", ".to_out.0."),
+    ("quantize.embed.", "quantize.embedding."),
 )
+UP_LEVEL = re.compile(r"^(decoder\.up(?:_blocks)?\.)(\d+)(?=\.)")
 PROJECTION = re.compile(r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight")
 
 
@@ -178,11 +184,20 @@ def find_diffusers() -> type:
 
 def name_in_diffusers(name: str, levels: int) -> str:
     """The name that a weight has in diffusers, where the decoder's levels are counted from the other end."""
-    name = re.sub(r"^encoder\.down\.(\d+)\.", r"encoder.down_blocks.\1.", name)
-    name = re.sub(r"^decoder\.up\.(\d+)\.", lambda up: f"decoder.up_blocks.{levels - 1 - int(up[1])}.", name)
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+    for official, here in SAME_PARTS:
+        name = name.replace(official, here)
+    return _count_from_other_end(name, levels)
+
+
+def name_in_official_vqgan(name: str, levels: int) -> str:
+    """The name that a weight of `diffusers.VQModel` has in the official VQGAN."""
+    for official, here in SAME_PARTS:
+        name = name.replace(here, official)
+    return _count_from_other_end(name, levels)
+
+
+def _count_from_other_end(name: str, levels: int) -> str:
+    return UP_LEVEL.sub(lambda up: f"{up[1]}{levels - 1 - int(up[2])}", name)
 
 
 def is_known(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,12 @@ from torch import Tensor
 
 from ofa_hf.conversion.renames import SEGMENT_RENAMES, recomputed_tables
 from ofa_hf.conversion.vocabulary import NUM_CODES
+from ofa_hf.conversion.vqgan import name_in_official_vqgan
 from ofa_hf.modeling_ofa import OFAForConditionalGeneration
 
 
 DECODER_ONLY = {"encoder_attn", "encoder_attn_layer_norm", "self_attn_ln", "cross_attn_ln"}
 EXTRA_CODE_POSITIONS = 2  # official files have two positions more than the text
-VQGAN_RENAMES = (  # of diffusers' names, after the numbers of the levels
-    (r"\.(down|up)_blocks\.", r".\1."),
-    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
-    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
-    (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
-    (r"\.resnets\.", ".block."),
-    (r"\.attentions\.", ".attn."),
-    (r"\.(down|up)samplers\.0\.", r".\1sample."),
-    (r"\.conv_shortcut\.", ".nin_shortcut."),
-    (r"\.conv_norm_out\.", ".norm_out."),
-    (r"\.group_norm\.", ".norm."),
-    (r"\.to_([qkv])\.", r".\1."),
-    (r"\.to_out\.0\.", ".proj_out."),
-    (r"^quantize\.embedding\.", "quantize.embed."),
-)
 
 
 def official_name(name: str) -> str:
@@ -117,14 +102,6 @@ def write_official_checkpoint(
 # ------------------------------------------------------------------------------------------------ VQGAN
 
 
-def official_vqgan_name(name: str, levels: int) -> str:
-    """The name that a weight of diffusers' `VQModel` has in the official VQGAN."""
-    name = re.sub(r"\.up_blocks\.(\d+)\.", lambda up: f".up_blocks.{levels - 1 - int(up[1])}.", name)
-    for pattern, replacement in VQGAN_RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def write_official_vqgan(vqgan: Any, weight: Tensor, bias: Tensor, folder: Path) -> tuple[Path, Path]:
     """Save a VQGAN as the official `last.ckpt` and `model.yaml`; returns their paths.
 
@@ -136,7 +113,7 @@ def write_official_vqgan(vqgan: Any, weight: Tensor, bias: Tensor, folder: Path)
     levels, state = len(config.block_out_channels), OrderedDict()
     for name, tensor in vqgan.state_dict().items():
         is_projection = ".attentions." in name and tensor.ndim == 2  # a 1 × 1 convolution there
-        official = official_vqgan_name(name, levels)
+        official = name_in_official_vqgan(name, levels)
         state[official] = (tensor[:, :, None, None] if is_projection else tensor).detach().clone()
     state["quantize.proj.weight"], state["quantize.proj.bias"] = weight[:, :, None, None].clone(), bias.clone()
     folder.mkdir(parents=True, exist_ok=True)
