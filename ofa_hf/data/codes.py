@@ -7,7 +7,7 @@ Source: OFA `data/mm_data/image_gen_dataset.py`, `models/taming/`, `generate_cod
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,13 @@ from torchvision.transforms import functional as transforms
 from transformers.utils import cached_file
 
 from ofa_hf.errors import UserError
-from ofa_hf.image_processing_ofa import PIXELS_PER_CODE, VQGAN_FOLDER, check_image_decoder, read_image_decoder
+from ofa_hf.image_processing_ofa import (
+    PIXELS_PER_CODE,
+    VQGAN_FOLDER,
+    check_image_decoder,
+    load_image_decoder,
+    read_image_decoder,
+)
 from ofa_hf.models import check_device
 
 
@@ -71,11 +77,7 @@ class ImageEncoder:
                 f"{name} has no {VQGAN_FOLDER}/{CODE_LOGITS}, which turns images into codes. Convert the checkpoint "
                 f"with its VQGAN: `ofa-hf convert … --vqgan last.ckpt --vqgan-config model.yaml`."
             )
-        try:
-            vqgan = read_image_decoder(os.path.abspath(name) if os.path.isdir(name) else name)
-        except (ImportError, ValueError) as error:
-            advice = " It comes with `pip install 'ofa-hf[draw]'`." if isinstance(error, ImportError) else ""
-            raise UserError(f"{error}{advice}") from error
+        vqgan = load_vqgan(os.path.abspath(name) if os.path.isdir(name) else name, read_image_decoder)
         encoder = cls(vqgan, load_file(found[CODE_LOGITS]), name)
         return encoder.to(device)
 
@@ -165,6 +167,22 @@ def image_pixels(image: Image.Image, size: int, crop: bool = True) -> Tensor:
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     return 2 * transforms.to_tensor(transforms.resize(image, size, InterpolationMode.LANCZOS)) - 1
+
+
+def load_vqgan(name: str, load: Callable[[str], Any] = load_image_decoder) -> Any:
+    """The VQGAN of a model that draws.
+
+    Args:
+        load: `load_image_decoder`, or `read_image_decoder` for one that nobody else holds.
+
+    Raises:
+        UserError: it has none, or diffusers is missing.
+    """
+    try:
+        return load(name)
+    except (ImportError, ValueError) as error:
+        advice = " It comes with `pip install 'ofa-hf[draw]'`." if isinstance(error, ImportError) else ""
+        raise UserError(f"{error}{advice}") from error
 
 
 def vqgan_files(name: str) -> dict[str, Path]:

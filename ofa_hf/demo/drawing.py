@@ -6,7 +6,6 @@ drawn are combinations of kind, colour and pattern that neither of the two was s
 a rule that reads the colour off the pixels, and the captioner that the demo finetuned.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from ofa_hf.files import write_json
 from ofa_hf.image_loading_ofa import load_image
 from ofa_hf.models import load_model
 from ofa_hf.prediction.loop import predict
-from ofa_hf.prediction.text_to_image import RECORD, DrawRequest, draw_files
+from ofa_hf.prediction.text_to_image import DrawRequest, draw_files, read_record
 from ofa_hf.samples.official_file import write_official_checkpoint
 from ofa_hf.samples.pixels import colour_of
 from ofa_hf.samples.shop import DRAWING_PROMPT, Product, captions, draw, is_right, split_products, take, write_split
@@ -205,8 +204,7 @@ def draw_and_judge(
 
 def best_images(folder: Path, texts: int) -> list[Image.Image]:
     """The best image of each text that `draw_files` drew into a folder."""
-    lines = [json.loads(line) for line in (folder / RECORD).read_text(encoding="utf-8").splitlines()]
-    best = {int(line["number"]): line["image"] for line in reversed(lines)}  # the best of a text comes first
+    best = {int(line["number"]): line["image"] for line in read_record(folder)}
     return [load_image(folder / best[number]) for number in range(1, texts + 1)]
 
 

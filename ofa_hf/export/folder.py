@@ -40,7 +40,7 @@ def refuse_quantised(captioner: LoadedModel, model: str) -> None:
         raise UserError(f"The weights of {model} are quantised already. Give the folder it was made from.")
 
 
-def refuse_drawing(model: str, as_default_only: bool = False) -> None:
+def refuse_drawer(model: str, as_default_only: bool = False) -> None:
     """Raises `UserError` if a model draws images; only its configurations are read.
 
     Args:

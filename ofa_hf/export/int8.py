@@ -21,7 +21,7 @@ from ofa_hf.export.folder import (
     Export,
     need_libraries,
     new_export,
-    refuse_drawing,
+    refuse_drawer,
     refuse_quantised,
     source_name,
     write_facts,
@@ -92,7 +92,7 @@ def export_int8(
             f"transformers 5, or quantise at every load: from_pretrained(…, quantization_config=int8_config())."
         )
     refuse_existing(Path(out))
-    refuse_drawing(model)
+    refuse_drawer(model)
     progress("loading the model")
     captioner = load_model(model, device="cpu", dtype="auto" if dtype is None else as_dtype(dtype))
     refuse_quantised(captioner, model)

@@ -20,7 +20,7 @@ from ofa_hf.export.folder import (
     Export,
     need_libraries,
     new_export,
-    refuse_drawing,
+    refuse_drawer,
     refuse_quantised,
     source_name,
     write_facts,
@@ -56,7 +56,7 @@ def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = l
     """
     need_libraries("onnx", "onnx", "onnxscript", "onnxruntime", "tokenizers")
     refuse_existing(Path(out))
-    refuse_drawing(model, as_default_only=True)
+    refuse_drawer(model, as_default_only=True)
     progress("loading the model")
     captioner = load_model(model, device="cpu", dtype="float32")
     refuse_quantised(captioner, model)

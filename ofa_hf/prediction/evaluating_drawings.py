@@ -1,6 +1,5 @@
 """Let a model draw texts, and score its images by how well a CLIP says that they fit."""
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -15,7 +14,7 @@ from ofa_hf.evaluation.metrics import METRICS
 from ofa_hf.models import load_processor
 from ofa_hf.prediction.loop import find_task
 from ofa_hf.prediction.questions import problem_of
-from ofa_hf.prediction.text_to_image import RECORD, TEXT_COLUMNS, DrawRequest, draw_files
+from ofa_hf.prediction.text_to_image import TEXT_COLUMNS, DrawRequest, draw_files, read_record
 from ofa_hf.tables.problems import Problem
 from ofa_hf.tables.table_files import open_table
 from ofa_hf.tasks_ofa import Task
@@ -60,20 +59,14 @@ def evaluate_drawings(
         options = {"num_images": num_images, "seed": seed, "task": chosen.name, "clip": clip, "device": device}
         request = DrawRequest(texts, model, str(folder), **options, is_literal=True)
         skipped = len(named) - len(texts) + (draw_files(request) if texts else 0)
-        cosines = best_cosines(Path(folder, RECORD), texts)
+        found = {line["text"]: line["clip_score"] for line in read_record(Path(folder))}
+        cosines = {text: found[text] for text in texts if text in found}
     if not cosines:
         raise UserError(f"{files.captions} has no text that can be drawn. Pass a table with a column of texts.")
     references = {text: [text] for text in cosines}
     facts = {"task": chosen.name, "clip": clip, "num_images": num_images, "seed": seed, "texts_skipped": skipped}
     scores = METRICS[CLIP].score(cosines, references)
     return EvaluationResult(scores, cosines, references, METRICS[CLIP], {**(run or {}), **facts})
-
-
-def best_cosines(record: Path, texts: list[str]) -> dict[str, float]:
-    """Text → cosine of its best image, of those texts that were drawn."""
-    lines = map(json.loads, record.read_text(encoding="utf-8").splitlines()) if record.is_file() else ()
-    found = {line["text"]: line["clip_score"] for line in lines}  # the best image comes first
-    return {text: found[text] for text in texts if text in found}
 
 
 def texts_of(files: Files, task: Task, language: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Draw texts into a folder: an image per file, a sheet per text, and a record by which a run is continued."""
 
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +13,10 @@ from datasets.utils import tqdm
 from PIL import Image
 
 from ofa_hf.configuration_ofa import OFAConfig
+from ofa_hf.data.codes import load_vqgan
 from ofa_hf.errors import UserError, explain_full_disk
 from ofa_hf.files import read_json, write_image, write_json
-from ofa_hf.image_processing_ofa import VQGAN_FOLDER, check_image_decoder, load_image_decoder
+from ofa_hf.image_processing_ofa import VQGAN_FOLDER, check_image_decoder
 from ofa_hf.models import load_model, load_processor, read_tasks
 from ofa_hf.pipeline_ofa import OFATextToImagePipeline, check_description, check_window
 from ofa_hf.prediction.clip import ClipScorer
@@ -167,7 +169,7 @@ def load_drawer(task: Task, request: DrawRequest) -> tuple[OFATextToImagePipelin
     Raises:
         UserError: one of them cannot be loaded, or they do not fit each other.
     """
-    decoder = load_decoder(request.model)
+    decoder = load_vqgan(request.model)
     processor = load_processor(request.model)
     try:
         check_image_decoder(decoder, processor.codes()[1])
@@ -178,19 +180,6 @@ def load_drawer(task: Task, request: DrawRequest) -> tuple[OFATextToImagePipelin
     loaded = load_model(request.model, device=request.device, dtype=request.dtype)
     pipe = OFATextToImagePipeline(model=loaded.model, processor=loaded.processor, device=loaded.model.device)
     return pipe, decoder, scorer
-
-
-def load_decoder(model: str) -> Any:
-    """The VQGAN of a model that draws.
-
-    Raises:
-        UserError: it has none, or diffusers is missing.
-    """
-    try:
-        return load_image_decoder(model)
-    except (ImportError, ValueError) as error:
-        advice = " It comes with `pip install 'ofa-hf[draw]'`." if isinstance(error, ImportError) else ""
-        raise UserError(f"{error}{advice}") from error
 
 
 def ranked(images: list[dict[str, Any]], text: str, scorer: ClipScorer | None) -> list[dict[str, Any]]:
@@ -306,6 +295,12 @@ class DrawnFolder:
             write_image(self.path / f"{int(key[0]):04d}-sheet.png", whole, "PNG")
         if key not in self.output.done:
             self.output.write(key, answers)
+
+
+def read_record(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a folder's record, one per text: `{"number", "text", "image", …}` of its best image."""
+    record = folder / RECORD
+    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.is_file() else []
 
 
 def sheet(images: Sequence[Image.Image]) -> Image.Image:

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ofa_hf.data.codes import load_vqgan
 from ofa_hf.errors import UserError
 from ofa_hf.models import load_pipeline, read_tasks
 from ofa_hf.pipeline_ofa import OFAImageToTextPipeline
-from ofa_hf.prediction.text_to_image import load_decoder
 from ofa_hf.samples.examples import draw_examples
 
 
@@ -36,7 +36,7 @@ def load_for_page(model: str) -> OFAImageToTextPipeline:
         UserError: it cannot be loaded, or draws images and lacks its VQGAN or the library for it.
     """
     if any(task.answer == "image" for task in read_tasks(model).tasks.values()):
-        load_decoder(model)
+        load_vqgan(model)
     return load_pipeline(model)
 
 

@@ -14,6 +14,7 @@ from ofa_hf import OFAConfig, OFAProcessor
 from ofa_hf.conversion.tasks import fitting
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.metrics import metric_of
+from ofa_hf.image_processing_ofa import PIXELS_PER_CODE
 from ofa_hf.models import load_processor, read_tasks
 from ofa_hf.prediction.choices import choices_in, usable_choices
 from ofa_hf.prediction.scoring import MEAN_SCORE
@@ -100,12 +101,12 @@ def with_image_size(processor: OFAProcessor, args: FinetuneArguments) -> OFAProc
     if not drawing:
         raise UserError("image_size is the size of images to draw, but no task of the run draws. Drop it.")
     sizes = {args.image_size or processor.model_size(task)[0] for task in drawing}
-    side = 8 * OFAConfig.from_pretrained(args.model_name_or_path).image_bucket_size
-    wrong = [size for size in sizes if not 8 <= size <= side or size % 8]
+    side = PIXELS_PER_CODE * OFAConfig.from_pretrained(args.model_name_or_path).image_bucket_size
+    wrong = [size for size in sizes if not PIXELS_PER_CODE <= size <= side or size % PIXELS_PER_CODE]
     if wrong or len(sizes) > 1:
         raise UserError(
             f"The run would draw images of {' and '.join(map(str, sorted(sizes)))} pixels. Accepted: one size, a "
-            f"multiple of 8 up to {side}, for which the model has places. Name it with image_size."
+            f"multiple of {PIXELS_PER_CODE} up to {side}, for which the model has places. Name it with image_size."
         )
     (size,) = sizes
     sized = {task.name: {**processor.tasks[task.name], "image": {**task.image, "size": size}} for task in drawing}

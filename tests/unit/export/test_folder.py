@@ -38,9 +38,9 @@ def test_a_model_that_draws_is_refused_by_name(monkeypatch, task, as_default_onl
     tasks = Tasks({name: TASKS[name] for name in ("caption", "image_generation")}, task, "en")
     monkeypatch.setattr(folder, "read_tasks", lambda model: tasks)
     with pytest.raises(UserError, match=r"my/model draws images \(task image_generation\)"):
-        folder.refuse_drawing("my/model")
+        folder.refuse_drawer("my/model")
     if as_default_only:
-        folder.refuse_drawing("my/model", as_default_only=True)
+        folder.refuse_drawer("my/model", as_default_only=True)
     else:
         with pytest.raises(UserError, match="draws images"):
-            folder.refuse_drawing("my/model", as_default_only=True)
+            folder.refuse_drawer("my/model", as_default_only=True)
