@@ -12,24 +12,24 @@ STEPS = {
     "fetch": "download the source of a published checkpoint",
     "convert": "… and convert it into a verified Hub-ready folder",
     "card": "… and write its model card",
-    "bundle": "… and lay out exactly the files that go up",
+    "bundle": "… and collect exactly the files to upload",
     "verify": "… and load them in a fresh process without this package",
-    "upload": "… bundle and upload without verifying",
-    "publish": "all of it: fetch, convert, card, bundle, verify, upload",
-    "upgrade": "publish a legacy Hub repository anew in its own place, keeping its history",
+    "upload": "bundle and upload without verifying",
+    "publish": "all steps: fetch, convert, card, bundle, verify, upload",
+    "upgrade": "convert a legacy Hub repository in place, keeping its history",
 }
-SPACE = "make a Space: a page that answers about images with models on the Hub"
-DRY_RUN = "Dry run: nothing went to the Hub. Add --upload to publish."
+SPACE = "create a Space: a web page for models on the Hub"
+DRY_RUN = "Dry run: nothing was uploaded. Add --upload to publish."
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hub_upload",
-        description="Publish OFA models on the Hugging Face Hub. Without --upload everything happens but the upload.",
+        description="Publish OFA models on the Hugging Face Hub. Without --upload, this is a dry run.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     catalogue = commands.add_parser("catalogue", help="list the published checkpoints")
-    catalogue.add_argument("--json", action="store_true", help="print every fact about them as JSON")
+    catalogue.add_argument("--json", action="store_true", help="print the full catalogue as JSON")
     for name, text in STEPS.items():
         add_arguments(commands.add_parser(name, help=text, description=text), name)
     add_space_arguments(commands.add_parser("space", help=SPACE, description=SPACE))
@@ -37,22 +37,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_space_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="+", metavar="OWNER/MODEL", help="to choose from on the page")
-    parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="of the Space")
-    parser.add_argument("--title", metavar="TEXT", help="of the Space on the Hub")
-    parser.add_argument("--work", default="outputs/hub_upload", metavar="DIR", help="for what is made (%(default)s)")
+    parser.add_argument("models", nargs="+", metavar="OWNER/MODEL", help="models of the page")
+    parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository of the Space")
+    parser.add_argument("--title", metavar="TEXT", help="title of the Space")
+    parser.add_argument(
+        "--work", default="outputs/hub_upload", metavar="DIR", help="working folder (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--upload", action="store_true", help="really make the Space")
-    parser.add_argument("--private", action="store_true", help="a private Space")
-    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--upload", action="store_true", help="create the Space; otherwise a dry run")
+    parser.add_argument("--private", action="store_true", help="make the Space private")
+    parser.add_argument("--message", metavar="TEXT", help="commit message")
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     what = "Hub id of the repository" if command == "upgrade" else "catalogue name, checkpoint, folder or Hub id"
     parser.add_argument("targets", nargs="+", metavar="OWNER/NAME" if command == "upgrade" else "MODEL", help=what)
-    parser.add_argument("--work", default="outputs/hub_upload", metavar="DIR", help="for what is made (%(default)s)")
+    parser.add_argument(
+        "--work", default="outputs/hub_upload", metavar="DIR", help="working folder (default: %(default)s)"
+    )
     parser.add_argument("--vocab", metavar="PATH", help="vocabulary for the conversion, as in ofa-hf convert")
-    parser.add_argument("--license", metavar="NAME", help="of the weights (default: unknown)")
+    parser.add_argument("--license", metavar="NAME", help="license of the weights (default: unknown)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per model")
     if command != "upgrade":
         parser.add_argument("--repo-id", metavar="OWNER/NAME", help="repository to publish to; one model at a time")
@@ -62,15 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
             action="append",
             default=[],
             metavar="DIR",
-            help="verify with the packages in this folder too, such as .venv/v4; may be repeated",
+            help="also verify with the packages in this folder, such as .venv/v4; may be repeated",
         )
-        parser.add_argument("--source", metavar="CHECKPOINT", help="compare a folder's weights with this source")
+        parser.add_argument("--source", metavar="CHECKPOINT", help="checkpoint to compare the weights with")
     if command in ("upload", "publish", "upgrade"):
-        parser.add_argument("--upload", action="store_true", help="really upload")
-        parser.add_argument("--private", action="store_true", help="a private repository")
-        parser.add_argument("--branch", metavar="NAME", help="commit to a branch, made if need be")
-        parser.add_argument("--pull-request", action="store_true", help="propose the commit as a pull request")
-        parser.add_argument("--message", metavar="TEXT", help="of the commit")
+        parser.add_argument("--upload", action="store_true", help="upload; otherwise a dry run")
+        parser.add_argument("--private", action="store_true", help="make the repository private")
+        parser.add_argument("--branch", metavar="NAME", help="branch to commit to, created if needed")
+        parser.add_argument("--pull-request", action="store_true", help="open a pull request instead of committing")
+        parser.add_argument("--message", metavar="TEXT", help="commit message")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if getattr(args, "repo_id", None) and len(getattr(args, "targets", ())) > 1:
-        parser.error("--repo-id names one repository; give one model")
+        parser.error("--repo-id names one repository; pass one model")
     if getattr(args, "upload", False) and args.command != "upgrade" and not args.repo_id:
         parser.error("--upload needs --repo-id OWNER/NAME")
     try:
@@ -129,7 +133,7 @@ def report(step: str) -> None:
 
 
 def show(result: dict, args: argparse.Namespace) -> None:
-    """Print a result; say so if it was a dry run."""
+    """Print a result, and whether it was a dry run."""
     print(json.dumps(result, ensure_ascii=False) if args.json else "\n".join(lines_of(result)))
     if getattr(args, "upload", None) is False:
         report(DRY_RUN)

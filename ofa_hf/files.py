@@ -164,7 +164,7 @@ class NewFolder(NamedTuple):
 def refuse_existing(target: Path) -> None:
     """Raises `UserError` if there is anything but an empty folder at `target`."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already and is never replaced. Give a folder that does not exist yet.")
+        raise UserError(f"{target} exists already and is never replaced. Pass a folder that does not exist yet.")
 
 
 @contextmanager

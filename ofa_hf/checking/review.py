@@ -66,7 +66,7 @@ class Review:
         table = Path(table)
         self.output = Path(output) if output else table.with_name(f"{table.stem}.reviewed.csv")
         if self.output.exists() and table.exists() and self.output.samefile(table):
-            raise UserError(f"{table} is what is reviewed and is never replaced. Give another --output.")
+            raise UserError(f"{table} is what is reviewed and is never replaced. Pass another --output.")
         self.decisions = self.output.with_name(f"{self.output.name}.decisions.jsonl")
         refuse_unwritable([self.output, self.decisions])
         self.finder = ImageFinder(folder)

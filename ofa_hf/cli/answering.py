@@ -1,4 +1,4 @@
-"""What the commands that answer share: their arguments, and what is done with them."""
+"""What `caption`, `ground`, `ocr`, `vqa`, `classify` and `summarize` share: their arguments and how they run."""
 
 import argparse
 import sys
@@ -8,33 +8,33 @@ from dataclasses import dataclass, replace
 from ofa_hf.files import refuse_unwritable
 
 
-MODELS = "folder of a converted model, or Hub id; several run one after another, and each line names its model"
+MODELS = "folder of a converted model, or Hub id; may be repeated, and each line then names its model"
 REPORT = (
-    "write a table with a row per image or question and a column per model. page.html: a self-contained page, and the "
-    "same as page.md with small images in page_files/; page.md: only Markdown. 200 rows per page"
+    "write a page with a row per image or question and a column per model: .html (self-contained, with a Markdown "
+    "copy next to it) or .md (Markdown only); 200 rows per page"
 )
 SEVERAL_PROCESSES = """\
 Several GPUs or processes: torchrun --nproc_per_node 2 -m ofa_hf {name} photos/ --model … --output {plural}.jsonl.
 Each process takes a share and writes {plural}.part-0.jsonl, …, merged into {plural}.jsonl at the end. If one is
 killed, all stop; run the same command again, with or without torchrun, to complete the job. With --engine ray the
 model is loaded once per GPU (or core), a worker that dies is replaced, and the same command completes a killed job."""
-RAY = "send the rows to Ray Data workers, here or in the cluster of RAY_ADDRESS; needs `pip install 'ofa-hf[ray]'`"
-IMAGES = "images, folders of them with all subfolders, and tables (CSV, JSONL, Excel, parquet) that name images"
-TEXTS = "texts, files with one per line, tables (CSV, JSONL, Excel, parquet), and - for lines of stdin"
-DTYPES = "numbers to compute with (default: those that the weights are stored in)"
+RAY = "run on Ray Data workers, on this machine or in the cluster at RAY_ADDRESS; needs `pip install 'ofa-hf[ray]'`"
+IMAGES = "images, folders (searched with their subfolders), and tables (CSV, JSONL, Excel, parquet) that name images"
+TEXTS = "texts, files with one text per line, tables (CSV, JSONL, Excel, parquet), or - for the lines of stdin"
+DTYPES = "precision to compute in (default: that of the stored weights)"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command that answers: what it asks, and what it calls the answers.
+    """A command that asks a model: its task, and what it calls the answers.
 
     Args:
-        task: that it asks for where --task names none.
-        answer: what an answer is called in the output; `plural` is several of them.
-        field, field_option: a text that is asked about, and the option that gives it.
-        choices_option: gives the answers to choose from.
-        has_images: what is asked about are images; else texts.
-        as_probabilities: scores are probabilities between 0 and 1; else mean log-probabilities.
+        task: the task unless --task names another.
+        answer, plural: what one answer, and several, are called in the output.
+        field, field_option: the field of the prompt that has an option of its own, and that option.
+        choices_option: the option that takes the answers to choose from.
+        has_images: the inputs are images; otherwise texts.
+        as_probabilities: scores are probabilities between 0 and 1; otherwise mean log-probabilities.
     """
 
     name: str
@@ -49,54 +49,58 @@ class Command:
 
     @property
     def ask_with(self) -> dict[str, str]:
-        """The fields that have an option of their own, for messages."""
+        """Field → its option, for messages."""
         return {self.field: self.field_option} if self.field_option else {}
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
-    """The arguments of a command that answers; its own module adds what only it has."""
+    """Add the shared arguments. The module of the command adds its own."""
     parser.epilog = SEVERAL_PROCESSES.format(name=command.name, plural=command.plural)
     what = "IMAGE_FOLDER_OR_TABLE" if command.has_images else "TEXT_OR_TABLE"
     parser.add_argument("inputs", nargs="+", metavar=what, help=IMAGES if command.has_images else TEXTS)
     parser.add_argument("--model", required=True, action="append", metavar="DIR_OR_ID", help=MODELS)
     if command.field_option:
-        text = f"{command.field} to ask about every image; may be repeated (default: the table's column)"
+        text = f"{command.field} to ask about every image; may be repeated (default: the column of a table)"
         parser.add_argument(command.field_option, dest="texts", action="append", metavar="TEXT", help=text)
-    text = "a text of the task's prompt, such as hypothesis=一件红色的衣服; may be repeated"
+    text = "value of a slot of the prompt, such as hypothesis=一件红色的衣服; may be repeated"
     parser.add_argument("--field", dest="fields", action="append", default=[], metavar="NAME=TEXT", help=text)
     if command.choices_option:
-        text = "answers to choose from: a file with one per line, or a list divided by commas; may be repeated"
+        text = "answers to choose from: a file with one per line, or a comma-separated list; may be repeated"
         parser.add_argument(command.choices_option, dest="choices", action="append", metavar="FILE_OR_LIST", help=text)
-    text = f"another task of the checkpoint (default: {command.task})"
+    text = f"task of the model (default: {command.task})"
     parser.add_argument("--task", metavar="NAME", help=text)
-    text = f"{command.plural} per {'image' if command.has_images else 'text'}, best first (1)"
+    text = f"{command.plural} per {'image' if command.has_images else 'text'}, best first (default: 1)"
     names = ["--num-answers"] if command.name != "caption" else ["--num-captions", "--num-answers"]
     parser.add_argument(*names, dest="num_answers", type=positive, default=1, metavar="N", help=text)
     if command.has_images and not command.field:
         text = "question about the image (default: the one the model was trained with)"
         parser.add_argument("--prompt", help=text)
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="B", help="images or texts per batch (8)")
-    parser.add_argument("--num-beams", type=positive, metavar="N", help="beams (default: the model's)")
-    parser.add_argument("--max-length", type=positive, metavar="N", help="tokens at most (default: the model's)")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line, with scores")
-    parser.add_argument("--output", metavar="FILE", help="write a .jsonl, .csv or .xlsx file, or resume one")
+    parser.add_argument(
+        "--batch-size", type=positive, default=8, metavar="B", help="images or texts per batch (default: 8)"
+    )
+    parser.add_argument("--num-beams", type=positive, metavar="N", help="number of beams (default: the model's)")
+    parser.add_argument(
+        "--max-length", type=positive, metavar="N", help="maximum tokens of an answer (default: the model's)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line, with scores")
+    parser.add_argument("--output", metavar="FILE", help="write to a .jsonl, .csv or .xlsx file, or resume it")
     parser.add_argument("--report", metavar="FILE", help=REPORT)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help=DTYPES)
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help=f"ray: {RAY}")
-    parser.add_argument("--workers", type=positive, metavar="N", help="of Ray (default: one per GPU, or per core)")
+    parser.add_argument("--workers", type=positive, metavar="N", help="Ray workers (default: one per GPU or core)")
     if command.has_images:
         text = "folder of the images that a table names (default: the table's own folder)"
         parser.add_argument("--images", metavar="FOLDER", help=text)
-        text = "write the answers to each image into a .txt file beside it; images that have one are done"
+        text = "write the answers for each image to a .txt file next to it; skip images that have one"
         parser.add_argument("--txt", action="store_true", help=text)
-        text = "a table's column of images (image, 图片, …)"
+        text = "column that names the images (default: image, 图片, …)"
         parser.add_argument("--image-column", "--image_column", metavar="NAME", help=text)
-    text = "of a table, such as gb18030 (default: told from the file)"
+    text = "encoding of text tables, such as gb18030 (default: detected)"
     parser.add_argument("--encoding", metavar="NAME", help=text)
-    text = "of a table: a character, or its name, such as tab (default: told from the file)"
+    text = "separator of text tables: a character or its name, such as tab (default: detected)"
     parser.add_argument("--separator", metavar="CHARACTER", help=text)
-    text = "with --engine ray and parquet or a saved data set: the column that names a row (image_id, id, file, …)"
+    text = "column that names the rows of parquet files and data sets, with --engine ray (default: image_id, id, …)"
     parser.add_argument("--id-column", metavar="NAME", help=text)
     unset = dict.fromkeys(("images", "image_column", "texts", "choices", "prompt"))
     parser.set_defaults(usage_error=parser.error, txt=False, **unset)
@@ -123,11 +127,11 @@ def probability(text: str) -> float:
 
 
 def run(args: argparse.Namespace, command: Command, reports: Sequence[object] = (), **more: object) -> int:
-    """Answer everything that can be; 1 if anything could not.
+    """Answer what can be answered. Returns 1 if anything was left out.
 
     Args:
-        reports: what is made of the answers besides what the arguments say.
-        more: fields of the request that only this command has.
+        reports: files to make of the answers, besides those that the arguments name.
+        more: fields of the request that only this command sets.
     """
     check_usage(args, has_reports=bool(reports))
     request = make_request(args, command, **more)

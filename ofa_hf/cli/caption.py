@@ -6,7 +6,7 @@ from ofa_hf.cli import answering
 from ofa_hf.cli.answering import Command
 
 
-HELP = "Caption images: files, or folders with all their subfolders."
+HELP = "Caption images: files, folders with their subfolders, or a table of images."
 COMMAND = Command("caption", task="caption", answer="caption", plural="captions", as_probabilities=False)
 
 
@@ -15,5 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Caption everything that can be read; 1 if anything could not."""
+    """Caption what can be read. Returns 1 if any image was left out."""
     return answering.run(args, COMMAND)

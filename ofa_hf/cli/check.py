@@ -1,4 +1,4 @@
-"""`ofa-hf check CAPTIONS IMAGES`: what `finetune` would train on, what was assumed, and what is odd."""
+"""`ofa-hf check CAPTIONS IMAGES`: what `finetune` would train on, what was assumed, and what looks wrong."""
 
 import argparse
 import json
@@ -9,23 +9,27 @@ from ofa_hf.cli.table_options import add_table_options, table_form
 from ofa_hf.files import refuse_unwritable
 
 
-HELP = "Check captions and images before training: what would be trained on, what was assumed, and what is odd."
+HELP = "Check captions and images before training: what would be used, what was assumed, and what looks wrong."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "table of captions (CSV, JSON, Excel, parquet), MUGE's captions, or a folder of images with .txt files"
+    text = "table of captions (CSV, JSON, Excel, parquet), MUGE captions, or folder of images with .txt files"
     parser.add_argument("captions", metavar="CAPTIONS", help=text)
-    text = "folder, .zip or .tar of the images that the table names, or MUGE's image file"
+    text = "folder, .zip or .tar of the images that the table names, or MUGE image file"
     parser.add_argument("images", nargs="?", metavar="IMAGES", help=text)
-    parser.add_argument("--task", metavar="NAME", help="task to be trained (default: that of the model, or caption)")
-    text = "model to be finetuned: characters that its vocabulary lacks are counted"
+    parser.add_argument("--task", metavar="NAME", help="task to train (default: that of the model, or caption)")
+    text = "model to finetune; counts characters that its vocabulary lacks"
     parser.add_argument("--model", metavar="DIR_OR_ID", help=text)
-    parser.add_argument("--vocab", metavar="VOCAB_TXT", help="a list of word pieces to count such characters without")
-    parser.add_argument("--test", metavar="CAPTIONS", help="captions of the test set, to find images that are in both")
-    parser.add_argument("--test-images", metavar="IMAGES", help="its images (default: IMAGES)")
+    parser.add_argument(
+        "--vocab", metavar="VOCAB_TXT", help="vocabulary in which to look for missing characters, instead of --model"
+    )
+    parser.add_argument("--test", metavar="CAPTIONS", help="captions of the test set, to find images in both sets")
+    parser.add_argument("--test-images", metavar="IMAGES", help="images of the test set (default: IMAGES)")
     parser.add_argument("--report", metavar="FILE", help="write a page with thumbnails")
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
-    parser.add_argument("--num-proc", type=positive, default=1, metavar="N", help="processes that read images (1)")
+    parser.add_argument(
+        "--num-proc", type=positive, default=1, metavar="N", help="processes that read images (default: 1)"
+    )
     add_table_options(parser)
     parser.set_defaults(usage_error=parser.error)
 
@@ -44,14 +48,14 @@ def run(args: argparse.Namespace) -> int:
         from ofa_hf.pages.data_check import write_check_page
 
         write_check_page(check, args.report)
-        print(f"ofa-hf check: the page is {args.report}", file=sys.stderr)
+        print(f"ofa-hf check: wrote {args.report}", file=sys.stderr)
     print(json.dumps(check.as_dict(), ensure_ascii=False) if args.json else check.text())
     if check.why_empty:
         print(f"ofa-hf check: {check.why_empty}", file=sys.stderr)
     elif not args.model and not args.vocab:
         print(
-            "ofa-hf check: of characters that a vocabulary lacks, only those that the published Chinese checkpoints "
-            "lack for certain, such as emoji, were counted; pass --model to count those of your model.",
+            "ofa-hf check: pass --model to count the characters that your model's vocabulary lacks. Only those that "
+            "no published Chinese checkpoint has, such as emoji, were counted.",
             file=sys.stderr,
         )
     return 1 if check.why_empty else 0

@@ -6,7 +6,7 @@ from ofa_hf.cli import answering
 from ofa_hf.cli.answering import Command
 
 
-HELP = "Find the label of images in a list of labels; or, with --task, of sentences."
+HELP = "Choose a label from a list for each image or, with --task, for each sentence."
 COMMAND = Command("classify", task="classification", answer="label", plural="labels", choices_option="--labels")
 
 
@@ -15,5 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Label everything that can be; 1 if anything could not."""
+    """Label what can be labeled. Returns 1 if anything was left out."""
     return answering.run(args, COMMAND)

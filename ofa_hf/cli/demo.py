@@ -5,7 +5,7 @@ import json
 import sys
 
 
-HELP = "convert, finetune, score and caption once, on an embedded shop, in about five minutes; --web: a page"
+HELP = "Convert, finetune, score and caption on drawn products, in about five minutes. --web serves a page instead."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,18 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="outputs/demo",
         help="folder for data, model and report; an earlier demo is replaced (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of drawing and training (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of drawing and training (default: 0)")
     parser.add_argument(
         "--compare-freeze",
         action="store_true",
-        help="train twice more, with the word embedding trained and locked: loss, time and memory of both",
+        help="train twice more, with the word embedding trained and locked, and compare loss, time and memory",
     )
     parser.add_argument(
         "--draw",
         action="store_true",
-        help="a second model learns to draw the shop's products from their captions; some twenty minutes more",
+        help="also train a model that draws products from their captions; takes about twenty minutes more",
     )
-    parser.add_argument("--json", action="store_true", help="end with the result as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object at the end")
     web = parser.add_argument_group("the page, instead of the demo")
     web.add_argument("--web", action="store_true", help="serve a page for every task of a model, until Ctrl-C")
     web.add_argument(
@@ -35,10 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DIR_OR_ID",
-        help="to answer with; several are a choice on the page (default: what a demo left in OUT)",
+        help="model to serve; may be repeated to offer a choice (default: the one that a demo left in OUT)",
     )
-    web.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
-    web.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    web.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 for other machines too (default: %(default)s)",
+    )
+    web.add_argument("--port", type=int, help="port of the page (default: the first free one from 7860)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +54,7 @@ def serve_page(args: argparse.Namespace) -> int:
 
     def tell(address: str) -> None:
         print(f"Page     {address}", flush=True)
-        print("Ctrl-C ends it.", file=sys.stderr, flush=True)
+        print("Press Ctrl-C to stop.", file=sys.stderr, flush=True)
 
     serve(models_to_serve(args.out, args.model), host=args.host, port=args.port, on_ready=tell)
     return 0
@@ -65,7 +69,7 @@ def run_journey(args: argparse.Namespace) -> int:
     options = {"seed": args.seed, "with_comparison": args.compare_freeze, "with_drawing": args.draw}
     result = run_demo(args.out, **options, tell=tell)
     values, before = result.as_dict(), result.before.scores
-    print(f"{values['caption_accuracy']:.1%} of unseen images get kind and colour right.")
+    print(f"{values['caption_accuracy']:.1%} of captions of unseen images name the right kind and color.")
     for name, title in result.after.metric.titles.items():
         print(f"{title:8} {values[name]:6.1f}   before finetuning {before[name]:6.1f}")
     for label, run in values["compare_freeze"].items():

@@ -1,35 +1,38 @@
-"""`ofa-hf draw TEXT… --model DIR_OR_ID --output FOLDER`: images of texts."""
+"""`ofa-hf draw TEXT… --model DIR_OR_ID --output FOLDER`: draws images of texts."""
 
 import argparse
 
+from ofa_hf.cli.answering import DTYPES
 from ofa_hf.cli.table_options import OPTIONS
 
 
-HELP = "Draw texts: PNG images, a sheet of them per text, and images.jsonl. A run that was interrupted is continued."
-TEXTS = "what to draw; a table with a column of texts, a file with one per line, or - for the lines of stdin"
+HELP = "Draw texts: PNG images, a contact sheet per text, and images.jsonl. An interrupted run can be resumed."
+TEXTS = "text to draw, file with one text per line, table with a column of texts, or - for the lines of stdin"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("texts", nargs="+", metavar="TEXT", help=TEXTS)
-    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a checkpoint that draws")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="folder of the images")
-    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="images of each text (default: 4)")
-    parser.add_argument("--seed", type=int, default=42, help="the same seed draws the same images (default: 42)")
-    parser.add_argument("--column", metavar="NAME", help="column of the texts in a table (default: text or caption)")
+    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="folder or Hub id of a model that draws")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="folder for the images")
+    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="images per text (default: 4)")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="random seed; the same seed gives the same images (default: 42)"
+    )
+    parser.add_argument("--column", metavar="NAME", help="column of texts in a table (default: text or caption)")
     for name in ("encoding", "separator"):
         parser.add_argument(f"--{name}", metavar="NAME", help=OPTIONS[name])
     parser.add_argument("--task", metavar="NAME", help="task of the model (default: the one that draws)")
-    parser.add_argument("--clip", metavar="DIR_OR_ID", help="rank the images of a text with this CLIP")
-    parser.add_argument("--num-beams", type=int, metavar="N", help="search with so many beams instead of sampling")
+    parser.add_argument("--clip", metavar="DIR_OR_ID", help="CLIP model that ranks the images of each text")
+    parser.add_argument("--num-beams", type=int, metavar="N", help="use beam search with N beams instead of sampling")
     parser.add_argument("--top-k", type=int, metavar="N", help="sample among the N best codes (default: 256)")
-    parser.add_argument("--temperature", type=float, metavar="T", help="below 1 samples are more alike (default: 1)")
-    parser.add_argument("--device", help="such as cuda or cpu (default: the best there is)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--temperature", type=float, metavar="T", help="sampling temperature (default: 1)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help=DTYPES)
     parser.add_argument("--json", action="store_true", help="print the lines of images.jsonl instead of file names")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw everything that can be; 1 if anything could not."""
+    """Draw what can be drawn. Returns 1 if any text was left out."""
     from pathlib import Path
 
     from ofa_hf.prediction.processes import Processes
@@ -58,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_images(record, as_json: bool) -> None:
-    """The best image of each text, or with `--json` all that is known of them."""
+    """Print the best image of each text, or with `--json` the whole record."""
     import json
 
     for line in record.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""`ofa-hf evaluate`: score answers that exist, or let a model answer images first."""
+"""`ofa-hf evaluate`: score existing answers, or those of a model."""
 
 import argparse
 import json
@@ -9,34 +9,41 @@ from ofa_hf.cli.table_options import add_table_options, table_form
 from ofa_hf.files import refuse_unwritable
 
 
-CLIP = "score drawn texts: this CLIP says how well each image fits (model.safetensors and tokenizer of transformers)"
-COLUMNS = "score the model on these columns of --captions, one accuracy each (no names: all that it can fill)"
-HELP = "Score answers against references with the metric of their task; for captions CIDEr-D, BLEU-4 and ROUGE-L."
+CLIP = "score drawings with this CLIP model (a folder that transformers loads, or a Hub id)"
+COLUMNS = "score the model on these columns of --captions, with an accuracy per column (no names: all it can fill)"
+HELP = "Score answers against references with the metric of the task (captions: CIDEr-D, BLEU-4 and ROUGE-L)."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--predictions", metavar="FILE", help="answers to score: what the commands write, or any table"
+        "--predictions", metavar="FILE", help="answers to score: a file written by these commands, or any table"
     )
-    source.add_argument("--model", metavar="DIR_OR_ID", help="model that answers --images first")
-    parser.add_argument("--task", metavar="NAME", help="what was asked (default: the task of the model, or caption)")
-    parser.add_argument("--captions", metavar="FILE", help="references: MUGE's captions, or any table for finetune")
-    parser.add_argument("--images", metavar="TSV_OR_FOLDER", help="MUGE's image file, or the folder of the images")
+    source.add_argument("--model", metavar="DIR_OR_ID", help="model to score; it answers --images first")
+    parser.add_argument("--task", metavar="NAME", help="task of the answers (default: that of the model, or caption)")
+    parser.add_argument("--captions", metavar="FILE", help="references: MUGE captions, or a table that finetune reads")
+    parser.add_argument("--images", metavar="TSV_OR_FOLDER", help="MUGE image file, or folder of the images")
     parser.add_argument("--columns", nargs="*", metavar="NAME", help=COLUMNS)
     parser.add_argument("--clip", metavar="DIR_OR_ID", help=CLIP)
-    parser.add_argument("--num-images", type=positive, metavar="N", help="with --clip: draw N, the best counts (1)")
-    parser.add_argument("--drawn", metavar="FOLDER", help="with --clip: keep the images, and continue there")
-    parser.add_argument("--data-format", choices=["official"], help="--captions is a TSV of the original OFA")
-    parser.add_argument("--selected-cols", metavar="NUMBERS", help="its columns, as in the original's scripts")
+    parser.add_argument(
+        "--num-images",
+        type=positive,
+        metavar="N",
+        help="with --clip: drawings per text; the best one counts (default: 1)",
+    )
+    parser.add_argument("--drawn", metavar="FOLDER", help="with --clip: keep the drawings here, and resume from them")
+    parser.add_argument("--data-format", choices=["official"], help="--captions is a TSV file of the official code")
+    parser.add_argument("--selected-cols", metavar="NUMBERS", help="columns of that file, as in the official scripts")
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
-    parser.add_argument("--output", metavar="FILE", help="write the scores and what was run as JSON")
+    parser.add_argument("--output", metavar="FILE", help="write the scores and the settings as JSON")
     parser.add_argument("--report", metavar="FILE", help="write a page with the best and the worst answers")
     parser.add_argument("--submission", metavar="FILE", help="write the answers in MUGE's format; needs no --captions")
     parser.add_argument("--limit", type=positive, metavar="N", help="score only the first N images of --captions")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images per batch (8)")
-    parser.add_argument("--num-beams", type=positive, metavar="N", help="beams (default: the model's)")
-    parser.add_argument("--max-length", type=positive, metavar="N", help="tokens at most (default: the model's)")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images per batch (default: 8)")
+    parser.add_argument("--num-beams", type=positive, metavar="N", help="number of beams (default: the model's)")
+    parser.add_argument(
+        "--max-length", type=positive, metavar="N", help="maximum tokens of an answer (default: the model's)"
+    )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
     add_table_options(parser)
     parser.set_defaults(usage_error=parser.error)

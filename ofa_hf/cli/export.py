@@ -1,25 +1,27 @@
-"""`ofa-hf export`: a model folder for those who serve elsewhere."""
+"""`ofa-hf export`: ONNX graphs, or a folder with int8 weights."""
 
 import argparse
 
 
-HELP = "write a model as ONNX graphs with a script that captions without torch, or with int8 weights"
+HELP = "Export a model to ONNX, with scripts that run without torch, or to int8 weights."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL_DIR", help="Hub-ready folder, or Hub id")
     parser.add_argument("out", metavar="OUT", help="folder to write; it must not exist yet")
-    parser.add_argument("--format", choices=("onnx", "int8"), required=True, help="what to write")
+    parser.add_argument("--format", choices=("onnx", "int8"), required=True, help="format to export to")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="int8: of all that is not quantised (default: as stored)",
+        help="int8: precision of what is not quantized (default: as stored)",
     )
-    parser.add_argument("--parts", choices=("all", "decoder"), default="all", help="int8: what to quantise")
     parser.add_argument(
-        "--images", metavar="FOLDER", help="int8: compare captions on these images (default: some drawn ones)"
+        "--parts", choices=("all", "decoder"), default="all", help="int8: what to quantize (default: all)"
     )
-    parser.add_argument("--json", action="store_true", help="print the whole account as one JSON object")
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="int8: images on which to compare captions (default: a few drawn ones)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the full report as one JSON object")
     parser.set_defaults(usage_error=parser.error)
 
 

@@ -1,4 +1,4 @@
-"""`ofa-hf fill TABLE IMAGES --model DIR --output FILE`: fills columns of a table of images, such as colour."""
+"""`ofa-hf fill TABLE IMAGES --model DIR --output FILE`: fills columns of a table of images, such as color."""
 
 import argparse
 import sys
@@ -6,10 +6,10 @@ import sys
 from ofa_hf.cli.answering import DTYPES, positive, probability
 
 
-HELP = "Fill columns of a table of images, each with a score per cell; the image is read once for all columns."
-TABLE = "CSV, JSONL, Excel or parquet with a row per image, of which a column holds the image's name"
-COLUMNS = "columns to fill (default: all that the model was trained for)"
-OUTPUT = "the table with its columns filled: .csv or .jsonl; an unfinished one is continued"
+HELP = "Fill columns of a table of images, with a score per cell. Each image is encoded once for all columns."
+TABLE = "CSV, JSONL, Excel or parquet file with a row per image and a column that names the image"
+COLUMNS = "columns to fill (default: all that the model was trained to fill)"
+OUTPUT = "where to write the filled table: .csv or .jsonl; an unfinished one is resumed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,21 +18,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="folder of a finetuned model, or Hub id")
     parser.add_argument("--output", required=True, metavar="FILE", help=OUTPUT)
     parser.add_argument("--columns", nargs="+", default=[], metavar="NAME", help=COLUMNS)
-    parser.add_argument("--image-column", metavar="NAME", help="the column of images (image, 图片, …)")
-    text = "of the table, such as gb18030 (default: told from the file)"
+    parser.add_argument("--image-column", metavar="NAME", help="column of image names (default: image, 图片, …)")
+    text = "encoding of a text table, such as gb18030 (default: detected)"
     parser.add_argument("--encoding", metavar="NAME", help=text)
-    text = "of the table: a character, or its name, such as tab (default: told from the file)"
+    text = "separator of a text table: a character or its name, such as tab (default: detected)"
     parser.add_argument("--separator", metavar="CHARACTER", help=text)
-    parser.add_argument("--overwrite", action="store_true", help="fill cells that have a value, too")
-    text = "leave a cell empty whose value is less probable (0); its score is written all the same"
+    parser.add_argument("--overwrite", action="store_true", help="also fill cells that already have a value")
+    text = "leave a cell empty if its score is lower; the score is still written (default: 0)"
     parser.add_argument("--min-score", type=probability, default=0.0, metavar="P", help=text)
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="B", help="images per batch (8)")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="B", help="images per batch (default: 8)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help=DTYPES)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fill every row that can be; 1 if any could not."""
+    """Fill what can be filled. Returns 1 if any row was left out."""
     from tqdm import tqdm
 
     from ofa_hf.prediction.filling import Filling, fill_table

@@ -5,7 +5,7 @@ import json
 import sys
 
 
-HELP = "finetune a model for a task on MUGE or on your own data"
+HELP = "Finetune a model for a task, on MUGE or on your own data."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

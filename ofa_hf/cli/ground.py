@@ -1,4 +1,4 @@
-"""`ofa-hf ground IMAGE_OR_FOLDER… --text "…" --model DIR_OR_ID`: where phrases are in images, as boxes."""
+"""`ofa-hf ground IMAGE_OR_FOLDER… --text "…" --model DIR_OR_ID`: boxes of phrases in images."""
 
 import argparse
 
@@ -6,14 +6,14 @@ from ofa_hf.cli import answering
 from ofa_hf.cli.answering import Command, probability
 
 
-HELP = "Locate phrases in images: boxes in pixels, drawn, as COCO JSON, or in a table."
+HELP = "Locate phrases in images: boxes in pixels, drawn on the images, as COCO JSON, or in a table."
 COMMAND = Command("ground", task="grounding", answer="box", plural="boxes", field="text", field_option="--text")
 THRESHOLD = (
-    "boxes with a lower score count as not there (0). The score is the mean probability of the four sides and the end "
-    "of the answer (their geometric mean)"
+    "leave out boxes with a lower score, which is the geometric mean of the probabilities of the four sides and the "
+    "end of the answer (default: 0)"
 )
-DRAW = "draw the boxes on copies of the images, in a folder of their own"
-COCO = "write the boxes as COCO JSON, which labelling tools read; FILE.jsonl next to it is resumed"
+DRAW = "draw the boxes on copies of the images in this folder"
+COCO = "write the boxes as COCO JSON for labeling tools; resumes from the .jsonl file next to it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Locate everything that can be; 1 if anything could not."""
+    """Locate what can be located. Returns 1 if anything was left out."""
     if args.coco and len(args.model) > 1:
-        args.usage_error("--coco holds the boxes of one --model")
+        args.usage_error("--coco writes the boxes of a single --model")
     if not (args.draw or args.coco):
         return answering.run(args, COMMAND, threshold=args.threshold)
     answering.check_usage(args, has_reports=True)

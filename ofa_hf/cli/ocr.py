@@ -1,4 +1,4 @@
-"""`ofa-hf ocr IMAGE_OR_FOLDER… --model DIR_OR_ID`: the texts on images."""
+"""`ofa-hf ocr IMAGE_OR_FOLDER… --model DIR_OR_ID`: the text in images."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from ofa_hf.cli import answering
 from ofa_hf.cli.answering import Command
 
 
-HELP = "Read the text on images: files, folders, or a table of images."
+HELP = "Read the text in images: files, folders, or a table of images."
 COMMAND = Command("ocr", task="ocr", answer="text", plural="texts")
 
 
@@ -15,5 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read everything that can be read; 1 if anything could not."""
+    """Read what can be read. Returns 1 if any image was left out."""
     return answering.run(args, COMMAND)

@@ -6,7 +6,7 @@ import sys
 from ofa_hf.cli.table_options import add_table_options, table_form
 
 
-HELP = "Accept, edit or reject captions in the browser, with the keyboard; gives the CSV that finetune takes."
+HELP = "Accept, edit or reject captions in the browser, with the keyboard. Writes a CSV for finetune."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGES", help="folder, .zip or .tar of the images that it names")
     text = "CSV of the accepted captions, saved as you go (default: CAPTIONS with .reviewed.csv)"
     parser.add_argument("--output", metavar="FILE", help=text)
-    parser.add_argument("--port", type=int, default=0, metavar="N", help="of the page (default: a free one)")
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="port of the page (default: a free one)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     add_table_options(parser)
 

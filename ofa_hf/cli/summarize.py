@@ -6,7 +6,7 @@ from ofa_hf.cli import answering
 from ofa_hf.cli.answering import Command
 
 
-HELP = "Summarize articles: a text, a file with one per line, a table, or - for the lines of stdin."
+HELP = "Summarize articles: texts, files with one per line, tables, or - for the lines of stdin."
 COMMAND = Command("summarize", task="summarization", answer="summary", plural="summaries", has_images=False)
 
 
@@ -15,5 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Summarize everything that can be; 1 if anything could not."""
+    """Summarize what can be summarized. Returns 1 if anything was left out."""
     return answering.run(args, COMMAND)

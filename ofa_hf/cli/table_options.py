@@ -1,15 +1,15 @@
-"""Options of every command that reads a table: how it is written, if that cannot be told from the file."""
+"""Options of every command that reads a table, for what cannot be detected from the file."""
 
 import argparse
 
 
 OPTIONS = {
-    "encoding": "encoding of a text table, such as gb18030 (default: told from the file)",
-    "separator": "character between the cells of a table, or tab, semicolon, … (default: told from the file)",
-    "image_column": "column of the images' names (default: one with a usual name, such as image, file or 图片)",
+    "encoding": "encoding of a text table, such as gb18030 (default: detected)",
+    "separator": "character between the cells of a table, or tab, semicolon, … (default: detected)",
+    "image_column": "column that names the images (default: one with a usual name, such as image, file or 图片)",
     "caption_column": "column of captions or other targets (default: one with a usual name, such as caption or 标题)",
-    "id_column": "column that names rows; those of one id are joined (default: rows of one image are)",
-    "cache_dir": "folder of what is built, downloaded and unpacked (default: the cache of datasets)",
+    "id_column": "column of row ids; rows with the same id are joined (default: rows of the same image are)",
+    "cache_dir": "folder for prepared, downloaded and unpacked data (default: the cache of datasets)",
 }
 
 
@@ -17,7 +17,7 @@ def add_table_options(parser: argparse.ArgumentParser, without: tuple[str, ...] 
     """Add the options, each with underscores, as `ofa-hf finetune` writes them, and with dashes.
 
     Args:
-        without: options that the command has in another meaning.
+        without: options to leave out because the command uses their names otherwise.
     """
     group = parser.add_argument_group("tables")
     for name, text in OPTIONS.items():
@@ -27,7 +27,7 @@ def add_table_options(parser: argparse.ArgumentParser, without: tuple[str, ...] 
 
 
 def table_form(args: argparse.Namespace):
-    """What the options say, as a `TableForm`."""
+    """The options as a `TableForm`."""
     from ofa_hf.data.sources import TableForm
 
     return TableForm(**{name: getattr(args, name, None) for name in OPTIONS})

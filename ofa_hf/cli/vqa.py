@@ -23,5 +23,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer every question that can be; 1 if any could not."""
+    """Answer what can be answered. Returns 1 if any question was left out."""
     return answering.run(args, COMMAND)

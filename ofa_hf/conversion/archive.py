@@ -87,6 +87,6 @@ def find_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipI
         seen = ", ".join(f"{len(members)} {kind}" for kind, members in found.items())
         raise UserError(
             f"{path} is not the archive of a checkpoint that draws: expected one .pt, one last.ckpt and one "
-            f"model.yaml, found {seen}. Unpack it and give the files."
+            f"model.yaml, found {seen}. Unpack it and pass the files."
         )
     return {kind: members[0] for kind, members in found.items()}

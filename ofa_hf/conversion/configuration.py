@@ -231,7 +231,7 @@ def count_layers(shapes: Mapping[str, tuple], prefix: str, source: str) -> int:
     numbers = {int(match[1]) for match in map(pattern.match, shapes) if match}
     if not numbers or len(numbers) != max(numbers) + 1 or len(numbers) > MAX_LAYERS:
         missing = min(set(range(len(numbers) + 1)) - numbers)
-        raise UserError(f"Missing weights in {source}: {prefix}{missing}.*. Give the complete checkpoint.")
+        raise UserError(f"Missing weights in {source}: {prefix}{missing}.*. Pass the complete checkpoint.")
     return len(numbers)
 
 

@@ -155,14 +155,14 @@ def check_target(target: Path, overwrite: bool) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise UserError(f"{target} is a file. Give a folder that does not exist yet.")
+        raise UserError(f"{target} is a file. Pass a folder that does not exist yet.")
     if any(target.iterdir()) and not (target / ACCOUNT_FILE).is_file():
         raise UserError(
-            f"{target} holds other files, which are never replaced. Give a folder that does not exist yet."
+            f"{target} holds other files, which are never replaced. Pass a folder that does not exist yet."
         )
     if any(target.iterdir()) and not overwrite:
         raise UserError(
-            f"{target} holds an earlier conversion. Add --overwrite to replace it, or give another folder."
+            f"{target} holds an earlier conversion. Add --overwrite to replace it, or choose another folder."
         )
 
 
@@ -332,7 +332,7 @@ class Conversion:
             hint = f" It is of the {name} checkpoints." if name else ""
             raise UserError(
                 f"The vocabulary gives {len(tokenizer):,} symbols, but {self.source.name} has "
-                f"{self.config.vocab_size:,}.{hint} Give the vocabulary of this checkpoint with --vocab: the "
+                f"{self.config.vocab_size:,}.{hint} Pass the vocabulary of this checkpoint with --vocab: the "
                 f"vocab.txt of 21,128 lines of the Chinese ones, or the folder with encoder.json, vocab.bpe and "
                 f"dict.txt of the English ones."
             )

@@ -78,7 +78,7 @@ def fetch_patiently(url: str, target: Path, pause: float) -> None:
             time.sleep(pause * 2**failures)
     raise UserError(
         f"The download of {url} broke {ATTEMPTS} times ({reason}). {size_of(part):,} bytes are kept; run the command "
-        f"again to continue, or download the file by hand and give its path."
+        f"again to continue, or download the file by hand and pass its path."
     )
 
 
@@ -108,7 +108,7 @@ def fetch_rest(url: str, part: Path) -> None:
             raise Interrupted(f"HTTP {error.code}") from error
         raise UserError(
             f"{url} cannot be downloaded: HTTP {error.code} {error.reason}. Check the name, or download the file by "
-            f"hand and give its path."
+            f"hand and pass its path."
         ) from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
         raise Interrupted(str(getattr(error, "reason", error)) or type(error).__name__) from error
@@ -131,7 +131,7 @@ def where_it_continues(response: http.client.HTTPResponse, begin: int) -> tuple[
     if not length.isdecimal():
         raise UserError(
             f"{response.url} does not say how large it is, so a complete file cannot be recognised. "
-            f"Download it by hand and give its path."
+            f"Download it by hand and pass its path."
         )
     return 0, int(length)
 
@@ -164,7 +164,7 @@ def download_repository(hub_id: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"The Hub repository {hub_id} cannot be downloaded ({type(error).__name__}). Check the name and the "
-            f"connection (and HF_TOKEN for a private one), or give a local folder."
+            f"connection (and HF_TOKEN for a private one), or pass a local folder."
         ) from error
 
 

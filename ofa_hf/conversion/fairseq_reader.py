@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path) -> SourceCheckpoint:
         file = TorchFile(path, is_inert)
         return sort_content(path, file)
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"No checkpoint file at {path}. Give an official .pt file or a legacy folder.") from None
+        raise UserError(f"No checkpoint file at {path}. Pass an official .pt file or a legacy folder.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from error
     except (FileRefused, PickleRefused) as error:

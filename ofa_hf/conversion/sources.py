@@ -125,7 +125,7 @@ def explain_missing(name: str) -> str:
     """What to do about a checkpoint that is nowhere."""
     published = find_published(name) if name.endswith(".pt") else None
     if published and published.url:
-        return f"No checkpoint file at {name}. Give its path, or {published.name} without .pt to download it first."
+        return f"No checkpoint file at {name}. Pass its path, or {published.name} without .pt to download it first."
     near = nearest_names(name)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     return (
@@ -164,7 +164,7 @@ def open_folder(folder: Path, name: str) -> Source:
         seen = ", ".join(sorted(shown(entry.name) for entry in folder.iterdir())[:8]) or "nothing"
         raise UserError(
             f"{folder} is no legacy OFA folder: it holds {seen}; expected config.json and pytorch_model.bin. "
-            f"For an official checkpoint give the .pt file itself."
+            f"For an official checkpoint pass the .pt file itself."
         )
     refuse_pointer(file)
     settings = read_json(folder / "config.json", "Expected the config.json of a legacy OFA folder.", MAX_CONFIG_BYTES)

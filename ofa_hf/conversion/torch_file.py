@@ -154,9 +154,9 @@ class TorchFile:
         records = read_zip_directory(file, self._map)
         names = [name for name in records if name.endswith("/data.pkl")]
         if any(name.endswith("/constants.pkl") for name in records):
-            raise FileRefused("it is a TorchScript archive. Give the training checkpoint, written by torch.save")
+            raise FileRefused("it is a TorchScript archive. Pass the training checkpoint, written by torch.save")
         if len(names) != 1 or names[0].count("/") != 1:
-            raise FileRefused("it is a zip archive, but not one that torch.save wrote. Give the checkpoint itself")
+            raise FileRefused("it is a zip archive, but not one that torch.save wrote. Pass the checkpoint itself")
         prefix = names[0].removesuffix("data.pkl")
         order = records.get(f"{prefix}byteorder")
         if order and self._map[order.begin : order.begin + min(order.size, 16)] != b"little":
@@ -330,4 +330,4 @@ def describe_strange_file(head: bytes, data: mmap.mmap) -> str:
         return f"it is a text or web page, not a checkpoint (it starts with {shown(head.decode('latin-1'))})"
     if data[257:262] == b"ustar":
         return "it is a tar archive (torch before 0.2 wrote those). Load and save it again with a newer torch"
-    return "it was not written by torch.save. Give an official .pt file or a legacy pytorch_model.bin"
+    return "it was not written by torch.save. Pass an official .pt file or a legacy pytorch_model.bin"

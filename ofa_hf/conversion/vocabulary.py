@@ -63,7 +63,7 @@ def read_word_pieces(vocab_file: str | os.PathLike) -> list[str]:
     if doubtful or not pieces:
         raise UserError(
             f"The vocabulary {vocab_file} is empty, or repeats or lacks a word piece at lines {doubtful[:5]}. "
-            f"Expected: one word piece per line, each once. Give the unchanged vocab.txt of bert-base-chinese."
+            f"Expected: one word piece per line, each once. Pass the unchanged vocab.txt of bert-base-chinese."
         )
     return pieces
 
@@ -100,7 +100,7 @@ def build_tokenizer(
     if unk_token not in ids:
         raise UserError(
             f"The vocabulary {vocab_file} has no {unk_token}, which stands for unknown text. Expected: a Chinese BERT "
-            f"vocab.txt, which has it at line 101. Give that file, or unk_token='<unk>'."
+            f"vocab.txt, which has it at line 101. Pass that file, or unk_token='<unk>'."
         )
     backend = _word_piece_backend(ids, unk_token)
     backend.add_tokens(_added_tokens(ids, unk_token))
@@ -150,14 +150,14 @@ def load_legacy_tokenizer(folder: str | os.PathLike) -> BertTokenizerFast:
     if not any((Path(folder) / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         raise UserError(
             f"{folder} has no tokenizer: neither vocab.txt nor tokenizer.json is there. Expected: the files of an "
-            f"OFA-Chinese model. Give a complete folder, or a Chinese BERT vocab.txt with --vocab."
+            f"OFA-Chinese model. Pass a complete folder, or a Chinese BERT vocab.txt with --vocab."
         )
     try:
         tokenizer = BertTokenizerFast.from_pretrained(os.fspath(folder), local_files_only=True, **TOKENIZER_SETTINGS)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise UserError(
             f"The tokenizer in {folder} cannot be read: {error}. Expected: the files of an OFA-Chinese model. "
-            f"Give a complete folder, or a Chinese BERT vocab.txt with --vocab."
+            f"Pass a complete folder, or a Chinese BERT vocab.txt with --vocab."
         ) from error
     found = {entry: tokenizer.convert_tokens_to_ids(entry) for entry in (BOS, PAD, EOS, UNK)}
     if list(found.values()) != [0, 1, 2, 3]:

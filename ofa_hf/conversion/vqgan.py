@@ -117,7 +117,7 @@ class VQGANSource:
         found = [f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in problems.items() if names]
         if found:
             raise UserError(
-                f"{self.path} does not fit {self.settings_path}: of its weights {'; '.join(found)}. Give the "
+                f"{self.path} does not fit {self.settings_path}: of its weights {'; '.join(found)}. Pass the "
                 f"last.ckpt and the model.yaml of one VQGAN."
             )
         return weights, logits, ignored
@@ -133,7 +133,7 @@ class VQGANSource:
             raise UserError(
                 f"{self.settings_path} describes {self.config['num_vq_embeddings']:,} codes of {pixels} × {pixels} "
                 f"pixels. Accepted: {num_codes:,} codes of {PIXELS_PER_CODE} × {PIXELS_PER_CODE}, as the checkpoint "
-                f"knows them. Give the VQGAN that belongs to it."
+                f"knows them. Pass the VQGAN that belongs to it."
             )
 
     def write(self, folder: Path, image_size: int) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def read_state(path: Path) -> dict[str, StoredTensor]:
         if not pairs or not all(isinstance(name, str) and isinstance(one, StoredTensor) for name, one in pairs):
             raise FileRefused("it is no Lightning checkpoint: it holds no weights under 'state_dict'")
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"No VQGAN at {path}. Give its last.ckpt.") from None
+        raise UserError(f"No VQGAN at {path}. Pass its last.ckpt.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from error
     except (FileRefused, PickleRefused) as error:
@@ -238,7 +238,7 @@ def read_parameters(path: Path) -> Mapping[str, Any]:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for a model.yaml.")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"No model.yaml at {path}. Give the one that belongs to the VQGAN.") from None
+        raise UserError(f"No model.yaml at {path}. Pass the one that belongs to the VQGAN.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from error
     except NO_YAML as error:

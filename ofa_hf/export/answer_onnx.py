@@ -67,7 +67,7 @@ class Answerer(Captioner):
         steps = self.model.encode(read_image(source, settings), ids)
         choices = tuple(choices) or tuple(row["choices"])
         if row["answer"] == "choice" and not choices:
-            raise ValueError(f"The task {name!r} chooses from a list. Give --choices.")
+            raise ValueError(f"The task {name!r} chooses from a list. Pass --choices.")
         if choices:
             return {"answers": self.choose(steps, start, choices)}
         found = self.search(steps, start, row)

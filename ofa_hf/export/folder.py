@@ -37,7 +37,7 @@ def need_libraries(extra: str, *names: str) -> None:
 def refuse_quantised(captioner: LoadedModel, model: str) -> None:
     """Raises `UserError` if the weights are quantised already."""
     if getattr(captioner.model.config, "quantization_config", None):
-        raise UserError(f"The weights of {model} are quantised already. Give the folder it was made from.")
+        raise UserError(f"The weights of {model} are quantised already. Pass the folder it was made from.")
 
 
 def refuse_drawer(model: str, as_default_only: bool = False) -> None:

@@ -89,13 +89,13 @@ def read_folder(folder: str | Path) -> FolderFacts:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
-            f"There is no folder {folder}. Give a folder that `ofa-hf convert` or `ofa-hf finetune` wrote."
+            f"There is no folder {folder}. Pass a folder that `ofa-hf convert` or `ofa-hf finetune` wrote."
         )
     config, generation, processor, image_processor = (read_settings(folder / name) for name in SETTINGS_FILES)
     if config.get("model_type") != "ofa":
         raise UserError(
             f"{folder / 'config.json'} is of a {config.get('model_type')} model; only OFA models are published here. "
-            f"Give a folder that `ofa-hf convert` or `ofa-hf finetune` wrote."
+            f"Pass a folder that `ofa-hf convert` or `ofa-hf finetune` wrote."
         )
     others = {
         "conversion": read_report(folder / ACCOUNT_FILE),

@@ -16,7 +16,7 @@ from ofa_hf.models import explain_failure
 from ofa_hf.versions_ofa import PILLOW_BACKEND
 
 
-ADVICE = "Give a folder or Hub id of a CLIP."
+ADVICE = "Pass a folder or Hub id of a CLIP."
 NO_CODE = {"trust_remote_code": False}  # and no question about it
 
 

@@ -38,7 +38,7 @@ class FilledTable:
         if not self.is_csv and self.path.suffix.lower() != ".jsonl":
             raise UserError(f"The output {self.path} has no known suffix. Accepted: .csv and .jsonl. Rename it.")
         if self.path.exists() and table.path.resolve() == self.path.resolve():
-            raise UserError(f"The output {self.path} is the table itself, which is never changed. Give another name.")
+            raise UserError(f"The output {self.path} is the table itself, which is never changed. Pass another name.")
         added = [name for column in columns for name in (column, column + SCORE) if name not in table.columns]
         self.columns = [*table.columns, *added]
         self.filled = {name for column in columns for name in (column, column + SCORE)}
@@ -51,7 +51,7 @@ class FilledTable:
                 self._take_draft()
                 self._open()
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}. Give another --output.") from error
+            raise UserError(f"{self.path} cannot be written: {error.strerror}. Pass another --output.") from error
         self.num_rows = sum(1 for _ in self.rows_done())
 
     def __enter__(self) -> "FilledTable":
@@ -112,7 +112,7 @@ class FilledTable:
 
     def _foreign(self, reason: str) -> UserError:
         return UserError(
-            f"The output {self.path} exists and was not made of {self.table.path} with these columns: {reason}. Give "
+            f"The output {self.path} exists and was not made of {self.table.path} with these columns: {reason}. Pass "
             f"another name, or move the file away."
         )
 

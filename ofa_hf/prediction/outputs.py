@@ -215,7 +215,7 @@ def lock(stream: BinaryIO, path: Path) -> None:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(
-            f"The output {path} is being written by another run. Wait for it, or give another name."
+            f"The output {path} is being written by another run. Wait for it, or choose another name."
         ) from error
     except OSError:  # a file system without locks
         pass
@@ -249,7 +249,7 @@ class AnswerFile:
             self._stream = open(self.path, "ab+")  # noqa: SIM115 (closed by __exit__)
         except OSError as error:
             raise UserError(
-                f"The output {self.path} cannot be written: {error.strerror}. Give a path in a folder that you may "
+                f"The output {self.path} cannot be written: {error.strerror}. Pass a path in a folder that you may "
                 f"write to."
             ) from error
         try:
@@ -336,7 +336,7 @@ class AnswerFile:
             raise UserError(
                 f"The output {self.path} exists and was not written by such a run ({error}). Accepted: a new file, or "
                 f"one that this command wrote with the same number of {self.format.plural} per row, for one model "
-                f"or for several as now. Give another name, or move the file away."
+                f"or for several as now. Choose another name, or move the file away."
             ) from error
 
     def _csv_rows(self, data: bytes) -> Iterator[OutputRow]:

@@ -242,12 +242,12 @@ def prepare_folder(folder: Path, request: DrawRequest) -> None:
         UserError: it is a file, or of a run with other settings.
     """
     if folder.is_file():
-        raise UserError(f"{folder} is a file. Give a folder for the images.")
+        raise UserError(f"{folder} is a file. Pass a folder for the images.")
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / SETTINGS
-    if kept.is_file() and (seen := read_json(kept, "Give another folder for the images.")) != request.settings:
+    if kept.is_file() and (seen := read_json(kept, "Pass another folder for the images.")) != request.settings:
         raise UserError(
-            f"{folder} is of another run, with {said(seen)}. Asked for was {said(request.settings)}. Give another "
+            f"{folder} is of another run, with {said(seen)}. Asked for was {said(request.settings)}. Pass another "
             f"folder, or the same settings to continue that run."
         )
 
@@ -276,7 +276,7 @@ class DrawnFolder:
         number, text = key
         if self.texts.get(number, text) != text:
             raise UserError(
-                f"{self.path / RECORD} is of another run: text {number} was {self.texts[number][:60]!r}. Give another "
+                f"{self.path / RECORD} is of another run: text {number} was {self.texts[number][:60]!r}. Pass another "
                 f"folder, or the same texts to continue that run."
             )
         return number in self.texts and all((self.path / name).is_file() for name in self._names(number))

@@ -117,7 +117,7 @@ def check_repo_id(repo_id: str) -> None:
         reason = str(error).rstrip(".").replace("'", "")
         raise UserError(
             f"{repo_id!r} is no name for a repository: {reason}. Accepted is owner/name with letters, digits, -, _ "
-            f"and ., at most 96 characters. Give such a name."
+            f"and ., at most 96 characters. Choose such a name."
         ) from error
 
 
@@ -150,7 +150,7 @@ def prepare_repository(api: HfApi, destination: Destination) -> str:
     if destination.private and not info.private:
         raise UserError(
             f"{repo_id} exists and is public, but a private repository was asked for. Make it private in its settings "
-            f"on the Hub, or give another name."
+            f"on the Hub, or choose another name."
         )
     refuse_other_model(api, info)
     if destination.revision:
@@ -273,7 +273,7 @@ ADVICE = {
     401: "The Hub answers 401: the token is wrong or has expired. Run `hf auth login`, or set a valid HF_TOKEN.",
     402: "The Hub answers 402: the account must pay for this. Choose a public repository, or see the account's plan.",
     403: "The Hub answers 403: the token may not write there. The name may belong to somebody else: use a token with "
-    "write access to it, or give a repository of your own.",
+    "write access to it, or pass a repository of your own.",
     404: "The Hub answers 404: there is no such repository or branch, or the token may not see it. Check the name "
     "and the account of the token.",
     409: "The Hub answers 409: somebody else changes the repository at this moment, or the name is taken. " + AGAIN,

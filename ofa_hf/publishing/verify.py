@@ -66,7 +66,7 @@ def verify_folder(
     reports = []
     for overlay in (None, *overlays):
         if overlay is not None and not (overlay / "transformers").is_dir():
-            raise UserError(f"{overlay} holds no transformers. Give a folder made by `pip install --target`.")
+            raise UserError(f"{overlay} holds no transformers. Pass a folder made by `pip install --target`.")
         reports.append(Report(**ask_stranger(folder, overlay), equal_to_source=equal_to_source))
         report(reports[-1].line())
     if len({one.text for one in reports if not one.not_asked}) > 1:

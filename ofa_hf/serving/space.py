@@ -122,7 +122,7 @@ class Space:
         names = {file.rfilename for file in head.siblings or ()}
         if "app.py" in names and MARKER not in names:
             raise UserError(
-                f"The Space {self.repo_id} holds another app, which is never replaced. Give another --repo-id."
+                f"The Space {self.repo_id} holds another app, which is never replaced. Pass another --repo-id."
             )
         old = sorted(name for name in names - bundle.files.keys() if EXAMPLE.fullmatch(name))
         operations = [CommitOperationAdd(name, one) for name, one in sorted(bundle.files.items())]
