@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from bench_speed import SIZES, copied_encoder_states
 from bench_training import resident
-from limits import closed_door, seconds
+from limits import plain_torch, seconds
 from transformers import GenerationMixin
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration
@@ -101,7 +101,7 @@ def draw_plain(model, samples: int, steps: int) -> Watch:
     ours = type(model)._sample
     type(model)._sample = GenerationMixin._sample
     try:
-        with closed_door(), copied_encoder_states(model):
+        with plain_torch(), copied_encoder_states(model):
             expand = model._expand_inputs_for_generation
 
             def with_masks(expand_size=1, is_encoder_decoder=True, input_ids=None, **kwargs):

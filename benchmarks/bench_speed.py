@@ -20,7 +20,7 @@ from itertools import cycle
 from pathlib import Path
 
 import torch
-from limits import Machine, closed_door, seconds
+from limits import Machine, plain_torch, seconds
 from transformers import BlipConfig, BlipForConditionalGeneration
 
 from ofa_hf import OFAConfig, OFAForConditionalGeneration
@@ -59,7 +59,7 @@ def caption(model, pixel_values) -> torch.Tensor:
 def caption_plain(model, pixel_values) -> torch.Tensor:
     """The same tokens with the baseline: encoder states copied for every beam, torch's kernels, nothing folded."""
     input_ids = prompts(len(pixel_values))
-    with torch.no_grad(), closed_door():
+    with torch.no_grad(), plain_torch():
         encoded = model.get_encoder()(input_ids=input_ids, pixel_values=pixel_values)
         with copied_encoder_states(model):
             settings = {"num_beams": BEAMS, "min_length": TOKENS + 1, "max_length": TOKENS + 1}

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from bench_speed import CAPTION_TOKENS, CAPTIONS, IMAGE, PROMPT, SIZES, make_model, prompts
 from datasets import Dataset
-from limits import Machine, closed_door, operations
+from limits import Machine, operations, plain_torch
 from PIL import Image
 
 from ofa_hf import OFAForConditionalGeneration, OFAImageProcessor
@@ -54,7 +54,7 @@ def some_captions(number: int, same_length: bool = True) -> torch.Tensor:
 
 def plain_step_loss(model, pixel_values, labels) -> torch.Tensor:
     """An image for every caption, torch's kernels, all logits."""
-    with closed_door():
+    with plain_torch():
         decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
         inputs = {"input_ids": prompts(len(labels)), "pixel_values": pixel_values}
         logits = model(**inputs, decoder_input_ids=decoder_input_ids).logits

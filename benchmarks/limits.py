@@ -28,18 +28,18 @@ def seconds(run: Callable[[], object], repeats: int, at_most: float = 10) -> lis
 
 
 @contextmanager
-def closed_door() -> Iterator[None]:
+def plain_torch() -> Iterator[None]:
     """Compute everything by plain torch inside this block."""
-    fast_ofa.IS_OPEN = False
+    fast_ofa.ENABLED = False
     try:
         yield
     finally:
-        fast_ofa.IS_OPEN = True
+        fast_ofa.ENABLED = True
 
 
 def operations(run: Callable[[], object]) -> int:
     """Multiplications and additions of a run, as torch's own counter sees them."""
-    with FlopCounterMode(display=False) as counter, closed_door():  # it does not know oneDNN's products
+    with FlopCounterMode(display=False) as counter, plain_torch():  # it does not know oneDNN's products
         run()
     return counter.get_total_flops()
 

@@ -1,7 +1,7 @@
-"""OFA, the Chinese image-to-text model, for today's Hugging Face Hub.
+"""OFA, one model for images and text, for today's Hugging Face Hub.
 
-Importing this package costs nothing: torch and transformers are loaded when a public name is first used. That moment
-also registers OFA with the Auto classes, so `AutoModel.from_pretrained(folder)` finds the classes of this package.
+Importing this package is instant: torch and transformers are loaded when a public name is first used. This also
+registers OFA with the Auto classes, so that `AutoModel.from_pretrained(folder)` finds the classes of this package.
 """
 
 from importlib import import_module
@@ -65,7 +65,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     classes = {public: getattr(import_module(f"{__name__}.{home}"), public) for public, home in _HOMES.items()}
-    classes["OFAModelForCaption"] = classes["OFAForConditionalGeneration"]  # the name of the 2023 article
+    classes["OFAModelForCaption"] = classes["OFAForConditionalGeneration"]  # the name in the 2023 article
     _register(classes)
     globals().update(classes)
     return classes[name]
@@ -76,7 +76,7 @@ def __dir__() -> list[str]:
 
 
 def _register(classes: dict[str, type]) -> None:
-    """Make the Auto classes find OFA."""
+    """Register OFA with the Auto classes of transformers."""
     import transformers
 
     from ofa_hf.versions_ofa import AUTO_CLASSES_WITH_HEAD, image_processor_classes

@@ -1,4 +1,4 @@
-"""`python -m ofa_hf` is the command `ofa-hf`."""
+"""`python -m ofa_hf` runs the command `ofa-hf`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""Boxes as OFA writes them: four of 1,000 places along the sides of a 512-pixel square.
+"""Boxes as OFA generates them: four location tokens, one of 1,000 places along a 512-pixel side each.
 
-A box is `(xmin, ymin, xmax, ymax)`. In pixels of the original image it is scaled with the image to the size that the
-model reads, divided by 512 whatever that size is, and rounded to the nearest place, halves to even.
+A box is `(xmin, ymin, xmax, ymax)` in pixels of the original image. It is scaled to the size that the model reads,
+divided by 512 even if that size is another one, and rounded to the nearest place, halves to even.
 
 Source: OFA `data/mm_data/refcoco_dataset.py`, `utils/transforms.py`, `utils/eval_utils.py` (`eval_refcoco`).
 """
@@ -21,13 +21,13 @@ NUM_SPECIAL_TOKENS = 4  # <s>, <pad>, </s>, <unk>
 
 
 def _ratios(image_size: Sequence[int], model_size: Sequence[int]) -> np.ndarray:
-    """How much the image is scaled along the sides of a box: `(4,)` float32."""
+    """Scale of the image for each side of a box: `(4,)` float32."""
     across, down = (np.float32(model) / np.float32(own) for model, own in zip(model_size, image_size, strict=True))
     return np.array([across, down, across, down], dtype=np.float32)
 
 
 def parse_box(value: Any) -> tuple[float, ...]:
-    """A box as tables and files write it → four finite numbers; whether they fit an image is for `check_box`.
+    """Parse a box as tables and files have it into four finite numbers; `check_box` compares it with an image.
 
     Args:
         value: the text `xmin,ymin,xmax,ymax`, four numbers, or a mapping with these names.
@@ -45,7 +45,7 @@ def parse_box(value: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         box = ()
     if len(box) != len(SIDES) or not np.isfinite(box).all():
-        raise ValueError(f"{str(value)[:100]!r} is no box. Accepted: xmin,ymin,xmax,ymax in pixels of the image.")
+        raise ValueError(f"{str(value)[:100]!r} is not a box. Accepted: xmin,ymin,xmax,ymax in pixels of the image.")
     return box
 
 
@@ -96,11 +96,11 @@ def places_to_box(
 
 
 class PlacesOnly(LogitsProcessor):
-    """Makes every text four places and `</s>`; takes and returns log-probabilities.
+    """Logits processor that makes every answer four places and `</s>`; takes and returns log-probabilities.
 
     As in the original, all other words are masked before the softmax, so the scores are log-probabilities among
-    places and special tokens. The original leaves it to the model whether it then writes `<s>` or `<unk>`; here it
-    never does, and `</s>` follows the fourth place.
+    places and special tokens. The original still allows `<s>` and `<unk>`; here they are never generated, and `</s>`
+    follows the fourth place.
 
     Args:
         first_place: id of `<bin_0>`; those of the other places follow.
@@ -110,7 +110,7 @@ class PlacesOnly(LogitsProcessor):
     Source: OFA `models/sequence_generator.py`, `constraint_range`.
     """
 
-    before_softmax = True  # goes before the processors that mask afterwards
+    before_softmax = True  # must run before the processors that mask scores
 
     def __init__(self, first_place: int, eos_token_id: int, renormalize: bool = True):
         self.first_place, self.eos_token_id, self.renormalize = first_place, eos_token_id, renormalize
@@ -122,14 +122,14 @@ class PlacesOnly(LogitsProcessor):
         masked[:, end:] = -torch.inf
         masked = masked.log_softmax(-1) if self.renormalize else masked
         allowed = torch.full_like(masked, -torch.inf)
-        num_places = input_ids.shape[1] - 1  # the start token is none
+        num_places = input_ids.shape[1] - 1  # without the start token
         chosen = slice(self.first_place, end) if num_places < 4 else slice(self.eos_token_id, self.eos_token_id + 1)
         allowed[:, chosen] = masked[:, chosen]
         return allowed
 
 
 class CodesOnly(LogitsProcessor):
-    """Makes every text the codes of one image and `</s>`; takes scores and returns log-probabilities.
+    """Logits processor that makes every answer the codes of one image and `</s>`; returns log-probabilities.
 
     As in the original, words other than codes and special tokens are masked before the softmax, and special tokens
     after it: the probabilities of the codes at a place sum to less than 1.
@@ -141,16 +141,16 @@ class CodesOnly(LogitsProcessor):
     Source: OFA `models/sequence_generator.py`, `constraint_range` and `gen_code`.
     """
 
-    before_softmax = True  # goes before the processors that mask afterwards
+    before_softmax = True  # must run before the processors that mask scores
 
     def __init__(self, first_code: int, num_codes: int, length: int, eos_token_id: int):
         self.first_code, self.num_codes = first_code, num_codes
         self.length, self.eos_token_id = length, eos_token_id
-        # those that are not masked before the softmax
+        # words that are not masked before the softmax
         self.words = (*range(NUM_SPECIAL_TOKENS), *range(first_code, first_code + num_codes))
 
     def of_words(self, scores: torch.FloatTensor, num_codes: int) -> torch.FloatTensor:
-        """Log-probabilities of `words` after so many codes: `(rows, words)` scores → the same."""
+        """`(rows, words)` scores after a number of codes → log-probabilities of the same words."""
         scores = scores.log_softmax(-1)
         if num_codes < self.length:
             scores[:, :NUM_SPECIAL_TOKENS] = -torch.inf
@@ -162,5 +162,5 @@ class CodesOnly(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         words = torch.tensor(self.words, device=scores.device)
         masked = torch.full_like(scores, -torch.inf)
-        masked[:, words] = self.of_words(scores[:, words], input_ids.shape[1] - 1)  # the start token is no code
+        masked[:, words] = self.of_words(scores[:, words], input_ids.shape[1] - 1)  # without the start token
         return masked

@@ -1,4 +1,4 @@
-"""The knobs of an OFA network, under the names that OFA-Chinese `config.json` files already use.
+"""Configuration of an OFA network, with the names that `config.json` files of OFA-Chinese use.
 
 Source: OFA (arXiv 2202.03052), `models/ofa/unify_transformer.py` and the architectures of `models/ofa/ofa.py`.
 """
@@ -41,13 +41,13 @@ FIXED_SWITCHES = {
     "resnet_model_path": None,
 }
 
-# Fields of old files that OFA's network never read, or reads no more.
+# Fields of old files that OFA's network does not read.
 UNUSED_FIELDS = ("classifier_dropout", "num_hidden_layers", "init_std", "label_smoothing")
 
-# Private fields that transformers itself passes to a config. All others can only come from a foreign config.json.
+# Private fields that transformers itself passes to a config. Others can only come from a foreign config.json.
 PRIVATE_FIELDS = ("_name_or_path", "_commit_hash")
 
-# Fields of transformers that hold a table. Any other table would be taken for the config of a part of the model.
+# Fields of transformers that hold a dict. Any other dict would be taken for the config of a part of the model.
 TABLES = ("id2label", "label2id", "quantization_config", "task_specific_params", "pruned_heads")
 
 AUTO_MAP = {
@@ -59,7 +59,7 @@ AUTO_MAP = {
     "AutoImageProcessor": "image_processing_ofa.OFAImageProcessor",
     "AutoProcessor": "processing_ofa.OFAProcessor",
 }
-PIPELINE_CLASSES = {  # names that transformers gives such pipelines → classes of `pipeline_ofa`
+PIPELINE_CLASSES = {  # transformers' names of pipelines → classes of `pipeline_ofa`
     "image-to-text": "OFAImageToTextPipeline",
     "zero-shot-object-detection": "OFAObjectDetectionPipeline",
     "summarization": "OFASummarizationPipeline",
@@ -71,7 +71,7 @@ PIPELINE_CLASSES = {  # names that transformers gives such pipelines → classes
 
 
 def belongs_to_class(name: str) -> bool:
-    """Whether a name is a part of `OFAConfig` that instances share, and not a field of theirs."""
+    """Whether a name belongs to the class `OFAConfig` rather than to an instance."""
     fields = dataclasses.fields(PretrainedConfig) if dataclasses.is_dataclass(PretrainedConfig) else ()
     attribute = inspect.getattr_static(OFAConfig, name, None)
     is_settable = name in {field.name for field in fields} or getattr(attribute, "fset", None) is not None
@@ -206,7 +206,7 @@ class OFAConfig(PretrainedConfig):
 
         transformers 4.56 to 5.2 loads the kernel that `_attn_implementation_internal` names (CVE-2026-4372), and other
         private fields are as unsafe. A public `…_implementation` must not name a repository. What belongs to the class
-        stays as it is: a new `attribute_map` would give a private field a public name.
+        cannot be changed: a new `attribute_map` could give a private field a public name.
         """
         for name, value in list(kwargs.items()):
             is_private = name.startswith("_") and name not in PRIVATE_FIELDS
@@ -218,7 +218,7 @@ class OFAConfig(PretrainedConfig):
 
     @staticmethod
     def _refuse_other_variants(kwargs: dict) -> None:
-        """Drop old fields that say what this network always does; raise where they say something else."""
+        """Drop old fields with the value that this network always has; raise if the value is another one."""
         for name in UNUSED_FIELDS:
             kwargs.pop(name, None)
         for name, expected in FIXED_SWITCHES.items():
@@ -231,7 +231,7 @@ class OFAConfig(PretrainedConfig):
                 )
 
     def _check_sizes(self) -> None:
-        """Refuse sizes that no OFA network can have, naming the field."""
+        """Refuse sizes that no OFA network can have; the error names the field."""
         if self.resnet_type not in RESNET_BLOCKS:
             raise ValueError(
                 f"Unknown resnet_type {self.resnet_type!r} in OFAConfig. Accepted: {', '.join(RESNET_BLOCKS)}."
@@ -250,4 +250,4 @@ class OFAConfig(PretrainedConfig):
             )
 
 
-OFAConfig.register_for_auto_class()  # or saving would write an auto_map without the files it names
+OFAConfig.register_for_auto_class()  # otherwise saving would write an auto_map without the files it names

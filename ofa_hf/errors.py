@@ -1,4 +1,4 @@
-"""The exception meant for users: the command line prints its text as one line and exits with 1."""
+"""The exception for errors that a user can fix: the command line prints its text as one line and exits with 1."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-# What libraries say about a full disk without an errno: sqlite, tokenizers, safetensors, torch's writer.
+# Messages about a full disk without an errno, from sqlite, tokenizers, safetensors and torch's writer.
 FULL_DISK_WORDS = (
     "disk is full",
     "No space left",
@@ -17,7 +17,7 @@ FULL_DISK_WORDS = (
 )
 
 
-MAX_CHARACTERS = 1200  # of a message; what it quotes may be endless
+MAX_CHARACTERS = 1200  # characters of a message, whose quoted input may be long
 
 
 class UserError(Exception):
@@ -31,7 +31,7 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """A text as one line for any terminal and log file: control characters escaped, the middle of long ones cut."""
+    """A text as one line for terminals and log files: control characters escaped, the middle of long texts cut."""
     line = " ".join(line.strip() for line in text.splitlines())
     line = "".join(char if char.isprintable() or char == "\u3000" else ascii(char)[1:-1] for char in line)
     half = MAX_CHARACTERS // 2
@@ -48,7 +48,7 @@ def text_of_os_error(error: OSError) -> str:
     """The message for an unexpected error of the operating system."""
     if not is_full_disk(error):
         return str(error)
-    return f"The disk is full ({error}). Free some room and run the same command again; what was complete is kept."
+    return f"The disk is full ({error}). Free some space and run the same command again; finished work is kept."
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def explain_full_disk(place: str | os.PathLike, advice: str) -> Iterator[None]:
 
     Args:
         place: what the disk holds.
-        advice: what became of the work, and what to do.
+        advice: what happened to the work, and what to do.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Generation on a CPU in few operations: one token per text and step, and keys and values that never move.
+"""Fast decoding on a CPU: few operations per token, and a cache of keys and values that are never copied.
 
-With the few rows of a step the processor waits for weights to arrive from memory and for operations to be called, not
-for arithmetic. So weights are read from copies in the layout that arrives fastest, queries, keys and values are one
-product, and no step copies what earlier steps kept. The results equal those of `OFADecoderLayer` up to rounding.
+With the few rows of a decoding step, the time goes into reading weights from memory and into calling operations, not
+into arithmetic. So weights are copied into the layout that is fastest to read, queries, keys and values are one
+product, and no step copies the cache of earlier steps. The results match those of `OFADecoderLayer` up to rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from .fast_ofa import OFALinear, WeightMemo, can_reorder, is_observed, onednn_linear, reorder_weight
 
 
-ROOM = 32  # positions that a cache has room for at first; doubled whenever they are used up
+ROOM = 32  # initial capacity of a cache in positions; doubled when it is full
 MANY_TOKENS = 64  # of a text: then reading those so far counts
 FEW_IMAGES = 2  # captioned at once: steps then wait for memory, and copies of all weights pay
 LARGEST_COPY = 2 * 2**30  # bytes; a large decoder has 830 MB in float32
@@ -36,7 +36,7 @@ def products_of(layer: nn.Module) -> list[Product]:
 
 
 def reordered_products_of(layer: nn.Module) -> list[Product]:
-    """The same in the layout that arrives fastest, with one product for queries, keys and values."""
+    """The same in the layout that is fastest to read, with one product for queries, keys and values."""
     products = products_of(layer)
     joined = (torch.cat([part.detach() for part in parts]) for parts in zip(*products[:3], strict=True))
     reordered = [(reorder_weight(weight), bias) for weight, bias in (joined, *products[3:])]
@@ -48,7 +48,7 @@ class StepLayer:
 
     Args:
         layer: an `OFADecoderLayer`.
-        products: what `products_of` or `reordered_products_of` gave for this layer.
+        products: the result of `products_of` or `reordered_products_of` for this layer.
     """
 
     def __init__(self, layer: nn.Module, products: Sequence[Product]):
@@ -63,7 +63,7 @@ class StepLayer:
         self.before_wide, self.inside_wide = map(self._norm, (layer.final_layer_norm, layer.ffn_layer_norm))
 
     def _norm(self, norm: nn.LayerNorm) -> tuple:
-        """Arguments of `torch.layer_norm` behind the input."""
+        """Arguments of `torch.layer_norm` after the input."""
         return (norm.weight.shape[0],), norm.weight.to(self.dtype), norm.bias.to(self.dtype), norm.eps, False
 
     def encode(self, encoder_states: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,8 +82,8 @@ class StepLayer:
         """`(B * n, C)` → the same, for n texts of each of B images.
 
         Args:
-            own: where this step's keys and values go, `(2, B, H, n, D)`; all keys and all values so far. Texts that
-                keep their tokens apart count as texts of B * n images here.
+            own: where to write this step's keys and values, `(2, B, H, n, D)`, and all keys and values so far. Texts
+                that keep their tokens apart count as texts of B * n images here.
             own_bias, cross_bias: `(B * H, n, keys)`, added to the scores, in the dtype of the keys.
         """
         new, keys, values = own
@@ -118,10 +118,10 @@ class StepLayer:
 
 
 class TextCache(Cache):
-    """Keys and values of all tokens so far, of which none is ever moved.
+    """Keys and values of all tokens so far, which are never moved.
 
-    The texts of an image keep their tokens next to each other, and each text is shown the tokens of all: which are its
-    own is part of the bias. When a search continues from other texts than before, only that changes.
+    The tokens of all texts of an image are stored together, and each text attends to all of them: the bias says which
+    are its own. When a search reorders its texts, only the bias changes.
 
     Args:
         apart: texts keep their tokens apart instead, which is faster where each row continues only itself.
@@ -143,34 +143,36 @@ class TextCache(Cache):
         return self.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i continues what row `beam_idx[i]`, of the same image, was."""
+        """Row i continues row `beam_idx[i]` of the same image."""
         if self.apart:
             self.kept = self.kept.index_select(2, beam_idx)
         self.owners = self.owners.index_select(0, beam_idx)
 
     def crop(self, max_length: int) -> None:
-        """Forget all tokens from a position on; a negative number says how many."""
+        """Drop all tokens from a position on; a negative number drops that many."""
         length = self.length + max_length if max_length < 0 else max_length
         if length < self.length:
             self.length, self.owners = length, self.owners[:, :length]
 
     def add_token(self, like: Tensor, shape: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Make a place for one more token of each text.
+        """Make room for one more token of each text.
 
         Args:
             like: a tensor of the dtype of keys and values.
             shape: layers, B, H, n, D.
 
         Returns:
-            per layer where the new keys and values go, `(2, B, H, n, D)`, and all keys and all values with that place.
+            per layer where to write the new keys and values, `(2, B, H, n, D)`, and all of them including these.
         """
         num_layers, batch_size, heads, texts, width = shape
         begin, end = self.length * texts, (self.length + 1) * texts
         if self.kept is None or self.kept.shape[4] < end:
-            with torch.inference_mode(False):  # so that it can be used outside of such a mode later
+            with torch.inference_mode(False):  # so that it can also be used outside of inference mode
                 room = max((self.room or ROOM) * texts, 2 * begin)
                 larger = like.new_empty(num_layers, 2, batch_size, heads, room, width, dtype=self.dtype)
-            if self.dtype is not None:  # take the memory now, or have none at the first step and not at the last
+            if (
+                self.dtype is not None
+            ):  # allocate the memory now, so that a lack of it shows at the first step and not at the last
                 larger.zero_()
             if self.kept is not None:
                 larger[:, :, :, :, :begin] = self.kept
@@ -192,11 +194,11 @@ class TextCache(Cache):
 
 
 class StepCache(EncoderDecoderCache):
-    """What a generation keeps of its texts and, once, of its images, with the layers that read it.
+    """The cache of one generation: of its texts and, once per image, of its images; with the layers that read it.
 
     Args:
         layers: of the decoder.
-        vocabulary: gives the reordered weight of the output projection, or its rows of some words.
+        vocabulary: returns the reordered weight of the output projection, or its rows for some words.
         apart, room: of the `TextCache`.
     """
 
@@ -219,7 +221,7 @@ class StepCache(EncoderDecoderCache):
     def decode(
         self, states: Tensor, own_biases: Sequence[Tensor], encoder_states: Tensor, cross_bias: Tensor
     ) -> Tensor:
-        """Run all layers: `(rows, T, C)` embedded tokens → `(rows, T, C)`, token after token.
+        """Run all layers: `(rows, T, C)` embedded tokens → `(rows, T, C)`, token by token.
 
         Args:
             own_biases: per layer `(1, H, T, keys)`.
@@ -257,11 +259,11 @@ class StepCache(EncoderDecoderCache):
 
 
 class DecodingWeights:
-    """Copies of a decoder's weights in the layout that steps read fastest, made anew when a weight has changed.
+    """Copies of a decoder's weights in the layout that is fastest to read, renewed when a weight changes.
 
     Args:
-        forward: of the model that steps stand in for; a subclass with another one runs itself.
-        modules: classes of its decoder layers and of what they are made of.
+        forward: the model's method that steps replace; a subclass that overrides it is run as it is.
+        modules: classes of its decoder layers and their parts.
     """
 
     def __init__(self, forward: Callable, modules: tuple[type, ...]):
@@ -269,10 +271,10 @@ class DecodingWeights:
         self.of_vocabulary, self.of_layers = WeightMemo(LARGEST_COPY), WeightMemo(LARGEST_COPY)
 
     def make_cache(self, model: nn.Module, num_images: int, apart: bool = False, room: int = 0) -> StepCache | None:
-        """A cache whose steps compute what the model's decoder does; None where plain layers must run.
+        """A cache whose steps compute what the model's decoder does; None if the plain layers must run.
 
-        With few images all weights are copied. With many, steps compute instead of waiting for memory, and in float32
-        only the copy of the vocabulary pays. `apart` and `room` are of the `TextCache`.
+        With few images, all weights are copied. With many, steps are limited by arithmetic rather than memory, and in
+        float32 only a copy of the vocabulary pays off. `apart` and `room` are of the `TextCache`.
         """
         decoder, vocabulary = model.decoder, model.decoder.output_projection
         if not self._serve(model):
@@ -301,7 +303,7 @@ class DecodingWeights:
         return sum(module.weight.nbytes for module in modules) <= LARGEST_COPY
 
     def _serve(self, model: nn.Module) -> bool:
-        """Whether the model's decoder is unchanged, unwatched, and in inference mode."""
+        """Whether the model's decoder is unmodified, without hooks, and in inference mode."""
         config, decoder = model.config, model.decoder
         if model.training or torch.is_grad_enabled() or config._attn_implementation != "sdpa":
             return False

@@ -1,10 +1,10 @@
-"""The one door to fast code. Each function takes and gives what plain torch does, up to rounding.
+"""Fast CPU code, and the only place that chooses it. Each function matches plain torch up to rounding.
 
-On a CPU torch sends float32 products to MKL, which is slow on AMD processors. oneDNN, which torch also contains, is
+On a CPU, torch sends float32 products to MKL, which is slow on AMD processors. oneDNN, which is also part of torch, is
 about twice as fast there and as fast as MKL on Intel. Its operators are not part of torch's public interface, so each
-is tried once on small numbers, and torch's own are used wherever that fails.
+is tested once on small numbers, and torch's own operators are used if that fails.
 
-`fast_ofa.IS_OPEN = False` closes the door: everything is then computed by plain torch.
+`fast_ofa.ENABLED = False` switches all of it off; everything is then computed by plain torch.
 """
 
 import threading
@@ -23,20 +23,22 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
-IS_OPEN = True
+ENABLED = True
 FAST_DTYPES = (torch.float32, torch.bfloat16)
-MANY_ROWS = 16  # from so many rows on, converting half-precision weights to float32 pays where halves are slow
-REUSED_BYTES = 20 * 2**20  # of one tensor; the C library reuses memory only up to about 32 MiB
-ROWS_PER_SUM = 768  # of a weight's gradient; oneDNN is a sixth slower when it sums more
-MOST_REAL = 0.9  # share of real tokens from which on removing the padding costs more than it saves
+MANY_ROWS = (
+    16  # with this many rows, converting half-precision weights to float32 pays off where half precision is slow
+)
+REUSED_BYTES = 20 * 2**20  # size of one tensor; the C library reuses memory only up to about 32 MiB
+ROWS_PER_SUM = 768  # rows summed at a time in a weight's gradient; with more, oneDNN is a sixth slower
+MOST_REAL = 0.9  # share of real tokens above which removing the padding costs more than it saves
 
 
 # ------------------------------------------------------------------------------------------- which path runs
 
 
 def common_cpu_dtype(*tensors: Tensor | None) -> torch.dtype | None:
-    """The one dtype of plain CPU tensors outside of autocast and compilation, which fast code may take; else None."""
-    if not IS_OPEN or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    """The common dtype of the tensors if fast code can take them: plain CPU tensors, no autocast or compilation."""
+    if not ENABLED or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return None
     present = [tensor for tensor in tensors if tensor is not None]
     if not all(type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" for tensor in present):
@@ -47,7 +49,7 @@ def common_cpu_dtype(*tensors: Tensor | None) -> torch.dtype | None:
 
 @lru_cache
 def is_slow(dtype: torch.dtype | None) -> bool:
-    """Whether this processor lacks instructions for a half-precision dtype, so that products take much longer."""
+    """Whether this CPU lacks instructions for a half-precision dtype, so that matrix products are much slower."""
     supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
     try:
         return supported is not None and not getattr(torch.ops.mkldnn, supported)()
@@ -62,7 +64,7 @@ def fast_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @lru_cache
 def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether this torch has the oneDNN operators and they compute what torch computes."""
+    """Whether this torch has the oneDNN operators and their results match torch's."""
     generator = torch.Generator().manual_seed(0)
     sizes = ((3, 5), (4, 5), (4,), (1, 3, 6, 6), (4, 3, 3, 3))
     x, weight, bias, image, kernel = (torch.randn(size, generator=generator).to(dtype) for size in sizes)
@@ -85,7 +87,7 @@ def onednn_works(dtype: torch.dtype = torch.float32) -> bool:
 
 
 def is_observed(module: nn.Module) -> bool:
-    """Whether a hook watches a module or its `forward` was replaced, so that it must really be called."""
+    """Whether a module has hooks or a replaced `forward`, so that it must really be called."""
     is_replaced = getattr(module.forward, "__func__", None) is not type(module).forward
     return bool(is_replaced or module._forward_hooks or module._forward_pre_hooks)
 
@@ -151,19 +153,19 @@ class OFALinear(nn.Linear):
 
 
 def some_outputs(module: nn.Linear, x: Tensor, places: Tensor) -> Tensor:
-    """`module(x)[..., places]`, without computing the rest where nobody watches or adapts the module."""
+    """`module(x)[..., places]`, without computing the rest, unless the module has hooks or adapters."""
     if type(module) is not OFALinear or is_observed(module):
         return module(x)[..., places]
     return linear(x, module.weight[places], None if module.bias is None else module.bias[places])
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Exact (erf) gelu in float32, as in the original, whatever the dtype."""
+    """Exact (erf) gelu in float32, as in the original, for any dtype of the input."""
     return functional.gelu(x.float()).to(x.dtype)
 
 
 def linear_gelu(module: nn.Linear, x: Tensor) -> Tensor:
-    """`gelu(module(x))`, in one pass over the numbers where nobody watches the module."""
+    """`gelu(module(x))`, fused into one pass unless the module has hooks."""
     dtype = common_cpu_dtype(x, module.weight, module.bias)
     fuses = type(module) is OFALinear and not is_observed(module) and not torch.is_grad_enabled()
     if fuses and dtype in FAST_DTYPES and onednn_works(dtype):
@@ -180,24 +182,26 @@ def can_reorder(*weights: Tensor) -> bool:
 def reorder_weight(weight: Tensor) -> Tensor:
     """Copy a matrix into the dtype and memory layout that oneDNN reads fastest; only `onednn_linear` takes it.
 
-    Products of few rows wait for weights to arrive from memory; in the plain layout they arrive at half the speed.
+    Products of few rows are limited by reading the weights from memory, which is half as fast in the plain layout.
     """
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(fast_dtype(weight.dtype)), None)
 
 
 # ------------------------------------------------------------------------------------------------------- int8
 
-# torchao stores int8 weights as plain integers with one scale per row, rounds each input row when it arrives, and
+# torchao stores int8 weights as plain integers with one scale per row, quantizes each input row on the fly, and
 # multiplies integers. Its kernels target torch.compile and GPUs; eagerly on a CPU they are slower than float32. Here
 # the weights are packed once in oneDNN's layout. torchao itself is not imported.
 INT8_LOWEST, INT8_LARGEST = -128, 127
-INT8_ZERO = 128  # position of 0 among the unsigned numbers that the processor's instructions want as input
-_packed_int8 = WeakIdKeyDictionary()  # ends with the weight: a copy in another place or dtype is packed anew
+INT8_ZERO = 128  # zero point of the unsigned inputs that the CPU instructions require
+_packed_int8 = (
+    WeakIdKeyDictionary()
+)  # entries live as long as the weight; a copy on another device or in another dtype is packed again
 
 
 def is_int8_product(x: Tensor, weight: Tensor) -> bool:
-    """Whether a CPU product has torchao's int8 weights with one scale per row, for inputs quantized per row."""
-    if not IS_OPEN or type(weight).__name__ != "Int8Tensor" or {weight.device.type, x.device.type} != {"cpu"}:
+    """Whether this is a CPU product with torchao's int8 weights, with one scale per row of weights and of inputs."""
+    if not ENABLED or type(weight).__name__ != "Int8Tensor" or {weight.device.type, x.device.type} != {"cpu"}:
         return False
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         return False
@@ -250,9 +254,9 @@ def _multiply_int8(rounded: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor
 
 @lru_cache
 def int8_works() -> bool:
-    """Whether this processor has instructions for 8-bit products and torch's operators compute them exactly.
+    """Whether this CPU has instructions for 8-bit products and torch's operators compute them exactly.
 
-    The largest numbers are among those tried: without these instructions, sums of two products overflow.
+    The test includes the largest numbers: without these instructions, sums of two products overflow.
     """
     try:
         if not torch.cpu._is_vnni_supported():
@@ -270,18 +274,18 @@ def int8_works() -> bool:
 
 
 def attention_function(implementation: str, query: Tensor, bias: Tensor, dropout: float) -> Callable:
-    """The function that computes attention: transformers' own of this name, or a faster one of its signature.
+    """The function that computes attention: that of transformers, or a faster one with the same signature.
 
     Args:
         implementation: name in `ALL_ATTENTION_FUNCTIONS`, such as "sdpa".
         query: `(B, H, Q, D)`.
         bias: `(1 or B, H, Q, K)`, added to the scores.
     """
-    if implementation == "sdpa" and IS_OPEN and query.device.type == "cpu" and not torch.compiler.is_compiling():
+    if implementation == "sdpa" and ENABLED and query.device.type == "cpu" and not torch.compiler.is_compiling():
         if torch.is_grad_enabled():
-            if bias.requires_grad and not dropout:  # torch's fast kernels train no bias
+            if bias.requires_grad and not dropout:  # torch's fast kernels give no gradient for the bias
                 return trained_bias_attention
-        elif query.dtype == torch.bfloat16 and query.shape[2] <= 64:  # two products are faster for few queries
+        elif query.dtype == torch.bfloat16 and query.shape[2] <= 64:  # for few queries, two plain products are faster
             return product_attention
     return ALL_ATTENTION_FUNCTIONS[implementation]
 
@@ -299,7 +303,7 @@ def trained_bias_attention(module, query, key, value, attention_mask, scaling, *
 
 
 class _TrainedBiasAttention(torch.autograd.Function):
-    """Keeps nothing but the attention weights for the backward pass, unlike torch's chain of small operations."""
+    """Saves only the attention weights for the backward pass, unlike torch's chain of small operations."""
 
     @staticmethod
     @custom_fwd(device_type="cpu")
@@ -314,7 +318,7 @@ class _TrainedBiasAttention(torch.autograd.Function):
         return torch.bmm(weights, value).view(shape)
 
     @staticmethod
-    @custom_bwd(device_type="cpu")  # whatever autocast says by then
+    @custom_bwd(device_type="cpu")  # even if autocast is on during the backward pass
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         query, key, value, weights = ctx.saved_tensors
@@ -357,7 +361,7 @@ class _Scatter(torch.autograd.Function):
 
 
 class RealTokens:
-    """Where the real tokens of `(rows, T)` padded texts are, so that layers can leave out the padding.
+    """Positions of the real tokens of `(rows, T)` padded texts, so that layers can leave out the padding.
 
     Args:
         mask: `(rows, T)`, 0 = padding.
@@ -377,8 +381,8 @@ class RealTokens:
 
 
 def find_real_tokens(mask: Tensor) -> RealTokens | None:
-    """The real tokens of a `(rows, T)` mask; None where there is too little padding, or nothing else."""
-    tokens = RealTokens(mask) if IS_OPEN else None
+    """The real tokens of a `(rows, T)` mask; None if there is too little padding or nothing but padding."""
+    tokens = RealTokens(mask) if ENABLED else None
     return tokens if tokens is not None and 0 < len(tokens.index) <= MOST_REAL * mask.numel() else None
 
 
@@ -388,15 +392,15 @@ def find_real_tokens(mask: Tensor) -> RealTokens | None:
 def in_parts(function: Callable[..., Any], inputs: dict[str, Any], bytes_per_row: int) -> list[Any]:
     """Call `function(**inputs)` on slices of the batch small enough that a CPU reuses the same memory for each.
 
-    New memory pages cost about a tenth of the work. Each part's results equal the whole batch's, bit for bit.
+    New memory pages cost about a tenth of the time. The results equal those of the whole batch, bit for bit.
 
     Args:
-        inputs: tensors are sliced along their first dimension; the rest is passed on.
+        inputs: tensors are sliced along their first dimension; other values are passed unchanged.
         bytes_per_row: size of the largest intermediate tensor of one row.
     """
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     first = next(iter(tensors.values()))
-    if not IS_OPEN or first.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not ENABLED or first.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return [function(**inputs)]
     count = -(-len(first) // max(1, REUSED_BYTES // bytes_per_row))
     parts = zip(*(value.tensor_split(count) for value in tensors.values()), strict=True)
@@ -407,29 +411,36 @@ def in_parts(function: Callable[..., Any], inputs: dict[str, Any], bytes_per_row
 
 
 class WeightMemo:
-    """Keeps results computed from the weights of some modules for as long as those weights stay the same.
+    """Caches results computed from the weights of some modules until those weights change.
 
-    Results are kept only while gradients are off: with gradients they must be part of the graph. Weights can change
-    without a trace (fused optimizers and writes to `.data` leave version counters as they are), so on a CPU `check`
-    compares sums of their bits. On other devices, where that would wait for the device, it compares versions.
+    Results are cached only while gradients are off: with gradients they must be part of the graph. Weights can
+    change without a new version (fused optimizers and writes to `.data` do not increase it), so on a CPU `check`
+    compares checksums of their bits. On other devices, where that would synchronize, it compares versions.
 
     Args:
-        max_bytes: of all results together; larger ones are computed each time.
+        max_bytes: limit for all results together; results beyond it are computed each time.
     """
 
-    plain_modules = (nn.Linear, OFALinear, nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.BatchNorm2d)  # others may adapt
+    plain_modules = (
+        nn.Linear,
+        OFALinear,
+        nn.LayerNorm,
+        nn.Embedding,
+        nn.Conv2d,
+        nn.BatchNorm2d,
+    )  # a subclass may be an adapter
 
     def __init__(self, max_bytes: int = 512 * 2**20):
         self.max_bytes = max_bytes
         self.entries: OrderedDict[tuple, tuple[Any, int, Tensor | None]] = OrderedDict()  # result, bytes, source
-        self.fingerprint: tuple | None = None  # None: nothing may be kept
+        self.fingerprint: tuple | None = None  # None: nothing can be cached
         self.lock = threading.Lock()
 
     def check(self, modules: Iterable[nn.Module]) -> bool:
-        """Forget everything unless the weights are those of the last check. Call it once per pass.
+        """Drop everything if the weights have changed since the last check. Called once per pass.
 
         Returns:
-            Whether results can be kept.
+            Whether results can be cached.
         """
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
@@ -441,7 +452,7 @@ class WeightMemo:
         return fingerprint is not None
 
     def get(self, key: tuple, compute: Callable[[], Any], source: Tensor | None = None) -> Any:
-        """`compute()`, or what it gave before for this key, these weights and this very `source` tensor."""
+        """`compute()`, or its cached result for this key, these weights and this `source` tensor (by identity)."""
         if self.fingerprint is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return compute()
         device = self.fingerprint[0].type
@@ -465,7 +476,7 @@ class WeightMemo:
                 self.entries.popitem(last=False)
 
     def _fingerprint(self, modules: list[nn.Module]) -> tuple | None:
-        """Identifies the weights; None where they are out of reach, or do not determine the results."""
+        """A fingerprint of the weights; None if they cannot be read or do not determine the results."""
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         if any(type(module) not in self.plain_modules for module in modules):
             return None
@@ -502,10 +513,10 @@ def trunk_features(resnet: nn.Module, pixel_values: Tensor, memo: WeightMemo | N
 
     Args:
         resnet: an `OFAResNet`.
-        memo: keeps the folded weights for the next call. None: on a CPU each is dropped as soon as it was used, which
-            takes 105 MiB less and, over the many images of a training step, hardly more time.
+        memo: caches the folded weights for the next call. None: on a CPU each is dropped after use, which saves
+            105 MiB and costs little time over the many images of a training step.
     """
-    if not IS_OPEN or resnet.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not ENABLED or resnet.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return resnet(pixel_values)
     if not _can_fold(resnet, pixel_values.device):
         return resnet(pixel_values)
@@ -525,7 +536,7 @@ def trunk_features(resnet: nn.Module, pixel_values: Tensor, memo: WeightMemo | N
 
 
 def _can_fold(resnet: nn.Module, device: torch.device) -> bool:
-    """Whether nothing watches, adapts or offloads any module of an `OFAResNet`, so that none must really be called."""
+    """Whether no module of an `OFAResNet` has hooks, adapters or offloading, so that none must really be called."""
     if any(type(one) is not nn.Conv2d or type(two) is not nn.BatchNorm2d for one, two in resnet.convolutions()):
         return False
     if any(is_observed(module) for module in resnet.modules()):
@@ -534,7 +545,7 @@ def _can_fold(resnet: nn.Module, device: torch.device) -> bool:
 
 
 def _folded_block(block: nn.Module, features: Tensor, folded: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-    """What an `OFABottleneck` gives in inference mode, with weights and biases from `folded`."""
+    """The output of an `OFABottleneck` in inference mode, with weights and biases from `folded`."""
     stride = block.conv2.stride[0]
     residual = features if block.downsample is None else functional.conv2d(features, *next(folded), stride)
     features = convolution_relu(features, *next(folded), stride=1, padding=0)
@@ -543,7 +554,7 @@ def _folded_block(block: nn.Module, features: Tensor, folded: Iterator[tuple[Ten
 
 
 def fold_batch_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight (channels last) and bias of the one convolution that does what both modules do in inference mode."""
+    """Weight (channels last) and bias of the single convolution that equals both modules in inference mode."""
     scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
     weight = convolution.weight.float() * scale[:, None, None, None]
     bias = norm.bias.float() - norm.running_mean.float() * scale

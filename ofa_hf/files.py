@@ -1,6 +1,7 @@
-"""Files and folders that appear whole or not at all, and JSON files that are read with limits.
+"""Atomic files and folders, and JSON files that are read with limits.
 
-A file is written next to its place and renamed; so is a folder. Nobody sees half of one, whatever ends the process.
+Files and folders are written under a temporary name and renamed at the end, so they are complete or absent even if the
+process is killed.
 """
 
 import hashlib
@@ -19,8 +20,8 @@ from typing import Any, NamedTuple
 from ofa_hf.errors import UserError
 
 
-HUB_FILE = re.compile(r"(modeling_ofa\w*|\w+_ofa)\.py")  # code that travels with every saved model
-MAX_JSON_BYTES = 100_000_000  # the largest one here is the index of a sharded model
+HUB_FILE = re.compile(r"(modeling_ofa\w*|\w+_ofa)\.py")  # code that is copied into every saved model
+MAX_JSON_BYTES = 100_000_000  # the largest JSON file here is the index of a sharded model
 LFS_START = b"version https://git-lfs.github.com/spec/"
 SECONDS_TO_END = 5.0  # for a process whose parent was killed
 
@@ -29,10 +30,10 @@ SECONDS_TO_END = 5.0  # for a process whose parent was killed
 
 
 def read_json(path: str | Path, advice: str = "Restore the file.", max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Args:
-        advice: what to do about a file that cannot be read, as the last sentence of the message.
+        advice: what to do if the file cannot be read; the last sentence of the message.
         max_bytes: larger files are refused unread.
 
     Raises:
@@ -53,22 +54,22 @@ def read_json(path: str | Path, advice: str = "Restore the file.", max_bytes: in
 
 
 def json_text(values: Any) -> str:
-    """Values as the text of a JSON file for people: indented, Chinese as it is, a newline at the end."""
+    """Values as indented JSON for people: Chinese is not escaped, and the text ends with a newline."""
     return json.dumps(values, ensure_ascii=False, indent=2) + "\n"
 
 
 def write_json(path: str | Path, values: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json_text(values))
 
 
 def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
-    """Write a UTF-8 text file, whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     write_bytes(path, text.encode("utf-8", errors))
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file, whole or not at all: an earlier one stays until the new one is complete."""
+    """Write a file atomically: an earlier one stays until the new one is complete."""
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
@@ -79,14 +80,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_image(path: str | Path, image: Any, format: str, **options: Any) -> None:
-    """Write a PIL image, whole or not at all; `options` are those of its `save`."""
+    """Write a PIL image atomically; `options` are those of its `save`."""
     data = io.BytesIO()
     image.save(data, format, **options)
     write_bytes(path, data.getvalue())
 
 
 def refuse_unwritable(paths: Iterable[str | Path]) -> None:
-    """Try whether files can be written, before the work whose results they will hold. Folders are made.
+    """Check that files can be written before the work whose results they will hold. Creates their folders.
 
     Raises:
         UserError: one cannot.
@@ -98,7 +99,7 @@ def refuse_unwritable(paths: Iterable[str | Path]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 path.open("ab").close()
-            with tempfile.TemporaryFile(dir=path.parent):  # whole files are written beside their place
+            with tempfile.TemporaryFile(dir=path.parent):  # atomic writes need the folder, not the file
                 pass
         except OSError as error:
             raise UserError(
@@ -107,7 +108,7 @@ def refuse_unwritable(paths: Iterable[str | Path]) -> None:
 
 
 def make_writable(folder: str | Path) -> None:
-    """Make a folder unless it exists, and try whether it can be written.
+    """Create a folder unless it exists, and check that it can be written.
 
     Raises:
         UserError: it cannot.
@@ -123,15 +124,15 @@ def make_writable(folder: str | Path) -> None:
 
 
 def hub_files() -> list[Path]:
-    """Code files of this package that belong in every Hub-ready folder."""
+    """Code files of this package that are copied into every Hub-ready folder."""
     return [file for file in sorted(Path(__file__).parent.iterdir()) if HUB_FILE.fullmatch(file.name)]
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse what `git clone` leaves of a large file where Git LFS is not installed: a few lines that name it.
+    """Refuse a Git LFS pointer, which `git clone` leaves in place of a large file if Git LFS is not installed.
 
     Raises:
-        UserError: the file is such a pointer.
+        UserError: the file is a pointer.
     """
     with open(path, "rb") as file:
         is_pointer = file.read(len(LFS_START)) == LFS_START
@@ -155,24 +156,24 @@ def file_digest(path: str | Path) -> str:
 
 
 class NewFolder(NamedTuple):
-    """Where a new folder is built."""
+    """The temporary places of a new folder."""
 
     folder: Path  # moved into place at the end
     scratch: Path  # deleted at the end
 
 
 def refuse_existing(target: Path) -> None:
-    """Raises `UserError` if there is anything but an empty folder at `target`."""
+    """Raises `UserError` if there is anything other than an empty folder at `target`."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already and is never replaced. Pass a folder that does not exist yet.")
 
 
 @contextmanager
 def new_folder(target: str | Path, check: Callable[[Path], None] = refuse_existing) -> Iterator[NewFolder]:
-    """Build a folder next to `target` and move it there when the block ends well; an earlier one is replaced.
+    """Build a folder next to `target` and move it there if the block succeeds; an earlier one is replaced.
 
-    One process at a time per target. What a killed process left is removed by the next one, and an earlier folder that
-    was being replaced at that moment is put back.
+    Only one process at a time can write a target. The next one removes what a killed process left, and restores an
+    earlier folder that was being replaced.
 
     Args:
         check: called with `target` before anything is built; raises `UserError` if it must not be replaced.
@@ -215,7 +216,7 @@ def _prefix(target: Path) -> str:
 
 
 def _clean_up(target: Path) -> None:
-    """Remove what a killed process left; put the earlier folder back if it was being replaced."""
+    """Remove what a killed process left, and restore the earlier folder if it was being replaced."""
     for leftover in [entry for entry in target.parent.iterdir() if entry.name.startswith(_prefix(target))]:
         if not target.exists() and (leftover / "previous").is_dir():
             os.rename(leftover / "previous", target)
@@ -223,7 +224,7 @@ def _clean_up(target: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, even one that a child of a killed process still writes into for a moment."""
+    """Remove a folder, even if a child of a killed process is still writing into it."""
     end = time.monotonic() + SECONDS_TO_END
     shutil.rmtree(folder, ignore_errors=True)
     while folder.exists():
@@ -232,7 +233,7 @@ def _remove(folder: Path) -> None:
 
 
 def _move_into_place(built: Path, target: Path, work: Path) -> None:
-    """One rename; an earlier folder leaves just before, and returns if the rename fails."""
+    """Move the new folder into place; the earlier one is moved away first, and back if that fails."""
     previous = work / "previous"
     try:
         if target.exists():

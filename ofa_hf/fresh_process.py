@@ -1,7 +1,7 @@
-"""Run a program as a stranger would: a new process that cannot import this package and reaches no network.
+"""Run a program in a new process that cannot import this package and has no network, as on another machine.
 
-A program is a Python file with `main(request: dict) -> dict`; request and answer travel as JSON. It shares no code
-with the package on purpose. The process has a modules cache of its own and ends when its parent does.
+A program is a Python file with `main(request: dict) -> dict`; request and answer are passed as JSON. It shares no code
+with the package on purpose. The process has its own cache of remote code and ends when its parent does.
 """
 
 import json
@@ -19,7 +19,7 @@ OWN_PACKAGES = ("ofa_hf", "hub_upload")
 TIMEOUT = 1800.0  # seconds; a large model on one core takes minutes
 MAX_REASON = 500  # characters
 
-# Executed by the fresh process with: folder for the exchange, program, number of the parent process, names to hide.
+# Executed by the fresh process. Arguments: folder for request and answer, program, id of the parent, names to hide.
 BOOTSTRAP = '''
 import json, os, runpy, sys, threading, time
 
@@ -64,10 +64,10 @@ def run_fresh(
 
     Args:
         program: Python file; it is read and run where it is, but nothing next to it can be imported.
-        request: values that JSON can carry.
-        scratch: existing folder for the exchange and the modules cache, the process's working directory.
-        failure: message of the error, with `{reason}` for the last line that the program printed to stderr.
-        overlay: folder of packages put before those of this environment.
+        request: values that JSON can represent.
+        scratch: existing folder for request, answer and caches; the working directory of the process.
+        failure: message of the error, in which `{reason}` is the last line that the program printed to stderr.
+        overlay: folder of packages that take precedence over those of this environment.
         hidden: top-level packages that the process cannot import.
 
     Raises:
@@ -80,7 +80,7 @@ def run_fresh(
         result = subprocess.run(
             [sys.executable, "-c", BOOTSTRAP, *arguments],
             cwd=scratch,
-            env=environment_of_stranger(scratch, overlay),
+            env=fresh_environment(scratch, overlay),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout,
@@ -94,7 +94,7 @@ def run_fresh(
     return json.loads((scratch / "answer.json").read_text(encoding="utf-8"))
 
 
-def environment_of_stranger(scratch: Path, overlay: str | Path | None = None) -> dict[str, str]:
+def fresh_environment(scratch: Path, overlay: str | Path | None = None) -> dict[str, str]:
     """Environment variables of the fresh process: offline, with a modules cache of its own."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
     if overlay is not None:

@@ -1,8 +1,8 @@
-"""Generation: the encoder runs once per image, beams share its states, and searches find what OFA's own found.
+"""Generation: encoding once per image, beam search, sampling of image codes, and scores of texts.
 
-transformers keeps the hypotheses of a beam search in tensors of one size and spends about a hundred operations per
-step on them, for one image on a CPU as long as a fifth of the model takes. Here the scores of tokens are tensors, as
-there, and the few hypotheses are lists. The texts found are the same.
+transformers keeps the hypotheses of a beam search in tensors and spends about a hundred operations per step on them:
+for one image on a CPU, a fifth of the model's time. Here token scores are tensors too, but the few hypotheses are
+lists. The results are the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ from .modeling_ofa_positions import PIXELS_PER_CELL
 from .versions_ofa import CACHE_NAME
 
 
-IMPOSSIBLE = -1e9  # score of a hypothesis that does not exist
+IMPOSSIBLE = -1e9  # score of a missing hypothesis
 SAMPLING = (GenerationMode("greedy_search"), GenerationMode("sample"))
 ONE_TOKEN_PER_STEP = {GenerationMode(name) for name in ("greedy_search", "sample", "beam_search", "beam_sample")}
 TOKENS_PER_CHUNK = 192  # whose logits exist at once; 23 MB
@@ -50,13 +50,13 @@ TOKENS_PER_CHUNK = 192  # whose logits exist at once; 23 MB
 
 @dataclass
 class OFAEncoderOutput(ModelOutput):
-    """What the decoder needs of a batch of images and prompts.
+    """Encoder states of a batch of images and prompts, as the decoder needs them.
 
     Args:
         last_hidden_state: `(batch, S, d_model)`, image cells first, then text, after the final LayerNorm.
         position_embeddings: `(1, S, d_model)`, normalized; the same for every sample.
-        attention_mask: `(batch, S)`, 0 where the decoder must not look; None where it may look everywhere.
-        hidden_states, attentions: per layer, on request; the last hidden state is the normalized one.
+        attention_mask: `(batch, S)`, 0 where the decoder must not attend; None if it may attend everywhere.
+        hidden_states, attentions: per layer, if requested; the last hidden state is the normalized one.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -90,7 +90,7 @@ class OFAEncoderOutput(ModelOutput):
         return type(self)(self.last_hidden_state[rows], self.position_embeddings, mask)
 
     def repeat(self, count: int) -> "OFAEncoderOutput":
-        """Every row `count` times, one copy next to the other."""
+        """Every row `count` times, copies next to each other."""
         mask = self.attention_mask
         mask = None if mask is None else mask.repeat_interleave(count, dim=0)
         states = self.last_hidden_state.repeat_interleave(count, dim=0)
@@ -126,7 +126,7 @@ class OFAEncoderOutput(ModelOutput):
 class EndAtMaxLength(LogitsProcessor):
     """At the last position only `</s>` is allowed, with its true log-probability.
 
-    A forced token that costs nothing, like transformers' `forced_eos_token_id`, would favor texts that never end by
+    A forced token without cost, like transformers' `forced_eos_token_id`, would favor texts that do not end by
     themselves.
 
     Source: OFA `models/sequence_generator.py`.
@@ -157,13 +157,13 @@ class SoftmaxTemperature(LogitsProcessor):
 
 
 class AnswerTrie(LogitsProcessor):
-    """Lets a search find only answers of a list: log-probabilities in, those among the words that may follow out.
+    """Restricts a search to a list of answers; returns log-probabilities among the tokens that can follow.
 
     As in the original, other words are masked before the softmax.
 
     Args:
         choices: token ids of each answer, without start and end tokens.
-        prompt_length: tokens that every text begins with, the start token included.
+        prompt_length: number of tokens that every text starts with, including the start token.
 
     Source: OFA `utils/trie.py`, `models/sequence_generator.py`.
     """
@@ -177,13 +177,15 @@ class AnswerTrie(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         masked = torch.full_like(scores, -torch.inf)
         for row, tokens in enumerate(input_ids[:, self.prompt_length :].tolist()):
-            allowed = sorted(self.next_tokens.get(tuple(tokens), {self.eos_token_id}))  # an ended text stays ended
+            allowed = sorted(
+                self.next_tokens.get(tuple(tokens), {self.eos_token_id})
+            )  # a finished text stays finished
             masked[row, allowed] = scores[row, allowed]
         return masked.log_softmax(-1)
 
 
 def next_tokens_of(choices: Sequence[Sequence[int]], eos_token_id: int) -> dict[tuple[int, ...], set[int]]:
-    """Beginnings of answers → the tokens that may follow, `</s>` after a whole answer."""
+    """Prefixes of answers → the tokens that can follow; `</s>` follows a complete answer."""
     following: dict[tuple[int, ...], set[int]] = {}
     for choice in choices:
         tokens = (*choice, eos_token_id)
@@ -194,14 +196,14 @@ def next_tokens_of(choices: Sequence[Sequence[int]], eos_token_id: int) -> dict[
 
 @dataclass
 class ChoiceTree:
-    """The places where answers of a list part, which alone decide their probabilities.
+    """The positions where the answers of a list branch, which determine their probabilities.
 
     Args:
-        paths: beginnings of answers that lead through all these places, as few as possible.
-        places: of each place, the path it lies on and how many of its tokens stand before it.
-        words: the tokens that may follow at any place.
-        allowed: `(places, words)`, which of them may follow where.
-        steps: `(3, n)`: a choice passes a place and goes on with a word.
+        paths: as few prefixes of answers as cover all these places.
+        places: for each place, its path and the number of tokens of the path before it.
+        words: the tokens that can follow at any place.
+        allowed: `(places, words)`, which of them can follow where.
+        steps: `(3, n)`: choice, place that it passes, and word with which it continues.
     """
 
     paths: list[tuple[int, ...]]
@@ -233,7 +235,7 @@ class ChoiceTree:
 
 
 def min_length_of(processor: LogitsProcessor) -> int | None:
-    """Tokens that a text must have before it may end, if that is what this processor of transformers is about."""
+    """The minimum length that a processor of transformers enforces; None for other processors."""
     if type(processor) is MinLengthLogitsProcessor:
         return processor.min_length
     if type(processor) is MinNewTokensLengthLogitsProcessor:
@@ -244,7 +246,7 @@ def min_length_of(processor: LogitsProcessor) -> int | None:
 def process_scores(scores: Tensor, texts: list[list[int]], processors: Sequence[LogitsProcessor]) -> Tensor:
     """Apply processors to `(rows, vocabulary)` scores after texts of one length; may write to the scores.
 
-    Two of transformers' processors, which pass over all scores at every step, write only the few they forbid.
+    Two processors of transformers, which rewrite all scores at every step, here write only the few that they forbid.
     """
     tokens = None
     for processor in processors:
@@ -274,7 +276,7 @@ def repeating_tokens(text: list[int], size: int) -> list[int]:
 
 @dataclass
 class SearchSettings:
-    """What beam search needs of a `GenerationConfig`."""
+    """The settings of a `GenerationConfig` that this beam search uses."""
 
     num_beams: int
     max_length: int
@@ -284,12 +286,12 @@ class SearchSettings:
 
     @classmethod
     def of(cls, config: GenerationConfig, criteria: Sequence[StoppingCriteria]) -> "SearchSettings | None":
-        """None where another search than this one is asked for."""
+        """The settings; None if they ask for another search."""
         return None if config.do_sample else cls.of_sampling(config, criteria)
 
     @classmethod
     def of_sampling(cls, config: GenerationConfig, criteria: Sequence[StoppingCriteria]) -> "SearchSettings | None":
-        """None where more is asked for than texts of a length, with their scores."""
+        """The same for sampling; None if they ask for outputs or options that are not supported here."""
         if config.output_scores or config.output_logits:
             return None
         if getattr(config, "prefill_chunk_size", None) or getattr(config, "low_memory", None):
@@ -305,7 +307,7 @@ class SearchSettings:
 
 @dataclass
 class Hypothesis:
-    """A text: its score, its tokens with those of the prompt, and in which row each of the others was found."""
+    """A text: its score, its tokens including the prompt, and the row in which each generated token was found."""
 
     score: float
     tokens: list[int]
@@ -313,24 +315,26 @@ class Hypothesis:
 
 
 class ImageSearch:
-    """The search of one image: texts that are still running and texts that have ended.
+    """The beam search of one image: running texts and finished texts.
 
     Args:
-        prompt: tokens that all texts begin with.
-        first_row: of the batch, the first of `num_beams`.
+        prompt: tokens that all texts start with.
+        first_row: the first of this image's `num_beams` rows in the batch.
     """
 
     def __init__(self, settings: SearchSettings, prompt: list[int], first_row: int):
         self.settings, self.prompt, self.first_row = settings, prompt, first_row
-        scores = [0.0] + [IMPOSSIBLE] * (settings.num_beams - 1)  # they are all the same text, so one counts
+        scores = [0.0] + [IMPOSSIBLE] * (
+            settings.num_beams - 1
+        )  # at first all beams are the same text, so only one counts
         self.running = [Hypothesis(score, prompt, []) for score in scores]
         self.ended: list[Hypothesis] = []  # best first
-        self.can_improve = True  # a running text may still beat the worst that has ended
-        self.can_continue = True  # some candidate of the last step has not ended
+        self.can_improve = True  # a running text may still beat the worst finished one
+        self.can_continue = True  # some candidate of the last step is unfinished
 
     @property
     def is_done(self) -> bool:
-        """Whether enough texts have ended, where that alone stops a search."""
+        """Whether enough texts are finished, with settings that stop a search then."""
         return len(self.ended) == self.settings.num_beams and self.settings.early_stopping is True
 
     def step(self, scores: list[float], beams: list[int], tokens: list[int]) -> None:
@@ -350,7 +354,7 @@ class ImageSearch:
             if length >= self.settings.max_length or token in self.settings.eos_token_ids:
                 if place < num_beams:
                     ended.append(Hypothesis(self._final_score(score, length), *tokens_and_rows))
-                score += IMPOSSIBLE  # runs on only where too few others do
+                score += IMPOSSIBLE  # continues only if too few others do
             else:
                 self.can_continue = True
             candidates.append(Hypothesis(score, *tokens_and_rows))
@@ -363,7 +367,7 @@ class ImageSearch:
         self.can_improve = self.can_improve and best_score > worst_ended
 
     def results(self) -> list[Hypothesis]:
-        """As many as there are beams, best first; empty ones where the processors allowed no more."""
+        """One text per beam, best first; empty texts if the processors allowed no more."""
         empty = Hypothesis(IMPOSSIBLE, self.prompt, [])
         return self.ended + [empty] * (self.settings.num_beams - len(self.ended))
 
@@ -391,10 +395,12 @@ def beam_search(
         prompts: `(images * num_beams, P)`.
 
     Returns:
-        per image what was found, best first.
+        per image the texts found, best first.
     """
     num_beams, device = settings.num_beams, prompts.device
-    number = max(2, 1 + len(settings.eos_token_ids)) * num_beams  # whatever ends, as many as there are beams run on
+    number = (
+        max(2, 1 + len(settings.eos_token_ids)) * num_beams
+    )  # so that enough candidates continue even if all others end
     firsts = range(0, len(prompts), num_beams)
     images = [ImageSearch(settings, prompts[first].tolist(), first) for first in firsts]
     tokens = prompts
@@ -422,13 +428,13 @@ def beam_search(
 
 @dataclass
 class SampledOutput(GenerateEncoderDecoderOutput):
-    """Codes of images that were sampled, and the mean log-probability of each image's tokens, `</s>` included."""
+    """Sampled codes of images, and the mean log-probability of each image's tokens, including `</s>`."""
 
     sequences_scores: torch.FloatTensor | None = None
 
 
 def choosers(processors: Sequence[LogitsProcessor]) -> list[LogitsProcessor] | None:
-    """The processors that choose among codes, whatever their ids; None where one needs all words."""
+    """The processors, for scores of codes only; None if one of them needs the scores of all words."""
     chosen = []
     for processor in processors:
         kind = type(processor)
@@ -438,7 +444,7 @@ def choosers(processors: Sequence[LogitsProcessor]) -> list[LogitsProcessor] | N
             if int(torch.as_tensor(processor.suppress_tokens).max()) >= NUM_SPECIAL_TOKENS:
                 return None
         elif not is_codes_only(processor) and kind is not EndAtMaxLength and min_length_of(processor) is None:
-            return None  # the others say what `CodesOnly` says as well
+            return None  # `CodesOnly` implies the others
     return chosen
 
 
@@ -450,19 +456,19 @@ def sample_codes(
     do_sample: bool,
     streamer: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """Choose the codes of images one after the other, each row for itself.
+    """Generate the codes of images one by one, each row independently.
 
     Args:
         next_scores: the tokens that are new to the model, `(rows, T)` → scores of `codes.words`.
         prompts: `(rows, 1)`, the start token.
-        processors: what `choosers` gave; they see scores of `codes.words`.
-        do_sample: else the best code is chosen.
-        streamer: gets the tokens of each step.
+        processors: the result of `choosers`; they get scores of `codes.words`.
+        do_sample: sample; otherwise take the best code.
+        streamer: receives the tokens of each step.
 
     Returns:
         `(rows, 1 + codes + 1)` token ids and `(rows,)` mean log-probabilities, `</s>` included.
 
-    Source: OFA `models/search.py`, `Sampling`, whose probabilities are normalized anew among the best ones.
+    Source: OFA `models/search.py`, `Sampling`, whose probabilities are renormalized among the best ones.
     """
     words = torch.tensor(codes.words, device=prompts.device)
     before = [one for one in processors if type(one) is TemperatureLogitsWarper]  # it comes before the softmax
@@ -475,7 +481,9 @@ def sample_codes(
         chosen = scores = codes.of_words(scores, number)
         among = None  # places of what is left in `chosen`
         for processor in after if number < codes.length else ():
-            if type(processor) is TopKLogitsWarper and among is None:  # leaves few, among which choosing is quick
+            if (
+                type(processor) is TopKLogitsWarper and among is None
+            ):  # leaves few candidates, so that sampling is fast
                 chosen, among = chosen.topk(min(processor.top_k, chosen.shape[1]))
             else:
                 chosen = processor(tokens, chosen)
@@ -490,8 +498,8 @@ def sample_codes(
 
 
 def is_codes_only(processor: LogitsProcessor) -> bool:
-    """Whether a processor is a `CodesOnly`, also of another copy of the code: models and processors that are loaded
-    with `trust_remote_code=True` have one each."""
+    """Whether a processor is a `CodesOnly`, possibly of another copy of the code: a model and a processor that are
+    loaded with `trust_remote_code=True` have one each."""
     return hasattr(processor, "of_words")
 
 
@@ -510,7 +518,7 @@ def token_log_probabilities(features: Tensor, project: Callable[[Tensor], Tensor
     """Log-probability of each token: `(N, C)` features, their projection to `(N, V)`, `(N,)` ids → `(N,)` float32."""
     chunks = zip(features.split(TOKENS_PER_CHUNK), tokens.split(TOKENS_PER_CHUNK), strict=True)
     results = []
-    for part, target in chunks:  # the logits never exist as a whole
+    for part, target in chunks:  # the logits are never computed all at once
         logits = project(part).float()
         results.append(logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1))
     return torch.cat(results)
@@ -523,7 +531,7 @@ class OFAGenerationMixin(GenerationMixin):
     """`generate` for a model with an `encoder` and a `decoder`: encoder states exist once per image, not per beam."""
 
     def _init_fast_paths(self, forward: Callable, modules: tuple[type, ...]) -> None:
-        """Prepare what the fast paths keep between calls; see `DecodingWeights` for the arguments."""
+        """Prepare the caches of the fast paths; see `DecodingWeights` for the arguments."""
         self._folded_trunk, self._decoding_weights = WeightMemo(), DecodingWeights(forward, modules)
 
     # -- encoding at full speed, without gradients
@@ -537,7 +545,7 @@ class OFAGenerationMixin(GenerationMixin):
 
     @torch.no_grad()
     def embed_shared_images(self, pixel_values: Tensor) -> Tensor:
-        """`embed_image_cells` for images that several questions share, in parts as `encode` has them."""
+        """`embed_image_cells` for images shared by several questions, in the same parts as `encode`."""
         height, width = pixel_values.shape[-2:]
         first_feature_map = 64 * (height // 2) * (width // 2) * self.dtype.itemsize
         return torch.cat(in_parts(self.embed_image_cells, {"pixel_values": pixel_values}, first_feature_map))
@@ -577,7 +585,7 @@ class OFAGenerationMixin(GenerationMixin):
         """`GenerationMixin.generate`, with the encoder on its fastest path.
 
         Raises:
-            ValueError: no prompt. An image without its prompt would silently get another text.
+            ValueError: no prompt. Without its prompt, an image would silently get another text.
         """
         prompt = inputs if inputs is not None else kwargs.get("input_ids")
         if kwargs.get("encoder_outputs") is None:
@@ -597,7 +605,7 @@ class OFAGenerationMixin(GenerationMixin):
         return super().generate(inputs, generation_config, *args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode=None, *args, **kwargs):
-        """A `StepCache` where it serves and each step adds one token that stays; else transformers' own."""
+        """A `StepCache` if it can be used, otherwise transformers' own cache."""
         special = (CACHE_NAME, "decoder_attention_mask", "output_attentions", "output_hidden_states")
         is_special = any(model_kwargs.get(name) is not None for name in special)
         code_masks = model_kwargs.get("code_masks")
@@ -609,7 +617,7 @@ class OFAGenerationMixin(GenerationMixin):
         if kept is not None and kept.cross_attention_cache.max_batch_size != num_images:
             del self._cache
         if generation_mode in ONE_TOKEN_PER_STEP and not is_special:
-            is_image = code_masks is not None  # whose length is known
+            is_image = code_masks is not None  # the length is known
             room = generation_config.max_length if is_image else 0
             cache = self._decoding_weights.make_cache(self, num_images, generation_mode in SAMPLING, room)
             if cache is not None:
@@ -619,7 +627,7 @@ class OFAGenerationMixin(GenerationMixin):
     def _prepare_generated_length(
         self, generation_config, has_default_max_length: bool, has_default_min_length: bool, **kwargs
     ):
-        """As in transformers, without a warning where a task counts new tokens and the checkpoint all of them."""
+        """As in transformers, but without a warning if a task limits new tokens and the checkpoint all tokens."""
         has_default_max_length |= generation_config.max_new_tokens is not None
         has_default_min_length |= generation_config.min_new_tokens is not None
         return super()._prepare_generated_length(
@@ -663,27 +671,27 @@ class OFAGenerationMixin(GenerationMixin):
         return input_ids, model_kwargs
 
     def _reorder_cache(self, past_key_values, beam_idx: Tensor):
-        past_key_values.self_attention_cache.reorder_cache(beam_idx)  # keys and values of images stay where they are
+        past_key_values.self_attention_cache.reorder_cache(beam_idx)  # keys and values of images are not reordered
         return past_key_values
 
     def _get_logits_processor(self, generation_config, *args, **kwargs):
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
         processors.sort(key=lambda processor: not getattr(processor, "before_softmax", False))
         temperature = generation_config.temperature
-        if temperature in (None, 1.0):  # transformers saves no other one with `do_sample=False`
+        if temperature in (None, 1.0):  # transformers refuses to save others with `do_sample=False`
             temperature = getattr(generation_config, "beam_temperature", None)
         if not generation_config.do_sample and temperature not in (None, 1.0):
             processors.insert(0, SoftmaxTemperature(temperature))
         if getattr(generation_config, "end_at_max_length", False):
             end = EndAtMaxLength(generation_config.max_length, self.config.eos_token_id)
-            # Before top-k and top-p, which could rule out </s>, the only token that is left.
+            # Before top-k and top-p, which could rule out </s>, the only token allowed.
             processors.insert(0 if generation_config.do_sample else len(processors), end)
         return processors
 
     def _beam_search(
         self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, **model_kwargs
     ):
-        """`GenerationMixin._beam_search`, with fewer operations around the model where a `StepCache` serves."""
+        """`GenerationMixin._beam_search`, with fewer operations around the model if a `StepCache` is used."""
         cache, settings = model_kwargs.get(CACHE_NAME), SearchSettings.of(generation_config, stopping_criteria)
         if settings is None or synced_gpus or not isinstance(cache, StepCache):
             arguments = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus)
@@ -719,7 +727,7 @@ class OFAGenerationMixin(GenerationMixin):
         streamer=None,
         **model_kwargs,
     ):
-        """`GenerationMixin._sample`; for the codes of an image, with fewer operations around the model."""
+        """`GenerationMixin._sample`, with fewer operations around the model for the codes of an image."""
         codes, chosen = next(filter(is_codes_only, logits_processor), None), choosers(logits_processor)
         settings, cache = (
             SearchSettings.of_sampling(generation_config, stopping_criteria),
@@ -744,8 +752,8 @@ class OFAGenerationMixin(GenerationMixin):
         """A function of the tokens that are new to the model, `(rows, T)`: logits of the next one.
 
         Args:
-            codes: where only codes may come, the logits of other words are not computed.
-            only_words: give `(rows, words)` of `codes.words`, not `(rows, vocabulary)`.
+            codes: set if only codes can follow; the logits of other words are then not computed.
+            only_words: return `(rows, words)` for `codes.words` instead of `(rows, vocabulary)`.
         """
         encoder_outputs = OFAEncoderOutput.of(model_kwargs["encoder_outputs"])
         cache, code_masks = model_kwargs[CACHE_NAME], model_kwargs.get("code_masks")
@@ -778,14 +786,14 @@ class OFAGenerationMixin(GenerationMixin):
         words: Sequence[int] | None = None,
         **encoder_inputs,
     ) -> Tensor:
-        """Mean log-probability of the tokens, `</s>` included, of texts that `generate` returned.
+        """Mean log-probability of the tokens, including `</s>`, of texts returned by `generate`.
 
         Args:
-            sequences: `(rows, L)`, beginning with the start token; rows = batch × n, those of one image together.
-            encoder_outputs: what `get_encoder()` returned; else `encoder_inputs` are its arguments.
-            prompt_length: tokens at the beginning that were given, the start token included; they do not count.
+            sequences: `(rows, L)`, starting with the start token; rows = batch × n, those of one image together.
+            encoder_outputs: the result of `get_encoder()`; otherwise `encoder_inputs` are its arguments.
+            prompt_length: number of given tokens at the start, including the start token; they are not scored.
             code_masks: `(rows,)`, True = this row's text is image codes.
-            words: probabilities are those among these words, ids in ascending order; by default among all.
+            words: ids, in ascending order, among which probabilities are computed; by default all.
 
         Returns:
             `(rows,)` float32.
@@ -822,22 +830,22 @@ class OFAGenerationMixin(GenerationMixin):
     ) -> Tensor:
         """Log-probability of each answer of a list, given that the answer is in the list.
 
-        The sum over the answer's tokens, `</s>` included, of their log-probabilities among the tokens with which the
-        answers of the list go on; it is not divided by the length. The encoder runs once, and the decoder only where
-        answers part: for one-token answers once, however many there are.
+        This is the sum over the answer's tokens, including `</s>`, of their log-probabilities among the tokens with
+        which answers of the list continue; it is not divided by length. The encoder runs once, and the decoder only
+        where answers branch: once for one-token answers, however many there are.
 
         Args:
             choices: token ids of each answer, from `processor.encode_choices`.
-            decoder_input_ids: `(batch, T)`, how answers start; by default the start token. Padding, on either side,
-                is where `decoder_attention_mask` is 0.
-            encoder_outputs: what `encode` returned; else `encoder_inputs` are its arguments.
-            paths_per_batch: beginnings of answers that are decoded together.
+            decoder_input_ids: `(batch, T)`, the start of the answers; by default the start token.
+                `decoder_attention_mask` is 0 for padding, on either side.
+            encoder_outputs: the result of `encode`; otherwise `encoder_inputs` are its arguments.
+            paths_per_batch: number of prefixes of answers that are decoded together.
 
         Returns:
             `(batch, choices)` float32; the probabilities of a row sum to 1.
 
         Raises:
-            ValueError: no choices, an empty one, or one twice.
+            ValueError: no choices, an empty choice, or a repeated one.
 
         Source: OFA `utils/eval_utils.py`, `eval_vqa_gen` with all candidates.
         """
@@ -859,13 +867,13 @@ class OFAGenerationMixin(GenerationMixin):
         return scores
 
     def answer_trie(self, choices: Sequence[Sequence[int]], prompt_length: int = 1) -> AnswerTrie:
-        """A logits processor with which `generate` finds only answers of a list; see `AnswerTrie`."""
+        """A logits processor that restricts `generate` to a list of answers; see `AnswerTrie`."""
         return AnswerTrie(choices, self.config.eos_token_id, prompt_length)
 
     def _log_probabilities_at_forks(
         self, tree: ChoiceTree, starts: list[list[int]], encoder_outputs: OFAEncoderOutput, paths_per_batch: int
     ) -> Tensor:
-        """Log-probabilities of the words that may follow at each place of a tree: `(batch, places, words)`."""
+        """Log-probabilities of the words that can follow at each place of a tree: `(batch, places, words)`."""
         device, features = encoder_outputs.last_hidden_state.device, []
         for first in range(0, len(tree.paths), paths_per_batch):
             paths = tree.paths[first : first + paths_per_batch]

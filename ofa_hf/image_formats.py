@@ -1,6 +1,6 @@
 """Formats that Pillow reads with optional libraries: HEIC, JPEG XL, and AVIF where Pillow lacks it.
 
-Files that travel may import none of them, so this one, which stays, loads them when an image asks.
+Hub files must not import these libraries, so this file loads them when an image needs one.
 """
 
 import importlib
@@ -18,7 +18,7 @@ LIBRARIES = {
 
 @lru_cache
 def load_libraries() -> None:
-    """Load the libraries that are there."""
+    """Load the libraries that are installed."""
     for name, register in LIBRARIES.items():
         try:
             library = importlib.import_module(name)
@@ -29,6 +29,6 @@ def load_libraries() -> None:
 
 
 def read_more_formats() -> None:
-    """Let `load_image` load the libraries when it meets such an image."""
+    """Make `load_image` load the libraries when it reads such an image."""
     if load_libraries not in load_optional_readers:
         load_optional_readers.append(load_libraries)

@@ -1,6 +1,6 @@
 """Anything that holds an image → an upright 8-bit RGB image: files, bytes, base64, URLs, arrays, rows of `datasets`.
 
-Every image that OFA reads comes through `load_image`. This file imports neither torch nor transformers.
+OFA reads every image with `load_image`. This file imports neither torch nor transformers.
 """
 
 import base64
@@ -18,16 +18,16 @@ from PIL import Image
 
 logger = logging.getLogger(__name__)
 
-# The one list of files that count as images, in every command. Some need an optional library, see `missing_reader`.
+# Suffixes of image files, for all commands. Some formats need an optional library, see `missing_reader`.
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .jp2 .j2k .ppm .pgm .pnm .mpo .avif "
     ".heic .heif .hif .jxl".split()
 )
 FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF"  # named in errors
-REFUSED_FORMATS = frozenset({"EPS", "WMF", "EMF"})  # Pillow draws these by running other programs
+REFUSED_FORMATS = frozenset({"EPS", "WMF", "EMF"})  # Pillow runs other programs to read these
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*")
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs; about 540 MB as RGB
-USABLE_SHARE = 0.01  # a broken file must have decoded at least this share of its pixels
+USABLE_SHARE = 0.01  # minimum share of pixels that must be decodable in a broken file
 URL_PREFIXES = ("http://", "https://")
 URL_TIMEOUT = 30.0  # seconds
 BASE64_TEXT_MINIMUM = 64  # characters; no image file is shorter, so shorter text is read as a path
@@ -38,7 +38,7 @@ OPTIONAL_FORMATS = {
     "JPEG XL": (".jxl", "pillow-jxl-plugin"),
     "AVIF": (".avif", "pillow-avif-plugin"),  # where Pillow itself was built without it
 }
-# Called before such a format is given up; the package ofa_hf puts a function here that loads the libraries.
+# Called before such a format is refused; the package ofa_hf sets a function here that loads the libraries.
 load_optional_readers: list[Callable[[], None]] = []
 SUFFIX_FORMATS = {".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".jxl": "JPEG XL", ".avif": "AVIF"}
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
@@ -56,7 +56,7 @@ EXIF_TRANSPOSE = {
 
 
 class ImageError(ValueError):
-    """An image cannot be read. The message is one short printable line, whatever the file and its name contain."""
+    """An image cannot be read. The message is one short printable line, even for hostile files and names."""
 
     def __init__(self, text: str):
         line = " ".join(line.strip() for line in text.splitlines())
@@ -78,7 +78,7 @@ def load_image(source: Any, *, timeout: float | None = None, max_pixels: int = M
 
     Returns:
         A PIL image in mode RGB. EXIF rotation is applied, transparent parts become white, 16-bit gray is scaled to 8
-        bits, and of an animation the first frame is taken. A truncated file gives the part that could be decoded.
+        bits, and an animation gives its first frame. A truncated file gives the part that could be decoded.
 
     Raises:
         ImageError: the file does not exist, holds no image or too little of one, or the image is too large.
@@ -105,7 +105,7 @@ def load_image(source: Any, *, timeout: float | None = None, max_pixels: int = M
 
 
 def _stored_source(stored: Mapping) -> bytes | str | os.PathLike:
-    """The bytes or else the path of an undecoded image of `datasets`."""
+    """The bytes or the path of an undecoded image of `datasets`."""
     source = stored.get("bytes") or stored.get("path")
     if not source:
         raise ImageError(
@@ -135,7 +135,7 @@ def _fetch(url: str, timeout: float | None, max_pixels: int) -> Image.Image:
 
     try:
         data = http_get(url, URL_TIMEOUT if timeout is None else timeout)
-    except Exception as error:  # the HTTP clients of transformers 4 and 5 have no error in common
+    except Exception as error:  # transformers 4 and 5 use HTTP clients with different errors
         raise ImageError(
             f"{url} cannot be fetched ({_one_line(error, 300)}). Check the URL, or download the file first."
         ) from error
@@ -164,7 +164,7 @@ def _decode_base64(text: str, max_pixels: int) -> Image.Image:
     """Decode standard or URL-safe base64. Whitespace, missing padding and an incomplete last group are accepted."""
     label = f"The base64 text {text[:16]!r}… of {len(text):,} characters"
     compact = "".join(text.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
-    if len(compact) % 4 == 1:  # six bits of a byte: the text was cut off
+    if len(compact) % 4 == 1:  # only six bits of a byte: the text was truncated
         compact = compact[:-1]
     try:
         data = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
@@ -178,19 +178,19 @@ def _decode(stream: BinaryIO, label: str, max_pixels: int) -> Image.Image:
     image = _open(stream, label, max_pixels)
     try:
         image.load()
-    except Exception as error:  # on hostile files decoders raise anything
+    except Exception as error:  # decoders can raise anything on hostile files
         image = _salvage(image, stream, label, error)
     return _to_rgb(image, label)
 
 
 def missing_reader(suffix: str) -> str:
-    """What to install for files with this suffix, such as `ofa-hf[images]`; empty if they can be read."""
+    """What to install to read files with this suffix, such as `ofa-hf[images]`; empty if nothing is needed."""
     kind = SUFFIX_FORMATS.get(suffix.lower())
     return "" if kind is None or _can_read(kind) else "ofa-hf[images]"
 
 
 def _can_read(kind: str) -> bool:
-    """Whether a format of `OPTIONAL_FORMATS` can be read; its library is loaded if that can be done."""
+    """Whether a format of `OPTIONAL_FORMATS` can be read, after trying to load its library."""
     suffix = OPTIONAL_FORMATS[kind][0]
     if suffix not in Image.registered_extensions():
         for load in load_optional_readers:
@@ -207,7 +207,7 @@ def _format_of(start: bytes) -> str | None:
 
 
 def _open(stream: BinaryIO, label: str, max_pixels: int) -> Image.Image:
-    """Read an image's header. Refuse other files and images that are too large to decode."""
+    """Read an image's header. Refuses other files and images that are too large to decode."""
     start = stream.read(64)
     if not start:
         raise ImageError(f"{label} is empty (0 bytes). Pass an image file ({FORMATS}).")
@@ -241,7 +241,7 @@ def _why_no_image(start: bytes, label: str) -> str:
 def _check_kind_and_size(image: Image.Image, label: str, max_pixels: int) -> None:
     if image.format in REFUSED_FORMATS:
         raise ImageError(f"{label} is a drawing in {image.format}. Accepted: {FORMATS}. Convert it first.")
-    if len(image.size) != 2:  # Pillow takes as many dimensions as the file names
+    if len(image.size) != 2:  # Pillow accepts any number of dimensions from the file
         raise ImageError(f"{label} has the dimensions {image.size}. Accepted: {FORMATS}. Convert it first.")
     width, height = image.size
     if width * height > max_pixels:
@@ -268,7 +268,7 @@ def _salvage(image: Image.Image, stream: BinaryIO | None, label: str, error: Exc
     """Keep the part of a broken file that could be decoded.
 
     Pillow's own switch for this is global to the process and all its threads, so it is not used: a JPEG gets the end
-    marker that it lacks, other formats keep the rows that were decoded.
+    marker that is missing, other formats keep the rows that were decoded.
     """
     try:
         if image.format in ("JPEG", "MPO") and stream is not None:
@@ -310,7 +310,7 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
             image = image.convert("RGB")
         if transpose is not None:
             image = image.transpose(transpose)
-            image.info = {}  # the EXIF data still asks for the rotation, which must not be applied twice
+            image.info = {}  # the EXIF data still contains the rotation, which must not be applied twice
         return image
     except Exception as error:
         raise ImageError(

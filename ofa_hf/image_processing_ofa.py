@@ -17,15 +17,15 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from .image_loading_ofa import ImageError, load_image
 
 
-if TYPE_CHECKING:  # never runs: `load_image` needs the file, and transformers 4 loads only the files named here
+if TYPE_CHECKING:  # Never runs. `load_image` needs the file, and transformers 4 loads only the files named here.
     from .versions_ofa import http_get  # noqa: F401
 
 
 FITS = ("stretch", "center", "start", "end", "random", "document")
-MIN_SIDE = 64  # pixels of the shorter side of an image that keeps its shape
-VQGAN_FOLDER = "vqgan"  # of a checkpoint that draws, in the format of diffusers
+MIN_SIDE = 64  # minimum pixels of the shorter side of an image that keeps its aspect ratio
+VQGAN_FOLDER = "vqgan"  # folder of a checkpoint that draws, in the format of diffusers
 PIXELS_PER_CODE = 8  # a side
-DOCUMENT_ROWS = 4  # into which the line of a document is cut
+DOCUMENT_ROWS = 4  # rows into which the line of a document is cut
 
 
 def load_image_decoder(name_or_path: str, revision: str | None = None) -> Any:
@@ -49,7 +49,7 @@ def _load_image_decoder(name_or_path: str, revision: str | None) -> Any:
 
 
 def read_image_decoder(name_or_path: str, revision: str | None = None) -> Any:
-    """What `load_image_decoder` gives, read anew."""
+    """`load_image_decoder` without its cache."""
     try:
         from diffusers import VQModel
     except ImportError as error:
@@ -85,13 +85,13 @@ def check_image_decoder(decoder: Any, num_codes: int) -> None:
 
 @torch.no_grad()
 def images_of_codes(decoder: Any, codes: torch.LongTensor) -> list[Image.Image]:
-    """Codes → images, one after the other.
+    """Codes → images, decoded one at a time.
 
     Args:
-        decoder: what `load_image_decoder` returned.
+        decoder: the result of `load_image_decoder`.
         codes: `(batch, rows, columns)`, numbers in the codebook.
 
-    Source: OFA `models/taming/models/vqgan.py`; colors are cut down to whole numbers, not rounded, as in OFA
+    Source: OFA `models/taming/models/vqgan.py`; colors are truncated to whole numbers, not rounded, as in OFA
     `utils/eval_utils.py`, `eval_image_gen`.
     """
     images = []
@@ -150,13 +150,13 @@ def _list_images(images: Any) -> list:
 
 
 def fit_into_square(image: Image.Image, side: int, resample: int, fit: str) -> Image.Image:
-    """An image in its own shape inside a square whose other pixels repeat the image's edge.
+    """Fit an image into a square with its aspect ratio kept; the other pixels repeat its edge.
 
     The longer side becomes `side` pixels, the shorter one at least 64.
 
     Args:
-        fit: the place in the square, a value of `FITS`: "random" is the original's, drawn from `random`; "document"
-            takes the image for one long line, which is cut into four rows.
+        fit: the position in the square, a value of `FITS`; "random", as in the original, uses the module `random`;
+            "document" treats the image as one long line, which is cut into four rows.
 
     Source: OFA `data/mm_data/ocr_dataset.py`, `ocr_resize`.
     """
@@ -183,8 +183,8 @@ class OFAImageProcessor(BaseImageProcessor):
         do_convert_rgb: convert every image to RGB; if False, a PIL image of another mode is refused.
         do_resize, size, resample: resize to `{"height", "width"}` pixels.
         fit: "stretch" ignores the aspect ratio; "center" keeps it and pads the image to a square, in which it is
-            centered; "start" and "end" put it to the top or left, bottom or right; "random" gives it a random place,
-            as the official OCR scripts do; "document" takes it for one line of text and cuts it into four rows.
+            centered; "start" and "end" put it at the top or left, bottom or right; "random" at a random position, as
+            the official OCR scripts do; "document" treats it as one line of text and cuts it into four rows.
         do_rescale, rescale_factor: scale 0–255 to 0–1.
         do_normalize, image_mean, image_std: subtract and divide, per channel.
 

@@ -1,9 +1,9 @@
-"""Read a pickle as data: no class is imported, no function called, whatever the bytes say.
+"""Read a pickle as data: no class is imported and no function is called.
 
 A pickle is a small program. This interpreter knows the instructions that `torch.save` writes and turns every object
 into an `Inert` record of its class name, arguments and state; only names on an allow-list are even recorded, all
-others are refused by name. Time and memory are bounded by a budget of steps, nesting costs no recursion, and a
-structure that contains itself is just a reference.
+others are refused by name. A budget of steps limits time and memory, nesting needs no recursion, and a structure that
+contains itself is stored as a reference.
 
 Source: the pickle protocol as documented in Python's `pickletools`.
 """
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 MAX_STEPS = 1_000_000  # a large checkpoint with its optimizer state needs about 150,000
 MAX_BYTES = 64 * 2**20  # of one pickle; the same checkpoint has about 1 MB
-MAX_KEY = 2**60  # larger integers as keys could be chosen to collide in a hash table
+MAX_KEY = 2**60  # larger integer keys could be chosen to collide in a hash table
 
 MAPPINGS = frozenset({"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"})
 SEQUENCES = frozenset({"builtins.set", "builtins.frozenset", "builtins.list", "builtins.tuple"})
@@ -23,11 +23,11 @@ OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # names of Pyt
 
 
 class PickleRefused(Exception):
-    """The pickle holds something this reader does not accept; the message names it."""
+    """The pickle contains something that this reader refuses; the message names it."""
 
 
 class Symbol:
-    """The name of an allowed class or function: a word, nothing that could be called."""
+    """The name of an allowed class or function; it cannot be called."""
 
     __slots__ = ("name",)
 
@@ -36,7 +36,7 @@ class Symbol:
 
 
 class Inert:
-    """What a pickle says about an object: class name, constructor arguments, states; nothing of it ever runs."""
+    """An object as a pickle describes it: class name, constructor arguments and states. Nothing is executed."""
 
     __slots__ = ("name", "arguments", "states")
 
@@ -105,7 +105,7 @@ class InertUnpickler:
                 self.step(opcode.name, argument)
         except PickleRefused:
             raise
-        except Exception as error:  # whatever hostile bytes provoke means the same
+        except Exception as error:  # any error that hostile bytes cause means the same
             raise PickleRefused(f"it is damaged or truncated ({type(error).__name__})") from error
         raise PickleRefused("it ends without a result")
 
@@ -207,7 +207,7 @@ class InertUnpickler:
             target[key] = value
         return target
 
-    # Objects: recorded, never made
+    # Objects are recorded, not created
 
     def find(self, name: str) -> Symbol:
         module, _, qualified_name = name.partition(" ")
@@ -257,8 +257,8 @@ class InertUnpickler:
     def build(self, _) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Inert):
-            target.states.append(state)  # kept by reference: copying it again and again would be a bomb
-        elif not isinstance(target, dict):  # an OrderedDict of weights has metadata, which nobody needs
+            target.states.append(state)  # kept by reference: repeated copies could fill the memory
+        elif not isinstance(target, dict):  # metadata of an OrderedDict of weights, which is not needed
             raise PickleRefused(f"it sets attributes of a {type(target).__name__}")
 
     def load_persistent(self, _) -> None:
@@ -268,7 +268,7 @@ class InertUnpickler:
 
 
 def shown(value: Any) -> str:
-    """`value` as one short printable piece of a message, whatever it holds."""
+    """Any `value` as a short printable part of a message."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 2**64:
         return "a number beyond 64 bits"
     if value is None or isinstance(value, (bool, int, float)):
@@ -300,7 +300,7 @@ INSTRUCTIONS: dict[str, Callable[[InertUnpickler, Any], None]] = {
     "TUPLE3": lambda self, _: self.stack.append(self.take(3)),
     "EMPTY_LIST": lambda self, _: self.stack.append([]),
     "EMPTY_DICT": lambda self, _: self.stack.append({}),
-    "EMPTY_SET": lambda self, _: self.stack.append([]),  # order and doubles do not matter in what nobody reads
+    "EMPTY_SET": lambda self, _: self.stack.append([]),  # a list is enough, since sets are never read
     "LIST": InertUnpickler.make_list,
     "DICT": InertUnpickler.make_dict,
     "FROZENSET": InertUnpickler.make_list,

@@ -37,7 +37,7 @@ from .modeling_ofa_resnet import OUTPUT_CHANNELS, OFAResNet, drop_path, linear_r
 from .versions_ofa import CACHE_NAME, fixed_cache_length, lacks_word_embedding, tied_weights_keys
 
 
-# Never runs. Saving copies the files named here, and transformers 4 loads no others, not even those that these import.
+# Never runs. Saving copies the files named here, and transformers 4 loads only these, not what they import.
 if TYPE_CHECKING:
     from .boxes_ofa import PlacesOnly  # noqa: F401
     from .image_loading_ofa import load_image  # noqa: F401
@@ -55,7 +55,7 @@ TEXT_TYPE, IMAGE_TYPE = 0, 1  # rows of the type embedding
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Plain attention with an additive bias; softmax in float32, as in the original, whatever the model's dtype."""
+    """Plain attention with an additive bias. The softmax is always in float32, as in the original."""
     scores = query @ key.mT * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -66,13 +66,13 @@ def eager_attention(module, query, key, value, attention_mask, scaling, dropout=
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What all attention layers of one pass share.
+    """The inputs that all attention layers of one pass share.
 
     Args:
-        cache: of keys and values; None outside of generation.
-        positions: `(T,)`, positions of the new tokens, where a cache of fixed size stores them.
+        cache: keys and values; None outside of generation.
+        positions: `(T,)`, where a cache of fixed size stores the new tokens.
         real_tokens: set where padding was removed and states are `(N, C)` instead of `(rows, T, C)`.
-        output_attentions: compute the attention weights, which only plain attention does.
+        output_attentions: return the attention weights, for which plain attention is used.
     """
 
     cache: EncoderDecoderCache | None = None
@@ -114,7 +114,7 @@ class OFAAttention(nn.Module):
         return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
     def _keys_and_values(self, states: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
-        """Project `states`, joining or reusing what the cache holds."""
+        """Project `states`, and append them to the cache or reuse what it holds."""
         cache = context.cache
         if self.is_cross and cache is not None and cache.is_updated.get(self.layer_idx, False):
             layer = cache.cross_attention_cache.layers[self.layer_idx]
@@ -159,7 +159,7 @@ class OFAAttention(nn.Module):
 
 
 class OFALayer(GradientCheckpointingLayer):
-    """What encoder and decoder layers share; each block is normalized before, inside and added to its input."""
+    """What encoder and decoder layers share: each block normalizes before and inside, and is added to its input."""
 
     def __init__(self, config: OFAConfig, num_heads: int, ffn_dim: int, drop_path_rate: float, layer_idx=None):
         super().__init__()
@@ -229,7 +229,7 @@ class OFADecoderLayer(OFALayer):
 
 
 class OFAPreTrainedModel(PreTrainedModel):
-    """Initial weights, loading and the features that transformers asks a model about."""
+    """Initialization, loading, and the features that transformers queries."""
 
     config_class = OFAConfig
     base_model_prefix = ""
@@ -239,19 +239,19 @@ class OFAPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["OFAEncoderLayer", "OFADecoderLayer", "OFABottleneck"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
-    _supports_flash_attn = False  # a learned additive bias cannot go through it
+    _supports_flash_attn = False  # it does not support a learned additive bias
     _supports_flex_attn = False
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _supports_static_cache = True
-    _keys_to_ignore_on_load_unexpected = [  # constants that old checkpoints carry; recomputed here
+    _keys_to_ignore_on_load_unexpected = [  # constants in old checkpoints, recomputed here
         r"(encoder|decoder)\.(version|token_rp_bucket|image_rp_bucket)$",
         r"decoder\.image_position_idx$",
     ]
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers, which would not notice that a checkpoint lacks the shared word embedding."""
+        """As in transformers, but also notices if a checkpoint lacks the shared word embedding."""
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if lacks_word_embedding(model, info):
             raise ValueError(
@@ -262,7 +262,7 @@ class OFAPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        return True  # transformers would guess from the text of this file
+        return True  # otherwise transformers guesses from the text of this file
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -288,7 +288,7 @@ class OFAPreTrainedModel(PreTrainedModel):
             module.text_buckets.copy_(self._make_text_buckets())
 
     def _wanted(self, output_attentions: bool | None, output_hidden_states: bool | None) -> dict[str, bool]:
-        """What is to be returned besides the last states: as the config says, unless a call says otherwise."""
+        """Outputs to return besides the last states: those of the config, unless the call overrides them."""
         wanted = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         return {name: getattr(self.config, name) if value is None else value for name, value in wanted.items()}
 
@@ -318,14 +318,14 @@ class OFAPreTrainedModel(PreTrainedModel):
 
 
 def drop_full_mask(mask: Tensor | None) -> Tensor | None:
-    """None for a mask that forbids nothing. A compiled graph keeps the mask: it must not depend on values."""
+    """None for a mask without zeros. A compiled graph keeps the mask, since it must not depend on values."""
     if mask is None or torch.compiler.is_compiling() or not bool((mask != 0).all()):
         return mask
     return None
 
 
 def is_padded_right(mask: Tensor | None) -> bool:
-    """Whether every row of a `(rows, T)` mask has its padding at the end, which causal attention never looks at."""
+    """Whether all padding of a `(rows, T)` mask is at the end, where causal attention never looks."""
     return mask is not None and not torch.compiler.is_compiling() and not bool((mask[:, 1:] > mask[:, :-1]).any())
 
 
@@ -366,7 +366,7 @@ class OFAEncoder(OFAPreTrainedModel):
     def embed_image_cells(self, pixel_values: Tensor, trunk=None) -> Tensor:
         """`(batch, 3, height, width)` → `image_embeds`, `(batch, rows, columns, d_model)`.
 
-        This is all of the encoder that depends neither on the prompt nor on the word embedding.
+        This is the part of the encoder that depends on neither the prompt nor the word embedding.
 
         Args:
             trunk: computes the features instead of `self.embed_images`.
@@ -400,10 +400,10 @@ class OFAEncoder(OFAPreTrainedModel):
 
         Args:
             input_ids: `(batch, T)` prompts; or `inputs_embeds` `(batch, T, d_model)`.
-            attention_mask: `(batch, T)`, 0 = padding; by default every `pad_token_id` is.
+            attention_mask: `(batch, T)`, 0 = padding; by default derived from `pad_token_id`.
             pixel_values: `(batch, 3, height, width)`, normalized; None for text only. `patch_images` is its old name.
             patch_masks: `(batch,)`, False = this sample has no image.
-            image_embeds: what `embed_image_cells` gave, instead of `pixel_values`.
+            image_embeds: the result of `embed_image_cells`, instead of `pixel_values`.
 
         Raises:
             ValueError: no text at all, not one image per prompt, or a text or image beyond the position tables.
@@ -435,7 +435,7 @@ class OFAEncoder(OFAPreTrainedModel):
         return OFAEncoderOutput(states, position_embeddings, mask, all_states, all_weights)
 
     def _run_layers(self, hidden_states, biases, mask, output_attentions: bool, output_hidden_states: bool):
-        """The normalized states after the last layer, and on request all states and all attention weights."""
+        """The normalized states after the last layer and, if requested, all states and attention weights."""
         context = AttentionContext(output_attentions=output_attentions)
         all_states, all_weights = (), ()
         for layer, bias in zip(self.layers, biases, strict=True):
@@ -461,7 +461,7 @@ class OFAEncoder(OFAPreTrainedModel):
 
     @staticmethod
     def _join_masks(text_mask: Tensor | None, has_image: Tensor | None, cells: tuple[int, int], text_length: int):
-        """Masks over image cells and text as one `(batch, S)` int64, or None where both allow everything."""
+        """Masks over image cells and text as one `(batch, S)` int64 mask, or None if nothing is masked."""
         if text_mask is None and has_image is None:
             return None
         batch_size, num_cells = cells
@@ -524,7 +524,7 @@ class OFADecoder(OFAPreTrainedModel):
 
         Args:
             attention_mask: `(rows, T)`, 0 = padding.
-            skip_padding: whoever called does not read the features of padding, so they need not be computed.
+            skip_padding: do not compute the features of padding, which the caller does not use.
 
         Returns:
             `last_hidden_state`: features `(rows, T, d_model)` after the final LayerNorm.
@@ -539,7 +539,7 @@ class OFADecoder(OFAPreTrainedModel):
                 f"{rows} decoder rows cannot be shared among {len(encoder_outputs.last_hidden_state)} encoder rows. "
                 "Pass the same number of texts for every image, those of one image next to each other."
             )
-        if output_attentions and torch.is_grad_enabled():  # or the weights returned would not be those used
+        if output_attentions and torch.is_grad_enabled():  # otherwise the returned weights would not be those used
             encoder_outputs = encoder_outputs.repeat(rows // len(encoder_outputs.last_hidden_state))
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         real_tokens = None
@@ -570,7 +570,7 @@ class OFADecoder(OFAPreTrainedModel):
         output_hidden_states: bool,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         key_mask = drop_full_mask(attention_mask)
-        if key_mask is not None:  # keys past its end, of a cache of fixed size, are forbidden as later ones
+        if key_mask is not None:  # in a cache of fixed size, keys past the end are masked like later ones
             key_mask = nn.functional.pad(key_mask, (0, self_biases[0].shape[-1] - key_mask.shape[1]), value=1)
         all_states, all_weights, all_cross_weights = (), (), ()
         for layer, self_bias in zip(self.layers, self_biases, strict=True):
@@ -592,7 +592,7 @@ class OFADecoder(OFAPreTrainedModel):
         """Biases of self-attention per layer, encoder states, and the bias of cross-attention to them."""
         is_fixed = cache is not None and cache.is_compileable
         num_keys = fixed_cache_length(cache.self_attention_cache) if is_fixed else past + num_tokens
-        are_codes = code_masks is not None and bool(code_masks.all())  # which have places on a grid instead
+        are_codes = code_masks is not None and bool(code_masks.all())  # image codes have positions on a grid instead
         self._check_text_length(0 if are_codes else num_keys, "decoder's")
         if cache is None or not any(cache.is_updated.values()):  # first step of a generation
             self.position_biases.check_weights()
@@ -631,11 +631,11 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
         decoder_input_ids: `(rows, U)`; rows = batch × n, the n texts of one image next to each other.
         decoder_attention_mask: `(rows, U)`, 0 for padding; needed only for padding on the left.
         code_masks: `(rows,)`, True = this row's text is image codes, placed on a grid.
-        encoder_outputs: what `get_encoder()` returned, instead of encoding again.
+        encoder_outputs: the result of `get_encoder()`, instead of encoding again.
         labels: `(rows, U)`, −100 = ignored; shifted here, so `decoder_input_ids` can be left out.
-        logits_to_keep: compute the logits of so many last positions, or of the positions in a tensor; 0 = all. An
-            empty tensor leaves out the logits, which need far more memory than the rest, and padding.
-        image_embeds: what `embed_image_cells` gave, instead of `pixel_values`.
+        logits_to_keep: number of last positions, or a tensor of positions, whose logits are computed; 0 = all. An
+            empty tensor skips padding and the logits, which need far more memory than the rest.
+        image_embeds: the result of `embed_image_cells`, instead of `pixel_values`.
         cache: the name of `past_key_values` from transformers 5.24 on; the output has it under the same name.
         kwargs: for `loss_function`, such as the Trainer's `num_items_in_batch`.
 
@@ -683,12 +683,12 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
     # -- LiT: a locked encoder
 
     def lock_encoder(self, train_embeddings: bool = False, through_encoder: bool = False) -> None:
-        """Lock the encoder for LiT-tuning: no gradients, and inference mode (no dropout, fixed BatchNorm) for good.
+        """Lock the encoder for LiT-tuning: no gradients, and permanent inference mode (no dropout, fixed BatchNorm).
 
         Args:
             train_embeddings: keep training the word embedding, which encoder, decoder and output share. The encoder
                 still reads it, but passes no gradient to it.
-            through_encoder: let it pass one: a full backward pass through the encoder, for the prompt's few tokens.
+            through_encoder: also let the gradient pass through the encoder, at the cost of its backward pass.
 
         Source: LiT, arXiv 2111.07991.
         """
@@ -698,7 +698,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
         self.train(self.training)
 
     def unlock_encoder(self) -> None:
-        """Undo `lock_encoder`: everything is trained again."""
+        """Undo `lock_encoder`."""
         self._encoder_is_locked, self._encoder_passes_gradients = False, True
         self.encoder.requires_grad_(True)
         self.train(self.training)
@@ -763,7 +763,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
         project = past_key_values.logits if isinstance(past_key_values, StepCache) else projection
         logits = project(features[:, kept]) if has_logits else None
         if labels is not None:
-            kwargs |= {"features": features, "weight": projection.weight}  # for losses that make no logits at all
+            kwargs |= {"features": features, "weight": projection.weight}  # for losses that never compute logits
             loss = self.loss_function(logits=logits, labels=labels, **kwargs)
         return Seq2SeqLMOutput(
             loss=loss,
@@ -778,7 +778,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
         )
 
     def _choose_cache(self, cache: EncoderDecoderCache | None, use_cache: bool | None, labels: Tensor | None):
-        """The caller's cache, a new one, or None where none is wanted."""
+        """The caller's cache, a new one, or None if no cache is used."""
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and not self.training
         if use_cache and self.training and self.decoder.gradient_checkpointing:
@@ -790,11 +790,11 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
 
 
 class OFAModel(OFAForConditionalGeneration):
-    """What `AutoModel` gives: the same network, which generates and returns logits, as in OFA-Chinese."""
+    """The class that `AutoModel` loads: the same network, which generates and returns logits, as in OFA-Chinese."""
 
 
 OFAModelForCaption = OFAForConditionalGeneration  # the name in the OFA-Chinese article
 
-# Without these, saving would write an auto_map but not the files it names.
+# Without these calls, saving would write an auto_map but not the files that it names.
 OFAForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 OFAModel.register_for_auto_class("AutoModel")

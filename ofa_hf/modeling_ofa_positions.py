@@ -1,8 +1,8 @@
-"""What attention knows of positions: numbers of places, buckets of distances, and the biases made of them.
+"""Positions in attention: position numbers, buckets of distances, and the biases computed from them.
 
-OFA adds two kinds of position to every attention score: absolute positions, whose embeddings are projected and
-multiplied apart from the content, and relative ones, looked up in tables per layer. Both depend on shapes only, never
-on what a batch holds, so they are computed once per shape.
+OFA adds two position terms to every attention score: absolute positions, whose embeddings are projected and multiplied
+separately from the content, and relative positions, looked up in tables per layer. Both depend only on shapes, not on
+the content of a batch, so they are computed once per shape.
 
 Source: OFA `models/ofa/unify_transformer.py`.
 """
@@ -17,8 +17,8 @@ from .fast_ofa import WeightMemo
 
 PIXELS_PER_CELL = 16  # stride of the image trunk
 PIXELS_PER_CODE = 8  # of a generated image
-BEYOND_CODE_GRID = 1024  # position that OFA gives image codes past their window
-STEPS_PER_TABLE = 64  # tables of decoding steps grow by so many
+BEYOND_CODE_GRID = 1024  # OFA's position of image codes beyond the window
+STEPS_PER_TABLE = 64  # step by which tables of decoding steps grow
 
 
 # ------------------------------------------------------------------------------------------ places and buckets
@@ -74,7 +74,7 @@ def image_position_buckets(query_ids: Tensor, key_ids: Tensor, bucket_size: int)
 
 
 def num_image_buckets(bucket_size: int) -> int:
-    """Number of values of `image_position_buckets`: offsets, and from, to and both outside the grid."""
+    """Number of values of `image_position_buckets`: all offsets, and three for positions outside the grid."""
     return (2 * bucket_size - 1) ** 2 + 3
 
 
@@ -103,11 +103,11 @@ def absolute_position_bias(queries: Tensor, keys: Tensor, num_heads: int, scalin
 
 def relative_position_bias(table: nn.Embedding, buckets: Tensor) -> Tensor:
     """Look up a learned score per head: `(Q, K)` buckets → `(num_heads, Q, K)`, on the device of the buckets."""
-    return table(buckets).permute(2, 0, 1).to(buckets.device)  # a device map may put tables elsewhere
+    return table(buckets).permute(2, 0, 1).to(buckets.device)  # a device map may place the tables elsewhere
 
 
 def mask_keys(bias: Tensor, mask: Tensor | None) -> Tensor:
-    """Forbid keys: `(1 or B, H, Q, K)` bias, `(B, K)` mask with 0 = forbidden → `(B, H, Q, K)`."""
+    """Mask keys: `(1 or B, H, Q, K)` bias, `(B, K)` mask with 0 = masked → `(B, H, Q, K)`."""
     if mask is None:
         return bias
     return bias.masked_fill(mask[:, None, None, :] == 0, torch.finfo(bias.dtype).min)
@@ -136,7 +136,7 @@ class PositionBiases:
         self.stack, self.memo = stack, WeightMemo()
 
     def check_weights(self) -> None:
-        """Forget what earlier weights gave. Called once per pass."""
+        """Drop results of earlier weights. Called once per pass."""
         stack = self.stack
         embeddings = [stack.embed_positions, stack.embed_image_positions, stack.pos_ln, stack.image_pos_ln]
         tables = [*stack.token_rel_pos_table_list, *stack.image_rel_pos_table_list]
@@ -182,7 +182,7 @@ class EncoderBiases(PositionBiases):
         for text_table, image_table in tables:
             bias = absolute.clone()
             bias[:, :, num_cells:, num_cells:] += relative_position_bias(text_table, text_buckets)
-            if grid is not None:  # tables act within the text and within the image, none across
+            if grid is not None:  # the tables apply within the text and within the image, not between them
                 bias[:, :, :num_cells, :num_cells] += relative_position_bias(image_table, image_buckets)
             biases.append(bias)
         return embeddings, biases
@@ -194,14 +194,14 @@ class DecoderBiases(PositionBiases):
     projections = ("self_pos_q_linear", "self_pos_k_linear", "cross_pos_q_linear", "cross_pos_k_linear")
 
     def __call__(self, past: int | Tensor, num_tokens: int, num_keys: int, encoder_positions: Tensor, code_masks):
-        """Biases of the steps from `past` on.
+        """Biases of the decoding steps from `past` on.
 
         Args:
             encoder_positions: `(1, S, C)`, from `EncoderBiases`.
             code_masks: `(rows,)`, True = this row's text is image codes; or None.
 
         Returns:
-            per layer the bias `(1 or rows, H, num_tokens, num_keys)` of self-attention, later steps forbidden, and
+            per layer the bias `(1 or rows, H, num_tokens, num_keys)` of self-attention, later steps masked, and
             the bias `(1 or rows, H, num_tokens, S)` of cross-attention, which is the same in every layer.
         """
         steps = (past, num_tokens, num_keys, encoder_positions)
@@ -215,11 +215,11 @@ class DecoderBiases(PositionBiases):
         return own, torch.where(is_code, codes[1], text[1])
 
     def _of_steps(self, past: int | Tensor, num_tokens: int, num_keys: int, encoder_positions: Tensor, as_codes: bool):
-        """Biases of steps that are all text or all codes; without gradients they are rows of tables kept for later."""
+        """Biases of steps that are all text or all codes; without gradients, rows of cached tables."""
         device = self.stack.text_buckets.device
         query_ids = torch.arange(num_tokens, device=device) + past
         has_no_tables = as_codes or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if has_no_tables:  # tables of the thousand codes of an image would be large, and each row is read once
+        if has_no_tables:  # tables for the thousand codes of an image would be large, and each row is used only once
             key_ids = torch.arange(num_keys, device=device)
             own = self.compute_self(query_ids, key_ids, as_codes)
             return own, self.compute_cross(query_ids, encoder_positions, as_codes, num_keys)
@@ -236,7 +236,7 @@ class DecoderBiases(PositionBiases):
         return tuple(table[:, :, rows, :num_keys] for table in own), cross[:, :, rows]
 
     def embeddings(self, ids: Tensor) -> Tensor:
-        """Normalized embeddings `(1, L, C)` of decoding steps that are text."""
+        """Normalized position embeddings `(1, L, C)` of decoding steps that are text."""
         return self.stack.pos_ln(self.stack.embed_positions(ids))[None]
 
     def heads(self, states: Tensor) -> Tensor:
@@ -244,8 +244,8 @@ class DecoderBiases(PositionBiases):
         return states.unflatten(-1, (self.stack.layers[0].self_attn.num_heads, -1)).transpose(1, 2).contiguous()
 
     def codes(self, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What decoding steps that are codes are scored by: grid positions `(L,)`, and per head `(1, H, L, D)` queries
-        and keys of self-attention and queries of cross-attention, queries scaled; L is `length` or more."""
+        """Position terms of decoding steps that are codes: grid positions `(L,)`, and `(1, H, L, D)` queries and keys
+        of self-attention and queries of cross-attention, queries scaled; L is `length` or more."""
         config = self.stack.config
         length = max(length, (config.code_image_size // PIXELS_PER_CODE) ** 2 + 1)
         return self.memo.get(("codes", length), lambda: self.compute_codes(length))
@@ -263,7 +263,7 @@ class DecoderBiases(PositionBiases):
         return grid, queries * scaling, keys, self.heads(stack.cross_pos_q_linear(embeddings)) * scaling
 
     def compute_self(self, query_ids: Tensor, key_ids: Tensor, as_codes: bool) -> tuple[Tensor, ...]:
-        """Per layer the bias `(1, H, Q, K)` of self-attention, later steps forbidden."""
+        """Per layer the bias `(1, H, Q, K)` of self-attention, later steps masked."""
         stack = self.stack
         if as_codes:
             grid, queries, keys, _ = self.codes(len(key_ids))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .configuration_ofa import RESNET_BLOCKS
 
 
-EXPANSION = 4  # a Bottleneck gives four times as many channels as it works on inside
+EXPANSION = 4  # a Bottleneck has four times as many output channels as inner channels
 OUTPUT_CHANNELS = 256 * EXPANSION
 
 
@@ -17,7 +17,7 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
     """Stochastic depth: drop the whole residual branch of a sample with probability `rate`.
 
     Args:
-        branch: `(batch, ...)`; one draw per sample, whatever the other dimensions.
+        branch: `(batch, ...)`; one draw per sample.
 
     Returns:
         The same shape; kept samples are scaled by `1 / (1 - rate)`.
@@ -80,13 +80,13 @@ class OFAResNet(nn.Module):
 
     @staticmethod
     def _stage(in_channels: int, width: int, num_blocks: int, stride: int, drop_path_rate: float) -> nn.Sequential:
-        rates = linear_rates(drop_path_rate, num_blocks)  # the first block of a stage never drops
+        rates = linear_rates(drop_path_rate, num_blocks)  # the first block of a stage is never dropped
         blocks = [OFABottleneck(in_channels, width, stride)]
         blocks += [OFABottleneck(width * EXPANSION, width, drop_path_rate=rate) for rate in rates[1:]]
         return nn.Sequential(*blocks)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        if self.training:  # the faster layout; in inference the original's, which sums in the original's order
+        if self.training:  # the faster layout in training; inference keeps the original's order of summation
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = self.maxpool(self.bn1(self.conv1(pixel_values)).relu_())
         return self.layer3(self.layer2(self.layer1(features)))

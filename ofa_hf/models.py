@@ -1,4 +1,4 @@
-"""The one door to a model: a Hub-ready folder or a Hub id, complete and on a device that works, or a `UserError`."""
+"""Load a model and its processor from a Hub-ready folder or a Hub id; refuse incomplete ones and bad devices."""
 
 import math
 import os
@@ -68,9 +68,11 @@ def load_processor(name: str | os.PathLike) -> OFAProcessor:
     check_model(name)
     with explain_failure(f"The processor of {os.fspath(name)}"):
         processor = OFAProcessor.from_pretrained(name)
-    if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):  # what transformers makes of no file
+    if len(processor.tokenizer) <= len(
+        processor.tokenizer.all_special_tokens
+    ):  # what transformers returns if the file is missing
         raise UserError(
-            f"The tokenizer of {os.fspath(name)} knows no words, only special tokens. The folder lacks "
+            f"The tokenizer of {os.fspath(name)} has only special tokens. The folder lacks "
             f"tokenizer.json, or it is empty. Convert the checkpoint again, or download it again."
         )
     return processor
@@ -165,12 +167,12 @@ def _check_weights(name: str, model: OFAForConditionalGeneration, report: dict) 
 
 
 def _check_numbers(name: str, model: OFAForConditionalGeneration) -> None:
-    """Refuse weights that are no numbers, which would give empty answers without a word."""
+    """Refuse weights that contain NaN, with which all answers would be empty."""
     plain = [(key, tensor) for key, tensor in model.named_parameters() if type(tensor) is torch.nn.Parameter]
     broken = {key for key, tensor in plain if tensor.is_floating_point() and _is_broken(tensor.detach())}
     if broken:
         raise UserError(
-            f"The weights of {name} are no numbers (NaN) in {_some(broken)}. Its training diverged, or the file was "
+            f"The weights of {name} contain NaN: {_some(broken)}. Its training diverged, or the file was "
             f"damaged. Use an earlier checkpoint, or train again with a lower learning rate."
         )
 
@@ -186,7 +188,7 @@ def _some(keys: set[str], shown: int = 3) -> str:
 
 @contextmanager
 def explain_failure(what: str, advice: str = ADVICE) -> Iterator[None]:
-    """Turn any failure to load into one line; transformers' own report and progress bar are silenced."""
+    """Turn any failure to load into a one-line `UserError`, without transformers' own report and progress bar."""
     verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

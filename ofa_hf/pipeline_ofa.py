@@ -18,7 +18,7 @@ from .versions_ofa import pipeline_generate_kwargs
 
 logger = logging.get_logger(__name__)
 
-# With these settings the score of a beam search is the mean log-probability; others scale or distort it.
+# With these settings the score of a beam search is the mean log-probability; other settings change it.
 PLAIN_SCORES = {
     "length_penalty": 1.0,
     "temperature": 1.0,
@@ -33,8 +33,8 @@ PLAIN_SCORES = {
 }
 IMAGES_PER_BATCH = 16  # that are drawn together
 PHRASES_PER_BATCH = 16  # that are located together
-PIPELINE_NAMES = ("", "image-to-text", "image-text-to-text")  # what transformers passes as `task`
-OF_OTHER_MODELS = frozenset(  # what transformers' pipelines of these names take for theirs; nothing to do here
+PIPELINE_NAMES = ("", "image-to-text", "image-text-to-text")  # values that transformers passes as `task`
+OF_OTHER_MODELS = frozenset(  # options of transformers' pipelines that have no effect here
     "hypothesis_template tokenizer_kwargs truncation padding max_question_len clean_up_tokenization_spaces "
     "return_text return_all_scores function_to_apply".split()
 )
@@ -46,8 +46,8 @@ _last_process: int | None = None  # the last process that ran a model
 def leave_lost_threads() -> None:
     """Use one thread in a process that was forked from one that ran a model.
 
-    OpenMP's threads do not survive a fork, and torch would wait for them forever. torch's own data loader workers do
-    the same.
+    OpenMP's threads do not survive a fork, and torch would wait for them forever. torch's data loader workers do the
+    same.
     """
     global _last_process
     if _last_process not in (None, os.getpid()) and torch.get_num_threads() > 1:
@@ -59,18 +59,18 @@ def leave_lost_threads() -> None:
 def generate_answers(
     model: Any, inputs: Mapping[str, torch.Tensor], return_scores: bool, **generate: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Generate token ids, and on request the mean log-probability of their tokens, `</s>` included.
+    """Generate token ids and, if requested, the mean log-probability of their tokens, including `</s>`.
 
-    The encoder runs once for both. Scores are those of the beam search where that is the same number. Answers that
-    start with questions of different length are searched length by length, since padding would move their positions.
+    The encoder runs once for both. Scores are taken from the beam search if they are the same numbers. Answers that
+    start with questions of different lengths are generated length by length, since padding would shift positions.
 
     Args:
-        inputs: what the processor made of `batch` rows.
+        inputs: outputs of the processor for `batch` rows.
         generate: keywords of `model.generate`.
 
     Returns:
-        `(batch * answers, tokens)`, without the question that an answer starts with, and `(batch * answers,)`; those
-        of one row together.
+        `(batch * answers, tokens)`, without the question that an answer starts with, and `(batch * answers,)`; answers
+        to one row are next to each other.
     """
     encoder_inputs = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
     encoder_outputs = model.encode(**encoder_inputs)
@@ -97,10 +97,10 @@ def generate_answers(
 def with_length(
     of_task: Mapping[str, Any], given: Mapping[str, Any], defaults: Any, answer_follows: bool
 ) -> dict[str, Any]:
-    """Keywords of `generate`: those of a task with those of a call on top.
+    """Keywords of `generate`: those of a task, overridden by those of a call.
 
-    A `max_length` of the call is turned into new tokens where the task or the checkpoint limits those, since
-    `generate` would prefer their limit, and where a question comes before the answer, which `max_length` would count.
+    A `max_length` of the call becomes a limit of new tokens if the task or the checkpoint has such a limit, which
+    `generate` would prefer, and if the answer starts with a question, which `max_length` would count.
 
     Args:
         defaults: generation settings of the checkpoint.
@@ -122,7 +122,7 @@ def _search(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Answers to rows whose answers start with questions of one length, as `generate_answers` returns them."""
     prompt_length = inputs["decoder_input_ids"].shape[1] if "decoder_input_ids" in inputs else 1
-    if generate.get("max_new_tokens"):  # transformers warns where the model's own settings have a max_length
+    if generate.get("max_new_tokens"):  # transformers warns if the model's own settings have a max_length
         generate = {**generate, "max_length": prompt_length + generate["max_new_tokens"], "max_new_tokens": None}
     generated = model.generate(**inputs, encoder_outputs=encoder_outputs, return_dict_in_generate=True, **generate)
     sequences = generated.sequences
@@ -138,7 +138,7 @@ def _search(
 
 
 def _setting(model: Any, name: str, generate: Mapping[str, Any]) -> Any:
-    """A setting of `generate` as it was used; None is its default."""
+    """The effective value of a setting of `generate`; None means the default."""
     configs = (generate.get("generation_config"), model.generation_config)
     values = (generate.get(name), *(getattr(config, name, None) for config in configs))
     return next((value for value in values if value is not None), None)
@@ -147,22 +147,22 @@ def _setting(model: Any, name: str, generate: Mapping[str, Any]) -> Any:
 def is_stream(inputs: Any) -> bool:
     """Whether inputs are many images in sequence, such as a `datasets.Dataset` or an iterator."""
     if isinstance(inputs, (list, types.GeneratorType, torch.utils.data.Dataset, torch.Tensor, *ONE_IMAGE)):
-        return False  # one image, or inputs that the base class streams itself
+        return False  # one image, or inputs that the base class streams
     if hasattr(inputs, "read") or hasattr(type(inputs), "__array_interface__"):  # a file; a PIL image, an array
-        return False  # asked of the type: the attribute of a PIL image would decode it
+        return False  # checked on the type, since the attribute of a PIL image would decode it
     return isinstance(inputs, Iterable) or (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"))
 
 
 def _given(**values: Any) -> dict[str, Any]:
-    """Those that are not None, the value for "not given"."""
+    """The arguments that are not None, which means "not given"."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 class OFAPipeline(Pipeline):
-    """What the pipelines of OFA share: the checkpoint's processor, and its task for this pipeline."""
+    """Base class of the pipelines: the checkpoint's processor, and its task for this pipeline."""
 
-    pipeline_name = ""  # as transformers calls pipelines of this kind
-    _load_processor = True  # brings tokenizer and image processor with it
+    pipeline_name = ""  # transformers' name of the pipeline
+    _load_processor = True  # includes tokenizer and image processor
     _load_image_processor = False
     _load_tokenizer = False
     _load_feature_extractor = False
@@ -170,7 +170,7 @@ class OFAPipeline(Pipeline):
     _pipeline_calls_generate = True
 
     def _task_for(self, name: str | None = None) -> str:
-        """Name of the task to answer: the one given, else the first of the checkpoint that this pipeline answers.
+        """Name of the task: the given one, or the first task of the checkpoint that this pipeline answers.
 
         Raises:
             ValueError: the checkpoint has no such task.
@@ -187,7 +187,7 @@ class OFAPipeline(Pipeline):
         return fitting[0]
 
     def _search_settings(self, task: str, given: Mapping[str, Any], **of_task: Any) -> dict[str, Any]:
-        """Keywords of `generate`: those of the task with those of a call on top."""
+        """Keywords of `generate`: those of the task, overridden by those of a call."""
         if "generation_config" not in given:
             starts = bool(self.processor.find_task(task).starts_with)
             given = with_length(
@@ -203,14 +203,14 @@ class OFAImageToTextPipeline(OFAPipeline):
     generator or data set gives them one by one. An image is anything that `load_image` takes, or
     `{"image": image, "text": text}`.
 
-    `pipeline("image-to-text", model=folder_or_id, trust_remote_code=True)` makes one. For a model in memory call
-    `OFAImageToTextPipeline(model=model, processor=processor)`: `pipeline()` would take a class of transformers.
+    `pipeline("image-to-text", model=folder_or_id, trust_remote_code=True)` creates one. For a model in memory, call
+    `OFAImageToTextPipeline(model=model, processor=processor)`, since `pipeline()` would use a class of transformers.
     """
 
     pipeline_name = "image-to-text"
 
     def __init__(self, *args, task: str = "", **kwargs):
-        """Takes what `Pipeline` takes. `task` may be a task of the checkpoint instead of a pipeline's name.
+        """Arguments are those of `Pipeline`. `task` can be a task of the checkpoint instead of the name of a pipeline.
 
         Raises:
             ValueError: the checkpoint has no such task.
@@ -225,19 +225,18 @@ class OFAImageToTextPipeline(OFAPipeline):
         """Answer a question about images.
 
         Args:
-            inputs: one image, a list, a generator, or a data set; also called `images`. A dict may bring its own
+            inputs: one image, a list, a generator, or a data set; also called `images`. A dict can have its own
                 `"text"`.
             task: one of `processor.tasks`; by default the checkpoint's default task. The text of an input then fills
                 the slot of the task's prompt.
-            prompt: text for inputs that bring none. Without a task it is the whole question.
-            batch_size: images that go through the model together.
+            prompt: text for inputs without their own. Without a task, it is the whole question.
+            batch_size: number of images per batch.
             num_return_sequences: answers per image, best first.
-            return_scores: add `"score"`, the mean log-probability of an answer's tokens, `</s>` included; where the
-                task has a list of answers, their log-probability in the list. On by default when several answers are
-                asked for.
-            official: answers as the original scripts search and write them; see `generation_kwargs` and `post_process`
+            return_scores: add `"score"`, the mean log-probability of an answer's tokens, including `</s>`; if the task
+                has a list of answers, the log-probability in the list. On by default for several answers.
+            official: search and format answers as the original scripts do; see `generation_kwargs` and `post_process`
                 of the processor.
-            max_new_tokens, generate_kwargs: for `generate`, as is every other keyword.
+            max_new_tokens, generate_kwargs: passed to `generate`, like all other keywords.
             timeout: seconds to wait for the server of a URL.
 
         Raises:
@@ -323,7 +322,7 @@ class OFAImageToTextPipeline(OFAPipeline):
         return outputs
 
     def _choices_of(self, task: str | None) -> tuple[str, ...]:
-        """The answers of a task that has a list of them."""
+        """Answers to a task with a list of answers."""
         chosen = self.processor.find_task(task)
         return tuple(chosen.choices) if chosen.answer == "choice" else ()
 
@@ -357,15 +356,16 @@ class OFAObjectDetectionPipeline(OFAPipeline):
 
         Args:
             image: anything that `load_image` takes, a list of them, or `{"image", "candidate_labels"}`.
-            candidate_labels: phrases, or one string of them divided by commas.
-            threshold: boxes with a lower score are left out, 0 by default. A score is the mean probability of the
-                places (their geometric mean), so a phrase that is nowhere in the image has a low one.
-            top_k: at most so many boxes per image.
-            official: let the model generate any word, as the original scripts do; phrases without a box are left out.
+            candidate_labels: phrases, or one comma-separated string.
+            threshold: boxes with a lower score are left out, 0 by default. A score is the geometric mean of the
+                probabilities of the four places, so it is low for a phrase that is not in the image.
+            top_k: maximum number of boxes per image.
+            official: do not restrict generation to places, as in the original scripts; phrases without a box are
+                left out.
             zero_shot: choose places by their probabilities among all words, as the original's `--zero-shot` does.
             task: a task of the checkpoint that answers with boxes.
             timeout: seconds to wait for the server of a URL.
-            kwargs: for `generate`. An image passes the ResNet once for all its phrases.
+            kwargs: passed to `generate`. The ResNet encodes an image once for all its phrases.
 
         Raises:
             ImageError: an image cannot be read.
@@ -444,10 +444,10 @@ class OFAObjectDetectionPipeline(OFAPipeline):
 
 
 def _with_labels(image: Any, labels: str | Sequence[str] | None) -> dict[str, Any]:
-    """An image with its labels as a list.
+    """An image and its labels as a list.
 
     Raises:
-        ValueError: no labels, or labels that are no strings.
+        ValueError: no labels, or labels that are not strings.
     """
     if isinstance(image, Mapping) and "image" in image:
         image, labels = image["image"], image.get("candidate_labels", labels)
@@ -459,9 +459,9 @@ def _with_labels(image: Any, labels: str | Sequence[str] | None) -> dict[str, An
 
 
 class OFAChoicePipeline(OFAPipeline):
-    """What the pipelines that choose among answers share."""
+    """Base class of the pipelines that choose among answers."""
 
-    key = "label"  # of an answer in the results
+    key = "label"  # key of an answer in the results
 
     def _sanitize_parameters(
         self,
@@ -543,15 +543,15 @@ class OFAQuestionAnsweringPipeline(OFAChoicePipeline):
         """Answer a question.
 
         Args:
-            image: anything that `load_image` takes, a list of them, or `{"image", "question"}`, which may also bring
-                a field of the task's longer prompt: `"objects"`, or for visual entailment `"caption"`.
-            question: for images that bring none; a list of them is asked of each image. For visual entailment, the
+            image: anything that `load_image` takes, a list of them, or `{"image", "question"}`, which can also have
+                a field of the task's longer prompt: `"objects"`, or `"caption"` for visual entailment.
+            question: for images without their own; a list is asked of each image. For visual entailment, the
                 hypothesis.
-            candidate_answers: a list of answers to choose from. Scores are then probabilities that sum to 1; those of
-                free answers are the mean probability of their tokens (the geometric mean).
-            search: find the best answers of the list by beam search, as the original's `beam` evaluation does, instead
+            candidate_answers: answers to choose from. Scores are then probabilities that sum to 1; the score of a free
+                answer is the geometric mean of the probabilities of its tokens.
+            search: find the best answers of the list by beam search, as in the original's `beam` evaluation, instead
                 of scoring each. Scores are then those of free answers.
-            top_k: at most so many answers; 1 by default for free ones, all for those of a list.
+            top_k: maximum number of answers; by default 1 for free answers and all for a list.
             task, timeout, kwargs: a task of the checkpoint, seconds to wait for the server of a URL, and settings of
                 `generate` for free answers.
 
@@ -589,7 +589,7 @@ class OFAQuestionAnsweringPipeline(OFAChoicePipeline):
 
 
 class OFAClassificationPipeline(OFAChoicePipeline):
-    """Finds the label of an image among thousands: one pass of the encoder, and of the decoder where labels part.
+    """Chooses the label of an image from a list of up to thousands, with one pass through the encoder.
 
     `pipe("photo.jpg", candidate_labels=["cat", "dog"])` gives `[{"score": 0.9, "label": "cat"}, …]`, best first; the
     scores sum to 1. `pipeline("zero-shot-image-classification", model=folder_or_id, trust_remote_code=True)` makes
@@ -603,8 +603,8 @@ class OFAClassificationPipeline(OFAChoicePipeline):
 
         Args:
             image: anything that `load_image` takes, a list of them, or `{"image", "candidate_labels"}`.
-            candidate_labels: labels, or one string of them divided by commas.
-            top_k: at most so many labels.
+            candidate_labels: labels, or one comma-separated string.
+            top_k: maximum number of labels.
             task, timeout: a task of the checkpoint, and seconds to wait for the server of a URL.
 
         Raises:
@@ -621,7 +621,7 @@ class OFAClassificationPipeline(OFAChoicePipeline):
 
 
 class OFATextClassificationPipeline(OFAChoicePipeline):
-    """Answers questions about sentences with one word of a list, as the tasks of GLUE do.
+    """Answers questions about sentences with one word from a list, as in the tasks of GLUE.
 
     `pipe("a charming journey", task="sst2")` gives `[{"score": 0.9, "label": "positive"}, …]`, best first; the scores
     sum to 1. Tasks about two sentences take a dict: `{"sentence1": "…", "sentence2": "…"}`.
@@ -637,7 +637,7 @@ class OFATextClassificationPipeline(OFAChoicePipeline):
             text: a sentence, a dict with the fields of the task's prompt, or a list of them. `"text"` and
                 `"text_pair"` stand for the first and the second field, as in transformers.
             candidate_labels: answers to choose from, by default those of the task.
-            task, top_k: a task of the checkpoint, and at most so many labels.
+            task, top_k: a task of the checkpoint, and the maximum number of labels.
 
         Raises:
             ValueError: no text, or one that lacks a field of the prompt.
@@ -670,7 +670,7 @@ class OFASummarizationPipeline(OFAPipeline):
             task, generate_kwargs, kwargs: a task of the checkpoint, and settings of `generate`.
 
         Raises:
-            ValueError: no article, or one that is no text.
+            ValueError: no article, or one that is not a text.
         """
         documents = kwargs.pop("inputs", documents)
         kwargs.pop("batch_size", None)
@@ -717,13 +717,13 @@ class OFATextToImagePipeline(OFAPipeline):
 
         Args:
             text: what to draw, at most 64 words, or a list of texts.
-            num_images: samples of each text, 1 by default. A sample is independent of the others.
-            seed: the same seed draws a text again, whatever is drawn before it; by default each call draws anew.
+            num_images: independent samples of each text, 1 by default.
+            seed: the same seed gives the same images of a text; by default, each call gives new ones.
             image_decoder: a `diffusers.VQModel` in place of the checkpoint's.
-            on_step: called after each code with the steps done and those of the whole text, `(40, 1026)`; what it
-                raises ends the call. A beam search calls it once, at its end.
+            on_step: called after each code with the number of finished steps and of all steps, `(40, 1026)`; if it
+                raises, the call ends. A beam search calls it once, at the end.
             task, kwargs: a task of the checkpoint, and settings of `generate`: `do_sample=False` takes the best code
-                at each place, `num_beams=5` searches, `top_k` and `temperature` change the samples.
+                at each place, `num_beams=5` uses beam search, `top_k` and `temperature` affect sampling.
 
         Returns:
             images with the mean log-probability of their codes, best first; for a list of texts a list of such lists.
@@ -807,7 +807,7 @@ class OFATextToImagePipeline(OFAPipeline):
         return {"sequences": torch.cat(found), "scores": torch.cat(scores).float()}
 
     def _scores(self, found: Any, encoder_outputs: Any, settings: Mapping[str, Any]) -> torch.Tensor:
-        """Mean log-probabilities: those of the search, or computed anew where it gives none or others."""
+        """Mean log-probabilities: those of the search, or computed separately if it returns none or others."""
         scores = getattr(found, "sequences_scores", None)
         if scores is not None and _setting(self.model, "length_penalty", settings) in (None, 1.0):
             return scores
@@ -824,7 +824,7 @@ class OFATextToImagePipeline(OFAPipeline):
 
 
 class Steps:
-    """Counts the steps of a drawing: what `generate` takes for a streamer.
+    """A streamer for `generate` that counts the steps of a drawing.
 
     Args:
         on_step: called with the steps done and the total.
@@ -841,17 +841,17 @@ class Steps:
         pass
 
     def finish(self) -> None:
-        """Say that all is done, unless that was said."""
+        """Report the last step, unless it was reported."""
         if self.done < self.total:
             self.done = self.total
             self.on_step(self.total, self.total)
 
 
 def check_window(processor: Any, task: str, config: Any) -> None:
-    """Check that a model has places for the codes of the images that a task draws.
+    """Check that a model has positions for the codes of the images that a task draws.
 
     Raises:
-        ValueError: it has them for images of another size.
+        ValueError: it has positions for images of another size.
     """
     width, height = processor.model_size(processor.find_task(task))
     if not width == height == config.code_image_size:
@@ -865,7 +865,7 @@ def check_description(text: Any) -> None:
     """Check a text that is to be drawn.
 
     Raises:
-        ValueError: it is no text, empty, or longer than the model was trained for.
+        ValueError: it is not a text, empty, or longer than the model was trained for.
     """
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"Drawing needs a text, but got {repr(text)[:100]}. Describe the image in a few words.")

@@ -1,4 +1,4 @@
-"""Images and text → model inputs, generated ids → answers. Knows the tasks that its checkpoint was trained for."""
+"""Images and text → model inputs; generated ids → answers, for the tasks that the checkpoint was trained for."""
 
 import os
 import re
@@ -22,20 +22,20 @@ from .versions_ofa import PROCESSOR_DECLARES_PARTS
 
 logger = logging.get_logger(__name__)
 
-ROOM_FOR_ANSWER = 256  # tokens that a question leaves to the answer that starts with it
+ROOM_FOR_ANSWER = 256  # tokens reserved for an answer that starts with the question
 IGNORED_LABEL = -100  # the loss skips these positions
-NOT_GIVEN = object()  # `images` was left out, which differs from `images=None`
+NOT_GIVEN = object()  # `images` was not passed, which differs from `images=None`
 IMAGE_OPTIONS = frozenset(
     "do_convert_rgb do_resize size resample fit do_rescale rescale_factor do_normalize image_mean image_std".split()
 )
 TEXT_OPTIONS = frozenset(
     "add_special_tokens padding padding_side pad_to_multiple_of truncation max_length return_attention_mask".split()
 )
-# Never part of an answer, whether or not the tokenizer counts them as special.
+# Never part of an answer, even if the tokenizer does not treat them as special.
 UNSPOKEN_TOKENS = frozenset(
     "<s> <pad> </s> <unk> <mask> [PAD] [UNK] [CLS] [SEP] [MASK] madeupword0000 madeupword0001 madeupword0002".split()
 )
-BLANK = "\u0120"  # how byte-level tokenizers, those of the English checkpoints, write a blank; each has this entry
+BLANK = "\u0120"  # the space in byte-level vocabularies, which English checkpoints have
 # Scripts that are written without spaces: ideographs, kana, their symbols and full-width forms.
 UNSPACED = (
     "\u2e80-\u2fff\u3000-\u303f\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f"
@@ -45,14 +45,14 @@ ENDS_IN_WORD = re.compile(rf"[^\W_{UNSPACED}]\Z")
 STARTS_WITH_WORD = re.compile(rf"[^\W_{UNSPACED}]")
 ENDS_IN_WORD_AND_MARK = re.compile(rf"[^\W\d_{UNSPACED}][,;!?]\Z")
 BERT_SYMBOL = re.compile(r"\[(?:PAD|UNK|CLS|SEP|MASK)\]")
-# BERT's basic tokenizer puts blanks around each of these.
+# BERT's basic tokenizer puts spaces around each of these.
 IDEOGRAPH = re.compile(
     "[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
     "\U0002b820-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f]"
 )
-# Three words; names of products are shorter. Bounded, so that a megabyte of letters is searched in linear time.
+# At most three words, as in names of products. The limit keeps the search linear for a megabyte of letters.
 LATIN_SENTENCE = re.compile(r"(?<![A-Za-z'])(?:[A-Za-z']{2,40}\W{1,5}){2}[A-Za-z']{2}")
-# The text of the last user message; earlier ones are not read.
+# The text of the last user message; earlier messages are ignored.
 CHAT_TEMPLATE = """\
 {%- set content = (messages | selectattr("role", "equalto", "user") | list | last).content -%}
 {%- if content is string -%}{{ content }}
@@ -60,9 +60,9 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-# A tokenizer stores the settings of its last call, so threads that share one take turns.
+# A tokenizer stores the settings of its last call, so threads that share it must take turns.
 TURNS = threading.Lock()
-if hasattr(os, "register_at_fork"):  # a process forked during another thread's turn would wait forever
+if hasattr(os, "register_at_fork"):  # a process forked while another thread holds the lock would wait forever
     os.register_at_fork(before=TURNS.acquire, after_in_parent=TURNS.release, after_in_child=TURNS.release)
 
 
@@ -94,17 +94,16 @@ def _needs_space(text: str, piece: str) -> bool:
 
 
 def whole_characters(text: str) -> str:
-    """The text with half characters, as of an emoji cut in two, replaced by �."""
+    """The text with unpaired surrogates, as of a cut emoji, replaced by �."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def clean_text(text: str) -> str:
     """Prepare user text for a Chinese tokenizer, so that it gives the official ids.
 
-    Half characters become �, which encodes to nothing. `[CLS]`, `[SEP]`, `[UNK]`,
-    `[MASK]` and `[PAD]` are symbols only between blanks or ideographs; elsewhere (`a[CLS]`, `[SEP][SEP]`) they are
-    ordinary text. The fast tokenizer would keep them whole everywhere, so these are lowercased here, as BERT's basic
-    tokenizer does with all ordinary text.
+    Unpaired surrogates become �, which encodes to nothing. `[CLS]`, `[SEP]`, `[UNK]`, `[MASK]` and `[PAD]` are special
+    tokens only between spaces or ideographs; elsewhere (`a[CLS]`, `[SEP][SEP]`) they are ordinary text. The fast
+    tokenizer would keep them whole everywhere, so such text is lowercased here, as BERT's basic tokenizer does.
 
     Source: BERT's `BasicTokenizer`, which the official code uses with these five as `never_split`.
     """
@@ -115,29 +114,29 @@ def clean_text(text: str) -> str:
 
 
 def _stands_free(text: str, start: int, end: int) -> bool:
-    """Whether the visible characters on both sides of a span are blanks, ideographs, or the ends of the text."""
+    """Whether the visible characters on both sides of a span are spaces, ideographs, or the ends of the text."""
     before = next((text[index] for index in range(start - 1, -1, -1) if not _is_dropped(text[index])), " ")
     after = next((text[index] for index in range(end, len(text)) if not _is_dropped(text[index])), " ")
     return all(char.isspace() or IDEOGRAPH.match(char) for char in (before, after))
 
 
 def _is_dropped(char: str) -> bool:
-    """Whether BERT's basic tokenizer removes a character: controls, formats, unassigned ones and �."""
+    """Whether BERT's basic tokenizer removes a character: control, format and unassigned characters, and �."""
     return char == "\ufffd" or (unicodedata.category(char).startswith("C") and char not in "\t\n\r")
 
 
 def is_foreign(text: str, language: str) -> bool:
-    """Whether a text is Chinese for a checkpoint that is asked in English, or English for one asked in Chinese."""
+    """Whether a text is Chinese for an English checkpoint, or English for a Chinese one."""
     if language == "en":
         return IDEOGRAPH.search(text) is not None
     return LATIN_SENTENCE.search(text) is not None and IDEOGRAPH.search(text) is None
 
 
 class Answer(str):
-    """A generated text that is no continuation of its prompt.
+    """A generated text that is not a continuation of its prompt.
 
-    transformers' `image-text-to-text` pipeline takes every text for a continuation: it cuts the decoded prompt off the
-    front and puts the prompt as written before it. With an `Answer` both leave the text alone.
+    transformers' `image-text-to-text` pipeline treats every text as a continuation: it removes the decoded prompt from
+    the start and prepends the written one. Neither changes an `Answer`.
     """
 
     def find(self, text: str, *span: int) -> int:
@@ -150,12 +149,12 @@ class Answer(str):
 def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str | None]:
     """Split the keywords of a call into image options, text options and `return_tensors`.
 
-    Options may stand by themselves or in transformers' `images_kwargs`, `text_kwargs` and `common_kwargs`; the last
-    gives way to the others.
+    Options can be passed directly or in transformers' `images_kwargs`, `text_kwargs` and `common_kwargs`; the others
+    override the last one.
 
     Raises:
         TypeError: an unknown option.
-        ValueError: an option by itself and in a dict.
+        ValueError: an option that is passed both directly and in a dict.
     """
     flat = {
         name: value for name, value in given.items() if name not in ("images_kwargs", "text_kwargs", "common_kwargs")
@@ -163,7 +162,7 @@ def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     images, texts, common = (dict(given.get(name) or {}) for name in ("images_kwargs", "text_kwargs", "common_kwargs"))
     twice = sorted(flat.keys() & (images.keys() | texts.keys()))
     if twice:
-        raise ValueError(f"Options passed by themselves and in images_kwargs or text_kwargs: {twice}. Pass each once.")
+        raise ValueError(f"Options passed both directly and in images_kwargs or text_kwargs: {twice}. Pass each once.")
     flat = {**common, **flat}
     tensors = [options.pop("return_tensors") for options in (texts, images, flat) if "return_tensors" in options]
     unknown = sorted(name for name in flat.keys() - IMAGE_OPTIONS - TEXT_OPTIONS if flat[name] is not None)
@@ -183,7 +182,7 @@ def _as_parts(content: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 
 
 def _first_ones(names: Iterable[str], number: int = 5) -> str:
-    """The first of many names, for a message."""
+    """The first few of many names, for a message."""
     names = list(names)
     return ", ".join(names[:number]) + (f" and {len(names) - number} more" if len(names) > number else "")
 
@@ -193,7 +192,7 @@ def _as_rows(text: Any) -> Sequence[Any]:
 
 
 def _insert_places(encoding: Mapping[str, Any], places: list[list[int]], eos_token_id: int) -> dict[str, list]:
-    """Put the symbols of places before the `</s>` of each row."""
+    """Insert the location tokens before the `</s>` of each row."""
     rows = []
     for ids, mask, symbols in zip(encoding["input_ids"], encoding["attention_mask"], places):
         ids, mask = list(map(int, ids)), list(map(int, mask))
@@ -203,7 +202,7 @@ def _insert_places(encoding: Mapping[str, Any], places: list[list[int]], eos_tok
 
 
 def _start_of_answers(encoding: Mapping[str, Any], without_end: bool, tokenizer: Any) -> dict[str, list[list[int]]]:
-    """The questions as the beginning of answers, padded on the left."""
+    """The questions as the start of answers, padded on the left."""
     rows = [
         [int(index) for index, real in zip(ids, mask) if real]
         for ids, mask in zip(encoding["input_ids"], encoding["attention_mask"])
@@ -218,7 +217,7 @@ def _start_of_answers(encoding: Mapping[str, Any], without_end: bool, tokenizer:
 
 
 def forget_use(tokenizer: Any) -> None:
-    """Remove what a tokenizer would save of its last call (padding, truncation) and of where it was loaded from."""
+    """Remove settings of the last call (padding, truncation) and paths, which a tokenizer would save."""
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
@@ -227,17 +226,17 @@ def forget_use(tokenizer: Any) -> None:
 
 
 class OFAProcessor(ProcessorMixin):
-    """Both ends of the model: `processor(images, text)` prepares inputs, `processor.post_process(ids)` gives answers.
+    """Prepares inputs, `processor(images, text)`, and turns outputs into answers, `processor.post_process(ids)`.
 
     Args:
         image_processor: an `OFAImageProcessor`.
         tokenizer: the checkpoint's tokenizer.
         tasks: what the checkpoint was trained for: names of `TASKS`, or name → settings (`SETTINGS` of `tasks_ofa`).
-            A task of your own needs a prompt: `{"material": {"prompt": "{product}是什么材质?"}}`.
-        default_task: used where a call names none.
+            Your own task needs a prompt: `{"material": {"prompt": "{product}是什么材质?"}}`.
+        default_task: used if a call names no task.
         language: of the prompts, "zh" or "en".
         max_prompt_tokens: longer texts are cut, keeping `</s>`; `<s>` and `</s>` count. The model has 1,024 positions.
-            Questions that answers start with are cut to leave the answer 256 of them, or half.
+            Questions that answers start with are cut so that the answer has 256 positions, or half of them.
         max_target_tokens: longer targets are cut, keeping `</s>`, which counts.
         chat_template: Jinja template that turns chat messages into the question.
 
@@ -268,7 +267,7 @@ class OFAProcessor(ProcessorMixin):
             )
         if tokenizer is not None and len(tokenizer) <= len(tokenizer.all_special_tokens):
             raise ValueError(
-                "The tokenizer knows no words, only special tokens: transformers makes such a one of a folder whose "
+                "The tokenizer has only special tokens, which is what transformers returns for a folder whose "
                 "tokenizer.json is missing or empty. Convert the checkpoint again."
             )
         self.language = language
@@ -280,7 +279,7 @@ class OFAProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     def _settings(self, name: str, tasks: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Settings of one task, its prompt included, so that the saved config is complete."""
+        """Settings of one task including its prompt, so that the saved config is complete."""
         settings = dict(tasks[name]) if isinstance(tasks, Mapping) else {}
         prompts = checkpoint_task(name, settings, self.language).prompts
         if self.language not in prompts:
@@ -294,8 +293,7 @@ class OFAProcessor(ProcessorMixin):
         """`ProcessorMixin.from_pretrained`.
 
         Raises:
-            ValueError: a folder without a tokenizer, of which transformers makes one without words, or an error of
-                another meaning.
+            ValueError: the folder has no tokenizer, in which case transformers creates one without words.
         """
         folder = os.path.join(os.fspath(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
         names = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -316,7 +314,7 @@ class OFAProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values"]
 
     def find_task(self, name: str | None = None) -> Task:
-        """One of the checkpoint's tasks, the default one if no name is given.
+        """A task of the checkpoint; the default one if no name is given.
 
         Raises:
             ValueError: the checkpoint has no such task.
@@ -330,7 +328,7 @@ class OFAProcessor(ProcessorMixin):
         return checkpoint_task(name, self.tasks[name], self.language)
 
     def prompt_for(self, task: str | None = None, **fields: str) -> str:
-        """The question of a task, its slots filled with `fields`.
+        """The prompt of a task with its slots filled from `fields`.
 
         Raises:
             ValueError: no such task, or a slot without a value.
@@ -344,9 +342,9 @@ class OFAProcessor(ProcessorMixin):
 
         Args:
             official: let tasks that answer with boxes generate any word, as the original scripts do. By default they
-                generate places only.
+                generate only places.
             zero_shot: choose places by their probabilities among all words, as the original's `--zero-shot` does. By
-                default those among places count.
+                default, probabilities are among places.
         """
         chosen = self.find_task(task)
         if chosen.answer == "image":
@@ -370,9 +368,9 @@ class OFAProcessor(ProcessorMixin):
 
         Args:
             image_sizes: `(width, height)` of each original image, for tasks that answer with boxes.
-            official: texts as the original scripts write them before they score them: captions without punctuation,
-                summaries in the tokens of Gigaword.
-            image_decoder: for tasks that draw, what `load_image_decoder` returned; by default that of the checkpoint
+            official: format texts as the original scripts do before scoring: captions without punctuation, summaries
+                tokenized like Gigaword.
+            image_decoder: for tasks that draw, the result of `load_image_decoder`; by default that of the checkpoint
                 that this processor was loaded from. It needs diffusers.
 
         Returns:
@@ -402,7 +400,7 @@ class OFAProcessor(ProcessorMixin):
         return [self._box(list(map(int, ids)), chosen, size) for ids, size in zip(sequences, image_sizes)]
 
     def _box(self, ids: list[int], task: Task, image_size: tuple[int, int]) -> dict[str, float] | None:
-        """The box that the first four tokens after `<s>` name."""
+        """The box of the first four tokens after `<s>`."""
         first = self.encode_bins([0])[0]
         places = [index - first for index in ids[1:5]]
         if len(places) < 4 or not all(0 <= place < NUM_PLACES for place in places):
@@ -436,16 +434,16 @@ class OFAProcessor(ProcessorMixin):
         return (size, size) if isinstance(size, int) else (size["width"], size["height"])
 
     def _answers(self, sequences: Any, skip_special_tokens: bool = True) -> list[str]:
-        """Texts without the blank with which English answers start."""
+        """Texts without the space that English answers start with."""
         texts = self.batch_decode(sequences, skip_special_tokens)
         return [text.strip() for text in texts] if self._is_byte_level() else texts
 
     def _is_byte_level(self) -> bool:
-        """Whether the tokenizer is that of an English checkpoint: pieces are bytes and carry their own blanks."""
+        """Whether the tokenizer is that of an English checkpoint, whose pieces are bytes and include spaces."""
         return self.tokenizer.convert_tokens_to_ids(BLANK) not in (None, self.tokenizer.unk_token_id)
 
     def _clean(self, texts: Iterable[str]) -> list[str]:
-        """User texts as the tokenizer needs them to give the official ids."""
+        """User texts, prepared so that the tokenizer returns the official ids."""
         return list(map(whole_characters if self._is_byte_level() else clean_text, texts))
 
     def __call__(
@@ -461,22 +459,22 @@ class OFAProcessor(ProcessorMixin):
         """Prepare a batch.
 
         Args:
-            images: one image or a list of them (see `load_image`). Leave it out to encode text only; `images=None`
-                says that there is no image, which is refused if the task needs one.
+            images: one image or a list (see `load_image`). Leave it out to encode only text; `images=None` means that
+                there is no image, which is refused if the task needs one.
             text: with `task`, the value of the prompt's slot, or a dict of values; without it, the prompt itself. One
-                for all images or one for each. None is the prompt of the task.
+                for all images or one for each. None stands for the prompt of the task.
             text_target: expected answers, one per row.
             task: one of `processor.tasks`; by default `processor.default_task`.
             boxes: for a prompt with a box, `(xmin, ymin, xmax, ymax)` in pixels of the original image; one for all
-                images or one for each. A dict in `text` may bring its own `"box"`.
-            kwargs: options of the image processor (`size=256`) and of the tokenizer (`max_length=20`), by themselves
-                or in `images_kwargs`, `text_kwargs` and `common_kwargs` as in transformers. `return_tensors` is "pt"
-                by default; None gives lists.
+                images or one for each. A dict in `text` can have its own `"box"`.
+            kwargs: options of the image processor (`size=256`) and of the tokenizer (`max_length=20`), directly or in
+                `images_kwargs`, `text_kwargs` and `common_kwargs` as in transformers. `return_tensors` is "pt" by
+                default; None returns lists.
 
         Returns:
             `input_ids`, `attention_mask (batch, tokens)`; with images `pixel_values (batch, 3, height, width)`; for a
             task whose answers start with the question `decoder_input_ids`, `decoder_attention_mask (batch, tokens)`,
-            padded on the left: give a model questions of one length, or none but `score_choices` is exact; with
+            padded on the left (only `score_choices` is exact for questions of different lengths in a batch); with
             targets `labels (batch, target tokens)`: target and `</s>`, −100 where a row is shorter; for a task that
             draws `code_masks (batch,)`.
 
@@ -524,16 +522,16 @@ class OFAProcessor(ProcessorMixin):
         prompt: str | None = None,
         notice_language: bool = True,
     ) -> BatchFeature:
-        """What a call gives for one row, but for its image: several questions can share one that was prepared once.
+        """The outputs of a call for one row, except its image, which several questions can share.
 
         Args:
             text, task: as in a call; a prompt's box is part of the dict.
             image_size: `(width, height)` of the original image, which a box must fit.
-            prompt: the whole question, in place of the task's.
-            notice_language: log once that a text is in another language than the checkpoint reads.
+            prompt: the whole question, instead of the task's prompt.
+            notice_language: log once if a text is in a language that the checkpoint does not read.
 
         Returns:
-            tensors `(1, tokens)`. Nothing is cut: a long text has more tokens than `max_prompt_tokens`.
+            tensors `(1, tokens)`. Nothing is cut: a long text can have more tokens than `max_prompt_tokens`.
 
         Raises:
             ValueError: no such task, a slot without a value, or a box that does not fit.
@@ -556,7 +554,7 @@ class OFAProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type="pt")
 
     def _take_boxes(self, task: Task, images: Any, text: Any, boxes: Any) -> tuple[list, list, list[list[int]]]:
-        """Loaded images, the text of each without its box, and the symbols of the four places of each box."""
+        """Loaded images, the text of each without its box, and the location tokens of each box."""
         if BOX_SLOT not in task.fields:
             raise ValueError(f"The task {task.name!r} takes no boxes. Pass them with a task whose prompt has {{box}}.")
         if images is None or images is NOT_GIVEN:
@@ -586,7 +584,7 @@ class OFAProcessor(ProcessorMixin):
         )
 
     def _texts(self, data: dict, text: Any, task: str | None) -> list[str] | None:
-        """One text per image; without images the texts as they are."""
+        """One text per image; without images, the texts unchanged."""
         is_one = text is None or isinstance(text, (str, Mapping))
         if "pixel_values" not in data:
             return None if text is None else [self._text(one, task) for one in ([text] if is_one else text)]
@@ -598,7 +596,7 @@ class OFAProcessor(ProcessorMixin):
         return [self._text(one, task) for one in text]
 
     def _text(self, text: str | Mapping[str, str] | None, task: str | None, notice_language: bool = True) -> str:
-        """The text of one row: the prompt of the task, filled with `text`, or without a task the text itself."""
+        """The text of one row: the prompt of the task filled with `text`, or `text` itself without a task."""
         if isinstance(text, str) and task is None:
             return self._checked(text, notice_language)
         if isinstance(text, str):
@@ -612,7 +610,7 @@ class OFAProcessor(ProcessorMixin):
         return self.prompt_for(task, **(text or {}))
 
     def _checked(self, text: Any, notice_language: bool = True) -> Any:
-        """A text of the user's, which must not be an image; one in another language than the prompts may be noticed.
+        """Check a text of the user: it must not be an image; a language that the checkpoint does not read is logged.
 
         Raises:
             ValueError: it is the path of an image file.
@@ -644,7 +642,7 @@ class OFAProcessor(ProcessorMixin):
         return {name: encoding[name] for name in ("input_ids", "attention_mask") if name in encoding}
 
     def _notice_cut_texts(self, texts: list[str], rows: Any, length: int | None) -> None:
-        """Say once that a text was longer than `length` tokens."""
+        """Log once that a text was longer than `length` tokens."""
         if length is None or max(map(len, rows), default=0) < length:
             return
         longest = max(map(len, self.tokenizer(texts, truncation=False, padding=False)["input_ids"]))
@@ -668,9 +666,9 @@ class OFAProcessor(ProcessorMixin):
 
         Args:
             texts: one per row.
-            max_tokens: longer targets are cut, keeping `</s>`, which counts; at most and by default
-                `max_target_tokens`.
-            blank_before: an English target gets a blank in front if it has none, as in most of the official training.
+            max_tokens: longer targets are cut, keeping `</s>`, which counts; `max_target_tokens` is the default and
+                the maximum.
+            blank_before: put a space before an English target that has none, as in most of the official training.
         """
         limit = min(max_tokens or self.max_target_tokens, self.max_target_tokens)
         options = {"add_special_tokens": False, "truncation": True, "max_length": limit - 1}
@@ -689,11 +687,11 @@ class OFAProcessor(ProcessorMixin):
         """Answers of a list → token ids for `model.score_choices`, without start and end tokens.
 
         Raises:
-            ValueError: no answers, or some that are empty, that the vocabulary cannot write, or that it writes alike.
+            ValueError: no answers, or answers that are empty, not in the vocabulary, or the same as another one in it.
         """
         if not texts:
             raise ValueError("The list of answers is empty. Pass at least one.")
-        with TURNS:  # an answer follows a blank, as in the original; in Chinese it makes no difference
+        with TURNS:  # answers follow a space, as in the original; in Chinese it makes no difference
             answers = [f" {text.strip()}" for text in self._clean(texts)]
             encoding = self.tokenizer(answers, add_special_tokens=False)
         seen: dict[tuple[int, ...], str] = {}
@@ -718,11 +716,11 @@ class OFAProcessor(ProcessorMixin):
         return list(map(list, seen))
 
     def encode_bins(self, values: Iterable[int]) -> list[int]:
-        """Places 0 … 999 along an image's side → ids of `<bin_i>`, which no text encodes to."""
+        """Places 0 … 999 along a side of the image → ids of `<bin_i>`, which text never encodes to."""
         return self._symbol_ids("bin", values)
 
     def encode_codes(self, values: Iterable[int]) -> list[int]:
-        """Image codes 0 … 8191 → ids of `<code_i>`, which no text encodes to."""
+        """Image codes 0 … 8191 → ids of `<code_i>`, which text never encodes to."""
         return self._symbol_ids("code", values)
 
     def _symbol_ids(self, kind: str, values: Iterable[int]) -> list[int]:
@@ -734,7 +732,7 @@ class OFAProcessor(ProcessorMixin):
         return ids
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs) -> str:
-        """Ids of one text → clean text. Keeps `<bin_i>` and `<code_i>`, drops negative ids (ignored labels).
+        """Ids of one text → clean text. Keeps `<bin_i>` and `<code_i>` and drops negative ids (ignored labels).
 
         Args:
             token_ids: `(tokens,)`, a tensor, an array or a list.
@@ -754,20 +752,20 @@ class OFAProcessor(ProcessorMixin):
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs
     ) -> list[str]:
-        """Generated ids `(batch, tokens)` → answers, under the name that transformers' own pipelines call."""
+        """Generated ids `(batch, tokens)` → answers, with the name that transformers' own pipelines call."""
         return [Answer(text) for text in self._answers(generated_outputs, skip_special_tokens)]
 
     def apply_chat_template(self, conversation: Any, *args, **kwargs) -> Any:
         """Chat messages → the last user message's question, or with `tokenize=True` the inputs of the model.
 
-        A message with an image and no text asks the default task's question. Source: `ProcessorMixin`.
+        A message with an image and no text stands for the prompt of the default task. Source: `ProcessorMixin`.
         """
         is_batch = not isinstance(conversation[0], Mapping)
         chats = [self._with_question(getattr(chat, "messages", chat)) for chat in conversation] if is_batch else None
         return super().apply_chat_template(chats or self._with_question(conversation), *args, **kwargs)
 
     def _with_question(self, messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Messages in which every content is a list of parts and the last user message has a text."""
+        """Messages in which all contents are lists of parts and the last user message has a text."""
         messages = [{**message, "content": _as_parts(message["content"])} for message in messages]
         asked = [message for message in messages if message["role"] == "user"]
         if not asked:
@@ -777,7 +775,7 @@ class OFAProcessor(ProcessorMixin):
         return messages
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """Save processor, tokenizer and image processor, the latter also in a file of its own for transformers 4."""
+        """Save processor, tokenizer and image processor; for transformers 4, the latter also in a separate file."""
         if push_to_hub:  # the base class would upload before the last file is written
             written = self.save_pretrained(save_directory)
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)

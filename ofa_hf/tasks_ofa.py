@@ -1,6 +1,6 @@
-"""What OFA can be asked: one row per task. Processor, pipelines, data, training and scores read the row they need.
+"""The tasks of OFA, one row each. Processor, pipelines, data, training and scores read the row they need.
 
-To add a task, add a row to `TASKS`. A checkpoint may also define tasks of its own, in its `processor_config.json`.
+To add a task, add a row to `TASKS`. A checkpoint can also define its own tasks, in `processor_config.json`.
 
 Source: prompts of OFA `data/mm_data/*_dataset.py`; generation settings of `run_scripts/`.
 """
@@ -12,23 +12,23 @@ from typing import Any
 
 
 ANSWERS = ("text", "boxes", "choice", "image")  # kinds of answer
-# Kind of answer → metric of a task of the checkpoint's own that names none.
+# Kind of answer → metric of a checkpoint's own task that names none.
 USUAL_METRIC = {"text": "caption", "boxes": "box", "choice": "accuracy", "image": "clip"}
 SLOT = re.compile(r"\{([^\W\d]\w*)\}")  # `{text}` or `{标题}` in a prompt
-STARTS = ("", "question", "question and end")  # what the decoder's text begins with
+STARTS = ("", "question", "question and end")  # what the decoder's text starts with
 IMAGENET_COLORS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-MAX_DESCRIPTION = 64  # words of a text that is drawn
-BOX_SLOT = "box"  # filled with the symbols of four places, at the end of a prompt
+MAX_DESCRIPTION = 64  # words of a text to draw
+BOX_SLOT = "box"  # filled with four location tokens, at the end of a prompt
 
 
 # ------------------------------------------------------------------------------- texts that fill a prompt
 
 
 def first_words(text: str, number: int) -> str:
-    """The first words of a text, divided by blanks; says once that longer ones are cut."""
+    """The first words of a text, separated by spaces; warns once if a text is cut."""
     words = text.split(" ")
     if len(words) > number:
-        from transformers.utils import logging  # brings torch on version 4, which reading a table does without
+        from transformers.utils import logging  # imports torch on version 4, which reading a table does not need
 
         logging.get_logger(__name__).warning_once(
             f"A text of more than {number} words was cut after the first {number}, as in the original training. "
@@ -38,7 +38,7 @@ def first_words(text: str, number: int) -> str:
 
 
 def clean_phrase(text: str, max_words: int = 80) -> str:
-    """A phrase as the original cleans it: lowercase, without hyphens, slashes and punctuation in front.
+    """A phrase as the original cleans it: lowercase, without hyphens, slashes and leading punctuation.
 
     Source: OFA `data/ofa_dataset.py`, `pre_caption`.
     """
@@ -62,7 +62,7 @@ def clean_article(text: str) -> str:
 
 
 def clean_sentence(text: str) -> str:
-    """A sentence of GLUE as the original cleans it: lowercase, single blanks, 512 words at most.
+    """A sentence of GLUE as the original cleans it: lowercase, single spaces, 512 words at most.
 
     Source: OFA `data/nlu_data/*_dataset.py`.
     """
@@ -70,7 +70,7 @@ def clean_sentence(text: str) -> str:
 
 
 def clean_description(text: str) -> str:
-    """A text to draw as the original cleans it: single blanks, 64 words at most.
+    """A text to draw as the original cleans it: single spaces, 64 words at most.
 
     Source: OFA `data/mm_data/image_gen_dataset.py`, with the limit of `run_scripts/image_gen/`.
     """
@@ -78,14 +78,14 @@ def clean_description(text: str) -> str:
 
 
 def clean_objects(text: str) -> str:
-    """Names of the objects in an image, 30 at most; in tables they are divided by `&&`.
+    """Names of the objects in an image, 30 at most; in tables they are separated by `&&`.
 
     Source: OFA `data/mm_data/vqa_gen_dataset.py`, `add_object`.
     """
     return " ".join(text.strip().split("&&")[:30])
 
 
-CLEANING = {  # what happens to the texts that fill a prompt
+CLEANING = {  # how texts are cleaned before they fill a prompt
     "": str,
     "phrase": clean_phrase,
     "question": clean_question,
@@ -100,7 +100,7 @@ CLEANING = {  # what happens to the texts that fill a prompt
 
 
 def without_punctuation(text: str) -> str:
-    """Without the punctuation of ASCII. Source: OFA `utils/eval_utils.py`, `eval_caption`."""
+    """Without ASCII punctuation. Source: OFA `utils/eval_utils.py`, `eval_caption`."""
     return text.translate(str.maketrans("", "", PUNCTUATION)).strip()
 
 
@@ -110,7 +110,7 @@ def without_blanks(text: str) -> str:
 
 
 def as_in_gigaword(text: str) -> str:
-    """A summary as Gigaword writes it: lowercase, its tokens joined, `1` as `#`.
+    """A summary in the format of Gigaword: lowercase, tokens joined, `1` as `#`.
 
     Source: OFA `utils/eval_utils.py`, `eval_gigaword`.
     """
@@ -124,7 +124,7 @@ QUOTES = {'"': ("``", "''"), "'": ("`", "'")}  # opening, closing
 
 
 def join_tokens(text: str) -> str:
-    """Tokens divided by blanks → the text of the Penn Treebank: `3 , 000` → `3,000`, `n ' t` → `n't`.
+    """Tokens separated by spaces → text in the style of the Penn Treebank: `3 , 000` → `3,000`, `n ' t` → `n't`.
 
     Source: `fix_tokenization` of OFA `utils/eval_utils.py`, with its oddities.
     """
@@ -147,8 +147,8 @@ def join_tokens(text: str) -> str:
 
 
 def _joined(done: list[str], rest: list[str]) -> tuple[int, str | None, str]:
-    """How the next tokens are written: how many they are (0 for an ordinary one), what is put to the end of the last
-    token, or else what stands apart."""
+    """How the next tokens are written: their number (0 for an ordinary token), what is appended to the last token, or
+    what is written separately."""
     token, following, third = (*rest[:3], "", "")[:3]
     before = done[-1] if done else ""
     if token in TREEBANK:
@@ -197,25 +197,24 @@ class Task:
     """A question and the kind of its answer.
 
     Args:
-        name: as users write it: `task="caption"`.
+        name: the name that users pass: `task="caption"`.
         prompts: language → the question. A slot such as `{text}` is filled with the row's field of that name.
         answer: kind of answer, one of `ANSWERS`: a text, a box in pixels of the original image, the best answer of a
             list, or an image, whose side is the `"size"` of the image settings.
-        choices: the list of answers, where it belongs to the task.
-        labels: other names that data has for these answers, such as `entailment` for `yes`.
+        choices: the list of answers, if it is part of the task.
+        labels: other names of these answers in data, such as `entailment` for `yes`.
         target: name of the column of answers in a table; by default the task's own.
-        starts_with: what the answer's text begins with, one of `STARTS`; the last is the question with its `</s>`.
+        starts_with: what the decoder's text starts with, one of `STARTS`; the last is the question with its `</s>`.
         ends: whether training also teaches the answer's `</s>`.
-        blank_before: whether an English answer follows a blank, as in `" yes"`.
-        cleaning: what happens to a text before it fills a slot: a key of `CLEANING`, or one for each slot.
-        longer_prompts: field that a row may bring besides those of the prompt → language → the prompt that has a slot
-            for it too.
+        blank_before: whether an English answer follows a space, as in `" yes"`.
+        cleaning: how a text is cleaned before it fills a slot: a key of `CLEANING`, or one for each slot.
+        longer_prompts: optional field of a row → language → the prompt that also has a slot for it.
         needs_image: a question without an image is refused.
         image: settings of the image processor, such as `{"size": 512}`, that differ from the checkpoint's.
-        generation: keywords of `generate` that belong to the task, whatever the checkpoint.
-        official_text: what the original scripts make of a generated text, a key of `OFFICIAL_TEXT`.
+        generation: keywords of `generate` that belong to the task for every checkpoint.
+        official_text: how the original scripts format a generated text, a key of `OFFICIAL_TEXT`.
         metric: name of the score that compares answers with references.
-        pipeline: transformers' name of the pipeline that answers it.
+        pipeline: name of the transformers pipeline that answers it.
     """
 
     name: str
@@ -286,19 +285,19 @@ class Task:
         return SLOT.sub(lambda slot: self.clean(slot[1], values[slot[1]]), template)
 
     def clean(self, slot: str, value: Any) -> str:
-        """What a slot is filled with."""
+        """The text that fills a slot."""
         cleaning = self.cleaning.get(slot, "") if isinstance(self.cleaning, Mapping) else self.cleaning
         text = "&&".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         return CLEANING[cleaning](text)
 
 
 def slots(prompt: str) -> tuple[str, ...]:
-    """Names of a prompt's slots, each once, in order."""
+    """Names of the slots of a prompt, in order and without repetition."""
     return tuple(dict.fromkeys(SLOT.findall(prompt)))
 
 
 def official_generation(beam: int, min_tokens: int, max_tokens: int, no_repeat_ngram: int) -> dict[str, Any]:
-    """Keywords of `generate` for a task in a checkpoint whose own settings are another task's.
+    """Keywords of `generate` for a task of a checkpoint whose own settings are for another task.
 
     Args:
         min_tokens, max_tokens: of the answer, before `</s>` (fairseq's min_len and max_len_b).
@@ -319,7 +318,7 @@ def glue_task(
     labels: Mapping[str, str] | None = None,
     metric: str = "accuracy",
 ) -> Task:
-    """A task about sentences whose answer is one word of a list. Source: OFA `data/nlu_data/`, `run_scripts/glue/`."""
+    """A task about sentences, answered with a word from a list. Source: OFA `data/nlu_data/`, `run_scripts/glue/`."""
     return Task(
         name=name,
         prompts={"en": prompt},
@@ -450,7 +449,7 @@ TASKS = {
             labels={"0": "no", "1": "yes", "not_duplicate": "no", "duplicate": "yes"},
             metric="f1",
         ),
-        # the numbers of the labels of the next three mean the opposite in the original's files and on the Hub
+        # for the next three, label numbers have opposite meanings in the original's files and on the Hub
         glue_task(
             "qnli",
             ' does " {sentence} " contain the answer to question " {question} "?',
@@ -500,14 +499,14 @@ def find_task(name: str) -> Task:
     """The row of a task.
 
     Raises:
-        ValueError: there is no such task; the message lists those there are.
+        ValueError: there is no such task; the message lists the tasks.
     """
     if name not in TASKS:
         raise ValueError(f"Unknown task {name!r}. Accepted: {', '.join(TASKS)}.")
     return TASKS[name]
 
 
-# What a checkpoint may set for a task; "prompt" and those in "longer_prompts" are in the checkpoint's language.
+# Settings of a task in a checkpoint; "prompt" and the prompts of "longer_prompts" are in the checkpoint's language.
 SETTINGS = (
     "prompt",
     "answer",
@@ -527,7 +526,7 @@ SETTINGS = (
 
 
 def checkpoint_task(name: str, settings: Mapping[str, Any], language: str) -> Task:
-    """A task as one checkpoint has it: the row of `TASKS`, if there is one, with the checkpoint's own settings.
+    """A task of a checkpoint: the row of `TASKS`, if there is one, with the settings of the checkpoint.
 
     Args:
         settings: from the processor's config, keys of `SETTINGS`. A task that is not in `TASKS` needs a "prompt".
@@ -544,7 +543,7 @@ def checkpoint_task(name: str, settings: Mapping[str, Any], language: str) -> Ta
     if "longer_prompts" in settings:
         changes["longer_prompts"] = {key: {language: prompt} for key, prompt in settings["longer_prompts"].items()}
     elif name in TASKS and settings.get("prompt") not in (None, TASKS[name].prompts.get(language)):
-        changes["longer_prompts"] = {}  # those of the row belong to its own prompt
+        changes["longer_prompts"] = {}  # those of the row belong to its original prompt
     if name in TASKS:
         return replace(TASKS[name], **changes)
     if "prompts" not in changes:
@@ -556,7 +555,7 @@ def checkpoint_task(name: str, settings: Mapping[str, Any], language: str) -> Ta
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A `processor_config.json` as this version writes it; older ones had one task, captioning, and its prompt."""
+    """Convert an older `processor_config.json`, which has only the prompt for captioning, to the current form."""
     config = dict(config)
     if "max_caption_tokens" in config:
         config["max_target_tokens"] = config.pop("max_caption_tokens")

@@ -1,6 +1,6 @@
-"""Every difference between the accepted versions of transformers (4.57 to 5.x) that OFA's code must know.
+"""The differences between the supported versions of transformers (4.57 to 5.x), all in this file.
 
-Each is named once, here. A fork is detected by the feature itself where that is possible, so versions in between work.
+A difference is detected by the feature itself where possible, so that versions in between work.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ AUTO_CLASSES_WITH_HEAD = ("AutoModelForSeq2SeqLM", "AutoModelForImageTextToText"
 if hasattr(transformers, "AutoModelForVision2Seq"):
     AUTO_CLASSES_WITH_HEAD += ("AutoModelForVision2Seq",)
 
-# transformers 5 reads a processor's parts from the arguments of `__init__` and warns about class attributes.
+# transformers 5 reads the parts of a processor from the arguments of `__init__` and warns about class attributes.
 PROCESSOR_DECLARES_PARTS = not TRANSFORMERS_5
 
 # Keywords of `AutoImageProcessor.from_pretrained` for images that Pillow prepares, as in original code.
@@ -53,17 +53,17 @@ def image_processor_classes(image_processor: type) -> dict[str, Any]:
 
 
 def pipeline_generate_kwargs(pipeline: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords for `generate`: the pipeline's generation settings with those that a call gives on top."""
+    """Keywords for `generate`: the pipeline's generation settings, overridden by those of a call."""
     if hasattr(pipeline, "_prepare_generate_kwargs"):  # transformers 5
         return pipeline._prepare_generate_kwargs(dict(given))
     if "generation_config" in given:
         return dict(given)
-    # transformers 4: `generate` would take `num_beams=1` of the pipeline's settings for "not given".
+    # transformers 4: `generate` would read `num_beams=1` in the pipeline's settings as "not given".
     return {**given, "generation_config": pipeline.generation_config, "use_model_defaults": False}
 
 
 def http_get(url: str, timeout: float) -> bytes:
-    """Download a URL with the HTTP client of transformers itself, which 5 changed.
+    """Download a URL with the HTTP client of transformers, which changed in version 5.
 
     Args:
         timeout: seconds to wait for the server.
@@ -79,15 +79,15 @@ def http_get(url: str, timeout: float) -> bytes:
 
 
 def mismatched_names(loading_info: Mapping[str, Any]) -> list[str]:
-    """Names of weights of another shape in `output_loading_info`; transformers 5 gives their shapes as well."""
+    """Names of weights with another shape in `output_loading_info`; transformers 5 also lists their shapes."""
     return sorted(item if isinstance(item, str) else item[0] for item in loading_info["mismatched_keys"])
 
 
 def lacks_word_embedding(model: Any, loading_info: Mapping[str, Any]) -> bool:
     """Whether a checkpoint had none of the tied word embeddings.
 
-    Some versions of transformers 5 do not report that, and leave the weight on the meta device. An offloaded weight is
-    there too, but a call brings it in.
+    Some versions of transformers 5 do not report this and leave the weight on the meta device. Offloaded weights are
+    on the meta device too, but are loaded when used.
     """
     if any(name.endswith("embed_tokens.weight") for name in loading_info["missing_keys"]):
         return True

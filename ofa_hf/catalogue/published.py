@@ -1,6 +1,6 @@
-"""The published checkpoints and what belongs to each: task, language, prompt, image size, generation settings.
+"""The published checkpoints with their task, language, prompt, image size and generation settings.
 
-`catalogue.json` holds the facts; this module reads them.
+The data is in `catalogue.json`.
 
 Source: OFA `checkpoints.md`, `checkpoints_cn.md` and `transformers.md`, the evaluation scripts in `run_scripts/`, the
 prompts in `data/mm_data/`; the article of OFA-Chinese for its legacy repositories.
@@ -30,37 +30,37 @@ def checkpoint_generation(
     length_penalty: float = 1.0,
     temperature: float = 1.0,
 ) -> dict[str, Any]:
-    """Settings with which `generate` gives what fairseq's generator gives.
+    """Settings with which `generate` matches fairseq's generator.
 
     Args:
-        min_tokens, max_tokens: of the text, before `</s>` (fairseq's min_len and max_len_b).
+        min_tokens, max_tokens: length of the text without `</s>` (fairseq's min_len and max_len_b).
         length_penalty: fairseq's lenpen; 0 for its unnormalized scores.
     """
     changed = {"length_penalty": length_penalty, "beam_temperature": temperature}
     return {
         **official_generation(beam, min_tokens, max_tokens, no_repeat_ngram),
         "suppress_tokens": [1],  # <pad> is never chosen
-        "end_at_max_length": True,  # at the last position only </s>, with its true log-probability
+        "end_at_max_length": True,  # at the last position only </s> is allowed, with its true log-probability
         **{name: value for name, value in changed.items() if value != 1.0},
     }
 
 
 @dataclass(frozen=True)
 class TaskDefaults:
-    """What a checkpoint of this task was trained and evaluated with."""
+    """Settings with which a checkpoint of this task was trained and evaluated."""
 
-    task: str  # a name of `TASKS`, or one of the checkpoint's own
+    task: str  # a name of `TASKS`, or the checkpoint's own
     language: str
     prompt: str  # with the task's slots
     image_size: int
     generation: Mapping[str, Any] = field(default_factory=dict)
-    changes: Mapping[str, Any] = field(default_factory=dict)  # of the task's row, `SETTINGS` of `tasks_ofa`
+    changes: Mapping[str, Any] = field(default_factory=dict)  # overrides of the task's row, `SETTINGS` of `tasks_ofa`
 
 
 def read_settings(entry: Mapping[str, Any]) -> TaskDefaults:
-    """Defaults from an entry of the catalogue, which gives generation as fairseq's numbers or as transformers'.
+    """Defaults from an entry of the catalogue, whose generation settings are those of fairseq or transformers.
 
-    An entry without a prompt has that of `TASKS`, and an empty one as long as there is no such task.
+    An entry without a prompt uses that of `TASKS`, or an empty one if there is no such task.
     """
     values = {"prompt": "", **entry}
     if not values["prompt"] and entry["task"] in TASKS:
@@ -74,9 +74,9 @@ def read_settings(entry: Mapping[str, Any]) -> TaskDefaults:
 
 
 def without_the_question(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a task whose answers start with the question: lengths are of the answer alone.
+    """Settings of a task whose answers start with the question: lengths do not include the question.
 
-    The original counts the question too, so a long one would leave no room.
+    The original also counts the question, so a long one would leave no room for the answer.
     """
     limits = {"max_new_tokens": generation["max_length"] - 2, "min_new_tokens": generation["min_length"] - 1}
     return {name: value for name, value in generation.items() if name not in ("max_length", "min_length")} | limits
@@ -85,7 +85,10 @@ def without_the_question(generation: Mapping[str, Any]) -> dict[str, Any]:
 _FACTS = read_json(CATALOGUE_FILE)
 SETTINGS = {name: read_settings(entry) for name, entry in _FACTS["settings"].items()}
 FAIRSEQ_TASKS = _FACTS["fairseq_tasks"]
-LEGACY = {"zh": SETTINGS["legacy_zh"], "en": SETTINGS["legacy_480_en"]}  # of a folder that is not in the catalogue
+LEGACY = {
+    "zh": SETTINGS["legacy_zh"],
+    "en": SETTINGS["legacy_480_en"],
+}  # defaults of a folder that is not in the catalogue
 
 
 @dataclass(frozen=True)
@@ -94,17 +97,17 @@ class PublishedCheckpoint:
 
     name: str
     defaults: TaskDefaults
-    url: str | None = None  # of an official file
-    hub_id: str | None = None  # of a legacy repository
-    sha256: str | None = None  # none was ever published; checked where known
+    url: str | None = None  # only for official files
+    hub_id: str | None = None  # only for legacy repositories
+    sha256: str | None = None  # no digests were published; checked if known
     size: str = "base"
-    pretrained: bool = False  # knows every task of its language
-    license: str | None = None  # None: the authors named none for the weights
+    pretrained: bool = False  # trained for every task of its language
+    license: str | None = None  # None: the authors stated no license for the weights
     trained_on: str = ""
     scores: tuple[Mapping[str, Any], ...] = ()  # {"data", "values", "source" (a page), "note"}; published, not ours
 
     def facts(self) -> dict[str, Any]:
-        """What a model card says about the checkpoint, in addition to what conversion finds out."""
+        """Facts about the checkpoint for the model card, besides those from the conversion."""
         return {"license": self.license, "trained_on": self.trained_on, "scores": [dict(row) for row in self.scores]}
 
 
@@ -140,22 +143,22 @@ def nearest_names(name: str, number: int = 3) -> list[str]:
     return [by_short_name[found] for found in get_close_matches(short, by_short_name, number, cutoff=0.5)]
 
 
-def recognise_task(
+def recognize_task(
     settings: Mapping[str, Any], name: str, language: str = "zh", wanted: str | None = None
 ) -> tuple[TaskDefaults, str]:
     """What an official checkpoint was trained for.
 
     Args:
         settings: fairseq's arguments, of which `task`, `arch`, `patch_image_size` and those of `changes_of` are read.
-        name: of the file, which decides if the settings name no task, or pretraining.
-        language: of the checkpoint.
-        wanted: a task that the user names; it wins.
+        name: name of the file, used if the settings name no task or pretraining.
+        language: language of the checkpoint.
+        wanted: a task given by the user, which takes precedence.
 
     Returns:
         its defaults (with the image size of the settings, if it was finetuned), and the reason for the choice.
 
     Raises:
-        UserError: a checkpoint of a task that there is none for here, or the user's task has no prompt in `language`.
+        UserError: the checkpoint's task is not supported, or the user's task has no prompt in `language`.
     """
     if wanted is not None:
         return with_settings(settings_of_task(wanted, language), settings, name), "the task was given"
@@ -175,7 +178,7 @@ def recognise_task(
 
 
 def settings_of_task(task: str, language: str) -> TaskDefaults:
-    """Defaults of a task that the user names.
+    """Defaults of a task given by the user.
 
     Raises:
         UserError: there is no such task in that language.
@@ -194,9 +197,11 @@ def tasks_of(language: str) -> list[str]:
 
 
 def with_settings(defaults: TaskDefaults, settings: Mapping[str, Any], name: str) -> TaskDefaults:
-    """Defaults with what the arguments of finetuning say: image size, and settings of the task."""
+    """Defaults, updated from the arguments of finetuning: image size, and settings of the task."""
     size = settings.get("patch_image_size")
-    if TASKS[defaults.task].answer == "image":  # the size of what is drawn, whatever images were read in training
+    if (
+        TASKS[defaults.task].answer == "image"
+    ):  # the size of drawn images does not depend on the images read in training
         size = settings.get("code_image_size")
     if type(size) is int and 16 <= size <= 4096:
         defaults = replace(defaults, image_size=size)
@@ -204,7 +209,7 @@ def with_settings(defaults: TaskDefaults, settings: Mapping[str, Any], name: str
 
 
 def changes_of(task: Task, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What fairseq's arguments change in a task's row: how answers start, and the colors' mean and deviation.
+    """Changes to a task's row from fairseq's arguments: start of answers, mean and deviation of colors.
 
     Raises:
         UserError: boxes were trained on another grid than the one here.
@@ -242,7 +247,7 @@ def explain_unknown_task(name: str, task: Any, language: str) -> str:
 
 
 def catalogue_facts() -> list[dict[str, Any]]:
-    """Every fact about every entry; a license of None was never stated."""
+    """The full catalogue; a license of None was never stated."""
     return [asdict(entry) for entry in CATALOGUE.values()]
 
 

@@ -1,4 +1,4 @@
-"""Data as finetuning would read it: what would be trained on, what was assumed, and what is odd."""
+"""Check data as finetuning would read it: what would be trained on, what was assumed, and what is odd."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from ofa_hf.checking.image_check import check_images
-from ofa_hf.checking.text_check import are_sentences, check_texts, texts_of
+from ofa_hf.checking.text_check import are_sentences, check_texts, texts_of, vocabulary_of
 from ofa_hf.data.answers import TargetForm
 from ofa_hf.data.build import NoUsableRow
 from ofa_hf.data.sources import TableForm, as_read, has_its_images, load_source
@@ -29,11 +29,11 @@ class DataCheck:
     """The result of a check.
 
     Args:
-        rows: what would be trained on; None if nothing would.
-        odd: kind → count of what would be trained on, but looks wrong.
-        characters: that the vocabulary lacks, by count.
-        examples: kind → what has it, as lines for people.
-        why_empty: why nothing would be trained on.
+        rows: what would be trained on; None if there is nothing.
+        odd: kind → number of rows that would be trained on but look wrong.
+        characters: characters that the vocabulary lacks, with their counts.
+        examples: kind → examples, as lines for people.
+        why_empty: why there is nothing to train on.
     """
 
     report: DataReport
@@ -128,7 +128,7 @@ def check_data(
     except NoUsableRow as error:
         return DataCheck(error.report, examples=problem_examples(error.problems), why_empty=str(error))
     report = report_of(rows)
-    texts = check_texts(texts_of(rows), unknown, are_sentences(task))
+    texts = check_texts(texts_of(rows), vocabulary_of(task, unknown), are_sentences(task))
     odd, examples = dict(texts.counts), {k: [f"{i}: {text}" for i, text in v] for k, v in texts.examples.items()}
     faulty = {kind: [i for i, _ in found] for kind, found in texts.examples.items()}
     if task.needs_image:

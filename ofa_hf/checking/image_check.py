@@ -1,7 +1,6 @@
-"""What is odd about the images of a data set: tiny or extreme ones, and the same image twice or in two sets.
+"""Find odd images in a data set: tiny or extreme ones, and duplicates within or between sets.
 
-Images are compared by their content: by their pixels, and loosely, so that a photo that was scaled or saved again is
-found too.
+Images are compared by content: by their pixels, and approximately, so that resized or re-encoded copies are found too.
 """
 
 import hashlib
@@ -24,16 +23,16 @@ SAME, LEAKED = "image that is there twice", "image that is in the test set too"
 SMALLEST_SIDE = 32  # pixels
 LONGEST_SHAPE = 5.0  # long side ÷ short side
 EXAMPLES = 3
-SIDE = 8  # of the small copy that is compared
-BANDS = 4  # parts of 16 bits, one of which must be equal for two images to be compared
-MAX_COMPARED = 64  # images with an equal part that one is compared with
-MAX_BITS = 5  # of 64 that may differ
+SIDE = 8  # side of the small copy that is compared
+BANDS = 4  # parts of 16 bits; images are compared if one part is equal
+MAX_COMPARED = 64  # images with an equal part to compare with
+MAX_BITS = 5  # bits of 64 that may differ
 MAX_DIFFERENCE = 6.0  # mean difference of the small copies, 0 … 255
-AHEAD = 64  # images decoded before they are asked for
+AHEAD = 64  # images decoded in advance
 
 
 class Content(NamedTuple):
-    """An image's size, a digest of its pixels, 64 bits of its brightness steps, and a small copy of it."""
+    """Size of an image, digest of its pixels, 64-bit hash of its brightness gradients, and a small copy."""
 
     size: tuple[int, int]
     digest: bytes
@@ -51,7 +50,7 @@ def content_of(image: Image.Image) -> Content:
 
 
 class Contents:
-    """Images that were seen, by content."""
+    """An index of images by content."""
 
     def __init__(self):
         self._names: list[str] = []
@@ -61,7 +60,7 @@ class Contents:
         self._bands: list[dict[int, list[int]]] = [{} for _ in range(BANDS)]
 
     def find(self, content: Content) -> str | None:
-        """Name of an image of this content that was added; None if there is none."""
+        """Name of an added image with this content; None if there is none."""
         if (place := self._digests.get(content.digest)) is not None:
             return self._names[place]
         for band, part in zip(self._bands, _parts(content.bits), strict=True):
@@ -89,10 +88,10 @@ def _parts(bits: int) -> list[int]:
 
 @dataclass
 class ImageFaults:
-    """Odd images, counted by kind with some examples."""
+    """Counts and examples of odd images by kind."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # kind → (image id, what it is)
+    examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # kind → (image id, detail)
 
     def add(self, kind: str, image_id: str, detail: str) -> None:
         self.counts[kind] += 1
@@ -119,7 +118,7 @@ def check_images(rows: Dataset, test: Dataset | None = None) -> ImageFaults:
     """Look at every image once.
 
     Args:
-        test: rows whose images must not be among `rows`.
+        test: rows of the test set, whose images must not be in `rows`.
     """
     faults, seen, kept = ImageFaults(), Contents(), Contents()
     for image_id, content in contents(test) if test is not None else ():

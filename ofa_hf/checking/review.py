@@ -1,4 +1,4 @@
-"""Captions that a person accepts, edits or rejects, saved as they are decided, as a table that finetuning takes."""
+"""Review of captions: decisions are saved immediately, and accepted captions form a table for finetuning."""
 
 import csv
 import io
@@ -21,15 +21,15 @@ from ofa_hf.tables.table_files import open_table
 
 
 ACCEPTED, REJECTED, OPEN = "accepted", "rejected", "open"
-MARK = b"\xef\xbb\xbf"  # so that a spreadsheet takes the file for UTF-8
-LONGEST = 10_000  # characters of a caption
+MARK = b"\xef\xbb\xbf"  # so that spreadsheet applications read the file as UTF-8
+LONGEST = 10_000  # maximum characters of a caption
 
 
 @dataclass
 class Item:
-    """A caption of an image, and what was decided about it."""
+    """A caption of an image, and the decision about it."""
 
-    image: str  # as the table names it
+    image: str  # name in the table
     original: str
     caption: str
     decision: str = OPEN
@@ -42,14 +42,14 @@ class Item:
 class Review:
     """The captions of a table, one after another.
 
-    Decisions go into a file beside the output at once, whatever ends the program; the next review goes on there. The
-    output holds the captions that were accepted, edited or not.
+    Decisions are written immediately to a file next to the output, from which the next review resumes. The output
+    contains the accepted captions, with edits.
 
     Args:
         table: see `open_table`.
-        folder: of the images.
+        folder: folder of the images.
         output: CSV of `image,caption`; by default the table's name with `.reviewed.csv`.
-        form: what the user said about the table.
+        form: the user's options for the table.
 
     Raises:
         UserError: a file cannot be read or written, or the table has no caption.
@@ -66,7 +66,7 @@ class Review:
         table = Path(table)
         self.output = Path(output) if output else table.with_name(f"{table.stem}.reviewed.csv")
         if self.output.exists() and table.exists() and self.output.samefile(table):
-            raise UserError(f"{table} is what is reviewed and is never replaced. Pass another --output.")
+            raise UserError(f"{table} is the table under review and is never replaced. Pass another --output.")
         self.decisions = self.output.with_name(f"{self.output.name}.decisions.jsonl")
         refuse_unwritable([self.output, self.decisions])
         self.finder = ImageFinder(folder)
@@ -97,7 +97,7 @@ class Review:
         return list(items.values())
 
     def _take_up(self) -> None:
-        """What an earlier review decided; the last decision about a caption counts."""
+        """Decisions of an earlier review; the last one about a caption counts."""
         if not self.decisions.exists():
             return
         known = {item.key: item for item in self.items}
@@ -106,7 +106,7 @@ class Review:
                 made = json.loads(line)
                 item = known.get((made["image"], made["original"]))
                 decision, caption = made["decision"], made["caption"]
-            except (ValueError, KeyError, TypeError):  # the line that a power cut left unfinished
+            except (ValueError, KeyError, TypeError):  # an incomplete line after a crash
                 continue
             if item and decision in (ACCEPTED, REJECTED, OPEN) and isinstance(caption, str):
                 item.decision, item.caption = decision, caption
@@ -117,7 +117,7 @@ class Review:
         return self.finder.find(self.items[number].image).path
 
     def state(self, number: int) -> dict[str, Any]:
-        """An item as the page shows it, with what was decided so far. Numbers beyond the ends mean the ends."""
+        """An item for the page, with the decision so far. Numbers out of range are clamped."""
         number = min(max(number, 0), len(self.items) - 1)
         counts = Counter(item.decision for item in self.items)
         decided = {"accepted": counts[ACCEPTED], "rejected": counts[REJECTED], "open": counts[OPEN]}
@@ -126,21 +126,21 @@ class Review:
         return {"number": number, "count": len(self.items), **decided, "item": vars(item), "missing": why}
 
     def next_open(self, number: int) -> int:
-        """The next item that is undecided, from the start again after the last; the same one if none is."""
+        """The next undecided item, wrapping around at the end; the same one if there is none."""
         order = [*range(number, len(self.items)), *range(number)]
         return next((each for each in order if self.items[each].decision == OPEN), number)
 
     def decide(self, number: int, decision: str, caption: str | None = None) -> None:
-        """Note a decision and save it.
+        """Save a decision.
 
         Args:
-            caption: the edited text; None leaves it.
+            caption: the edited text; None keeps the caption.
 
         Raises:
             ValueError: no such item or decision, or an accepted caption without text.
         """
         if not 0 <= number < len(self.items) or decision not in (ACCEPTED, REJECTED, OPEN):
-            raise ValueError(f"there is no caption {number}, or {decision!r} is no decision")
+            raise ValueError(f"there is no caption {number}, or {decision!r} is not a decision")
         item = self.items[number]
         text = item.caption if caption is None else " ".join(caption.split())[:LONGEST]
         if decision == ACCEPTED and not text:

@@ -1,4 +1,4 @@
-"""What is odd about the captions of a data set: too short, file names, whole rows, characters unknown to the model."""
+"""Find odd captions in a data set: too short, file names, whole rows, characters that the vocabulary lacks."""
 
 import re
 import unicodedata
@@ -46,7 +46,7 @@ class TextFaults:
         return TextFaults(counts, characters, {**self.examples, **examples})
 
     def line(self) -> str:
-        """All of it in one line; empty if nothing is odd."""
+        """A summary in one line; empty if nothing is odd."""
         parts = [f"{count:,} × {kind}" for kind, count in sorted(self.counts.items())]
         if self.characters:
             shown = ", ".join(f"{char} {count:,}" for char, count in self.characters.most_common(10))
@@ -56,12 +56,17 @@ class TextFaults:
 
 
 def are_sentences(task: Task) -> bool:
-    """Whether a task's answers are sentences that describe an image."""
+    """Whether the answers of a task are sentences about an image."""
     return (task.answer == "text" and task.metric == "caption") or task.answer == "image"
 
 
+def vocabulary_of(task: Task, unknown: Callable[[Iterable[str]], set[str]] | None):
+    """`unknown` for a task whose answers are texts; None for boxes, which become location tokens."""
+    return None if task.answer == "boxes" else unknown
+
+
 def drawn_field(task: Task) -> str | None:
-    """The field that holds the texts of a task whose targets are codes; None for others."""
+    """The field with the texts of a task whose targets are codes; None for other tasks."""
     return next(iter(task.fields), None) if task.answer == "image" else None
 
 
@@ -81,8 +86,8 @@ def check_texts(
 
     Args:
         rows: ids and captions.
-        unknown: which of some characters the vocabulary lacks; None: not looked at.
-        are_sentences: captions, of which a single character is odd; answers to a question may be as short.
+        unknown: returns which of some characters the vocabulary lacks; None skips this check.
+        are_sentences: also report very short texts, which are normal as answers to a question.
     """
     faults, known, missing = TextFaults(), set(), set()
     for image_id, captions in rows:
@@ -105,7 +110,7 @@ def check_texts(
 
 
 def why_odd(caption: str, image_id: str) -> str:
-    """The kind of fault that a caption has; empty if it has none."""
+    """What is odd about a caption; empty if nothing is."""
     if sum(not char.isspace() and not unicodedata.category(char).startswith("P") for char in caption) < 2:
         return NEAR_EMPTY
     name = image_id.rpartition("/")[2]
@@ -116,7 +121,7 @@ def why_odd(caption: str, image_id: str) -> str:
 
 
 def unknown_to(tokenizer) -> Callable[[Iterable[str]], set[str]]:
-    """Which of some characters a tokenizer knows no piece for."""
+    """Returns which of some characters are unknown to a tokenizer."""
     unknown_ids = {tokenizer.unk_token_id, *tokenizer.convert_tokens_to_ids(["[UNK]", "<unk>"])}
 
     def find(characters: Iterable[str]) -> set[str]:
@@ -130,14 +135,14 @@ def unknown_to(tokenizer) -> Callable[[Iterable[str]], set[str]]:
 
 
 def unknown_to_published(characters: Iterable[str]) -> set[str]:
-    """Which of some characters the published Chinese checkpoints lack for certain: emoji, curly quotes, long dashes.
+    """Which of some characters no published Chinese checkpoint has: emoji, curly quotes, long dashes.
 
-    They lack more; only a checkpoint's own vocabulary tells, see `unknown_to`.
+    They lack others too; for those, use `unknown_to` with the vocabulary of a checkpoint.
     """
     return {char for char in characters if char in PUBLISHED_LACK or char >= FIRST_EMOJI}
 
 
 def unknown_to_list(path: str) -> Callable[[Iterable[str]], set[str]]:
-    """Which of some characters a list of word pieces lacks, one a line as in `vocab.txt`; case does not count."""
+    """Returns which of some characters a `vocab.txt` (one word piece per line) lacks, ignoring case."""
     pieces = {(line or "").rstrip("\r\n").removeprefix("##") for _, line in text_lines(path, find_encoding(path))}
     return lambda chars: {char for char in chars if not char.isspace() and not {char, char.lower()} & pieces}

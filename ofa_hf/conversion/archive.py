@@ -1,4 +1,4 @@
-"""The published archive of a checkpoint that draws: the checkpoint, its VQGAN and the description of the latter."""
+"""The published archive of a checkpoint that draws: the checkpoint, and weights and settings of its VQGAN."""
 
 import lzma
 import shutil
@@ -15,7 +15,7 @@ from ofa_hf.errors import UserError, is_full_disk
 from ofa_hf.inert_pickle import shown
 
 
-DAMAGED = (  # what zipfile raises for damaged bytes and for methods that it does not know
+DAMAGED = (  # errors of zipfile for damaged bytes and unknown compression methods
     *(zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, OverflowError, struct.error),
     *(zlib.error, lzma.LZMAError),
 )
@@ -24,7 +24,7 @@ WANTED = {"vqgan": "last.ckpt", "settings": "model.yaml"}  # and a .pt, the chec
 
 @dataclass
 class Unpacked:
-    """Files of an archive, in a folder that goes away."""
+    """Files of an archive, unpacked into a temporary folder."""
 
     checkpoint: Path
     vqgan: Path
@@ -32,25 +32,25 @@ class Unpacked:
 
 
 @contextmanager
-def unpack(path: Path, beside: Path) -> Iterator[Unpacked]:
-    """Unpack the three files that are needed, for as long as the context lasts.
+def unpack(path: Path, scratch: Path) -> Iterator[Unpacked]:
+    """Unpack the three files of an archive for the duration of the context.
 
     Args:
-        beside: an existing folder on the disk to unpack to.
+        scratch: an existing folder on the disk to unpack to.
 
     Raises:
-        UserError: it is no such archive, it is damaged, it names files outside of it, or the disk is too small.
+        UserError: it is not such an archive, it is damaged, it names files outside of it, or the disk is too small.
     """
     try:
         archive = zipfile.ZipFile(path)
     except (*DAMAGED, OSError) as error:
         raise UserError(f"{path} cannot be unpacked: {error}. Download it again.") from error
-    with archive, TemporaryDirectory(prefix=".ofa_hf_unpacked_", dir=beside) as folder:
+    with archive, TemporaryDirectory(prefix=".ofa_hf_unpacked_", dir=scratch) as folder:
         members = find_members(path, archive)
         size = sum(member.file_size for member in members.values())
         if size > shutil.disk_usage(folder).free:
             raise UserError(
-                f"The disk of {beside} is too small for {path.name}: {size:,} bytes are needed. Make room."
+                f"The disk of {scratch} is too small for {path.name}: {size:,} bytes are needed. Free some space."
             )
         files = {}
         for name, member in members.items():
@@ -66,7 +66,7 @@ def unpack(path: Path, beside: Path) -> Iterator[Unpacked]:
 
 
 def find_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The checkpoint, the VQGAN and its description.
+    """Find the checkpoint, the VQGAN and its settings.
 
     Raises:
         UserError: one of them is missing or is there twice, or a name leads out of the archive.

@@ -1,4 +1,4 @@
-"""`OFAConfig` of a checkpoint: sizes are read off the tensors, arguments must agree with them.
+"""`OFAConfig` of a checkpoint: sizes are read from the tensors, and arguments must agree with them.
 
 Source: OFA `models/ofa/unify_transformer.py` (arguments), `models/ofa/ofa.py` (architectures and defaults).
 """
@@ -15,7 +15,7 @@ from ofa_hf.errors import UserError
 from ofa_hf.inert_pickle import shown
 
 
-FAIRSEQ_FIELDS = {  # fairseq argument → field here; several may say the same
+FAIRSEQ_FIELDS = {  # fairseq argument → our field; several arguments can stand for one field
     "encoder_embed_dim": "d_model",
     "decoder_embed_dim": "d_model",
     "encoder_layers": "encoder_layers",
@@ -39,7 +39,7 @@ FAIRSEQ_FIELDS = {  # fairseq argument → field here; several may say the same
     "decoder_drop_path_rate": "decoder_drop_path_rate",
     "resnet_drop_path_rate": "resnet_drop_path_rate",
 }
-FAIRSEQ_SWITCHES = {  # arguments that choose the network this package implements; tensors cannot show all of them
+FAIRSEQ_SWITCHES = {  # arguments that select the implemented network; tensors do not show all of them
     "encoder_normalize_before": True,
     "decoder_normalize_before": True,
     "no_scale_embedding": True,
@@ -64,7 +64,7 @@ FAIRSEQ_SWITCHES = {  # arguments that choose the network this package implement
     "encoder_prompt": False,
     "decoder_prompt": False,
 }
-LEGACY_BOOKKEEPING = frozenset(UNUSED_FIELDS) | frozenset(  # written by transformers 4.20, read by no network
+LEGACY_BOOKKEEPING = frozenset(UNUSED_FIELDS) | frozenset(  # written by transformers 4.20, not read by any network
     "architectures auto_map custom_pipelines dtype torch_dtype transformers_version model_type _name_or_path "
     "forced_eos_token_id forced_bos_token_id max_length min_length num_beams early_stopping "
     "no_repeat_ngram_size".split()
@@ -81,13 +81,13 @@ MAX_LAYERS = 1000
 
 @dataclass
 class ConfigDecisions:
-    """The configuration and how each field was decided, for the account."""
+    """The configuration and the origin of each field, for the report."""
 
     config: OFAConfig
-    from_shapes: list[str] = field(default_factory=list)  # read off the tensors, no argument said anything
+    from_shapes: list[str] = field(default_factory=list)  # read from the tensors, without an argument
     confirmed: list[str] = field(default_factory=list)  # argument and tensors agree
-    from_settings: list[str] = field(default_factory=list)  # no tensor shows it, the argument says it
-    defaults: list[str] = field(default_factory=list)  # nobody says it
+    from_settings: list[str] = field(default_factory=list)  # from an argument, not visible in tensors
+    defaults: list[str] = field(default_factory=list)  # neither in tensors nor in arguments
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -102,10 +102,10 @@ def config_from_fairseq(settings: Mapping[str, Any], shapes: Mapping[str, tuple]
 
     Args:
         settings: fairseq's arguments as plain values; may be empty.
-        shapes: names here → shapes of the weights.
+        shapes: our names → shapes of the weights.
 
     Raises:
-        UserError: weights that are no OFA network, arguments that contradict them, or another variant of OFA.
+        UserError: weights that are not an OFA network, arguments that contradict them, or another variant of OFA.
     """
     for name, expected in FAIRSEQ_SWITCHES.items():
         if settings.get(name, expected) not in (expected, None):
@@ -116,7 +116,7 @@ def config_from_fairseq(settings: Mapping[str, Any], shapes: Mapping[str, tuple]
     decisions = decide(said, shapes, source)
     if settings and settings.get("disable_entangle") is None:
         decisions.notes.append(
-            "the settings do not mention disable_entangle; taken as set, as in every caption script"
+            "the settings do not mention disable_entangle; assumed to be set, as in every caption script"
         )
     if not settings:
         decisions.notes.append("the file holds no settings: sizes come from the weights, rates are defaults")
@@ -140,7 +140,7 @@ def config_from_legacy(values: Mapping[str, Any], shapes: Mapping[str, tuple], s
     unknown = sorted(set(values) - fields - LEGACY_BOOKKEEPING - set(FIXED_SWITCHES))
     if unknown:
         decisions.notes.append(
-            f"config.json fields no OFA network reads were left out: {', '.join(map(shown, unknown))}"
+            f"left out fields of config.json that OFA does not read: {', '.join(map(shown, unknown))}"
         )
     return decisions
 
@@ -153,7 +153,7 @@ def refuse_variant(name: str, value: Any, expected: Any, source: str) -> None:
 
 
 def decide(said: list[tuple[str, str, Any]], shapes: Mapping[str, tuple], source: str) -> ConfigDecisions:
-    """Join what settings say, as (setting, field, value), with what the tensors show."""
+    """Combine settings, as (setting, field, value), with the fields read from the tensors."""
     measured = fields_from_shapes(shapes, source)
     values, confirmed, from_settings = dict(measured), set(), set()
     for name, field_, value in said:
@@ -162,7 +162,7 @@ def decide(said: list[tuple[str, str, Any]], shapes: Mapping[str, tuple], source
             other = "the weights have" if field_ in measured else "another setting says"
             raise UserError(
                 f"The settings of {source} say {name}={shown(value)}, but {other} {field_}={shown(values[field_])}. "
-                f"The file was put together from two networks, or its settings were edited; take the original file."
+                f"The file was assembled from two networks, or its settings were edited; use the original file."
             )
         (confirmed if field_ in measured else from_settings).add(field_)
     values.setdefault("code_image_size", min(128, 8 * values["image_bucket_size"]))
@@ -177,7 +177,7 @@ def decide(said: list[tuple[str, str, Any]], shapes: Mapping[str, tuple], source
 
 
 def as_field_type(name: str, field_: str, value: Any, source: str) -> Any:
-    """`value` in the type of the field's default; a whole number may stand for a float."""
+    """`value` in the type of the field's default; an integer is accepted for a float."""
     default = inspect.signature(OFAConfig.__init__).parameters[field_].default
     if isinstance(default, float) and type(value) is int:
         value = float(value) if abs(value) < 2**31 else value
@@ -185,13 +185,13 @@ def as_field_type(name: str, field_: str, value: Any, source: str) -> Any:
     if not usable or (type(value) is int and abs(value) >= 2**31):
         raise UserError(
             f"The settings of {source} say {name}={shown(value)}; expected a {type(default).__name__} "
-            f"such as {default}. The file is damaged or of another network."
+            f"such as {default}. The file is damaged or belongs to another network."
         )
     return value
 
 
 def fields_from_shapes(shapes: Mapping[str, tuple], source: str) -> dict[str, Any]:
-    """Every field that the weights decide, by name; names here, as `rename_key` gives them.
+    """The fields that follow from the weights, whose names are ours, as from `rename_key`.
 
     Raises:
         UserError: a weight that every OFA network has is absent or impossible.
@@ -217,7 +217,7 @@ def shape_of(shapes: Mapping[str, tuple], name: str, dimensions: int, source: st
     shape = shapes.get(name)
     if shape is None:
         raise UserError(
-            f"{source} is no OFA checkpoint: it has no weight {name}. Accepted: official OFA .pt files and legacy "
+            f"{source} is not an OFA checkpoint: it has no weight {name}. Accepted: official OFA .pt files and legacy "
             f"OFA-Chinese folders. Check that this is the file you mean."
         )
     if len(shape) != dimensions or min(shape) < 1:
@@ -241,7 +241,7 @@ def resnet_type_of(shapes: Mapping[str, tuple], source: str) -> str:
         name.startswith("encoder.embed_images.") for name in shapes
     ):
         raise UserError(
-            f"{source} has no image part (no weights encoder.embed_images.*): it is a language model for text alone. "
+            f"{source} has no image part (no weights encoder.embed_images.*): it is a language model for text only. "
             f"Accepted: networks that read images, as every finetuned and pretrained OFA checkpoint is."
         )
     prefix = "encoder.embed_images.layer"

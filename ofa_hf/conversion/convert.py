@@ -1,4 +1,4 @@
-"""Conversion in one straight line: read → configuration → account of the weights → folder → verify → into place."""
+"""Convert a checkpoint: read → configuration → account of the weights → folder → verify → move into place."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from ofa_hf import OFAImageProcessor, OFAProcessor, __version__  # from here: this registers them for saving
+from ofa_hf import OFAImageProcessor, OFAProcessor, __version__  # imported from here, which registers them for saving
 from ofa_hf.boxes_ofa import NUM_PLACES
 from ofa_hf.catalogue.published import CATALOGUE, TaskDefaults
 from ofa_hf.conversion.archive import unpack
@@ -24,7 +24,7 @@ from ofa_hf.conversion.english_vocabulary import (
 )
 from ofa_hf.conversion.renames import WeightAccount, match_weights, rename_key
 from ofa_hf.conversion.sources import OFFICIAL_KIND, Source, open_source
-from ofa_hf.conversion.tasks import fitting, name_pipelines, offered_tasks, recognise_task
+from ofa_hf.conversion.tasks import fitting, name_pipelines, offered_tasks, recognize_task
 from ofa_hf.conversion.torch_file import FileRefused
 from ofa_hf.conversion.verify import Verification, empty_model, verify_written
 from ofa_hf.conversion.vocabulary import NUM_CODES, build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
@@ -47,20 +47,20 @@ from ofa_hf.tasks_ofa import SLOT, TASKS
 ACCOUNT_VERSION = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ENGLISH_VOCABULARY = 59457
-OF_SAMPLES = ("top_k", "top_p", "temperature")  # settings that a search does not have
+OF_SAMPLES = ("top_k", "top_p", "temperature")  # settings that beam search does not use
 VOCABULARY_LANGUAGES = {30325: "Chinese", ENGLISH_VOCABULARY: "English"}
-ROOM_FOR_OTHER_FILES = 100 * 2**20  # bytes for code, tokenizer and verification
+ROOM_FOR_OTHER_FILES = 100 * 2**20  # bytes needed for code, tokenizer and verification
 
 
 @dataclass
 class ConversionAccount:
-    """What a conversion did; `values` is what `conversion.json` holds."""
+    """The report of a conversion; `values` is the content of `conversion.json`."""
 
     folder: Path
     values: dict[str, Any]
 
     def lines(self) -> list[str]:
-        """The account for a person, a few lines."""
+        """The report as a few lines for people."""
         source, model, checkpoint = (self.values[part] for part in ("source", "model", "checkpoint"))
         proof, counts = self.values["proof"], self.values["weights"]["counts"]
         lines = [
@@ -101,26 +101,26 @@ def convert(
 
     Args:
         checkpoint: official `.pt`, legacy folder, name of a published checkpoint (downloaded first) or Hub id; or the
-            published archive of a checkpoint that draws, which has its VQGAN with it.
-        out: the folder; it appears whole or not at all.
+            published archive of a checkpoint that draws, which includes its VQGAN.
+        out: the folder, written atomically.
         vocab: Chinese BERT `vocab.txt`; or the folder with the English `encoder.json`, `vocab.bpe` and `dict.txt`, or
-            `vocab.json` and `merges.txt`. By default the legacy folder's tokenizer, else the files from the Hub.
+            `vocab.json` and `merges.txt`. By default the legacy folder's tokenizer or files from the Hub.
         dtype: of the saved weights; by default the source's.
         task: what the checkpoint was trained for, a name of `TASKS`; by default recognized from the file.
-        prompt, image_size, generation: replace what belongs to the checkpoint.
+        prompt, image_size, generation: override those of the checkpoint.
         overwrite: replace an earlier conversion at `out`.
         verify: compare the folder, loaded in a fresh process, with the source.
         vqgan, vqgan_config: `last.ckpt` and `model.yaml` of the VQGAN, which a checkpoint that draws needs.
-        progress: called with what happens now.
+        progress: called with a description of each step.
 
     Raises:
-        UserError: the checkpoint, the options or the disk do not allow it; nothing is written.
+        UserError: the checkpoint or an option cannot be used, or the disk is full; nothing is written.
     """
     target = Path(out).absolute()
-    full_disk = explain_full_disk(target.parent, "Free some room and convert again; nothing half-written was kept.")
+    full_disk = explain_full_disk(target.parent, "Free some space and convert again; no partial files were kept.")
     if archive := archive_of(checkpoint):
         if vqgan or vqgan_config:
-            raise UserError(f"{archive} has its VQGAN with it. Leave out --vqgan and --vqgan-config.")
+            raise UserError(f"{archive} includes its VQGAN. Leave out --vqgan and --vqgan-config.")
         options = {"dtype": dtype, "task": task, "prompt": prompt, "image_size": image_size, "generation": generation}
         options |= {"overwrite": overwrite, "verify": verify, "progress": progress}
         check_target(target, overwrite)
@@ -129,20 +129,20 @@ def convert(
         with full_disk, unpack(archive, target.parent) as files:
             try:
                 return convert(files.checkpoint, out, vocab, **options, vqgan=files.vqgan, vqgan_config=files.settings)
-            except UserError as error:  # about a file that is gone by then
+            except UserError as error:  # a message about a temporary file would not help
                 raise UserError(str(error).replace(str(files.checkpoint.parent), str(archive))) from error
     with full_disk, new_folder(target, partial(check_target, overwrite=overwrite)) as (folder, scratch):
         try:
             job = Conversion(open_source(checkpoint), progress, (vqgan, vqgan_config))
             options = {"task": task, "prompt": prompt, "image_size": image_size, "generation": generation or {}}
             values = job.run(folder, scratch, vocab, as_dtype(dtype), options, verify)
-        except FileRefused as error:  # found while numbers were read: damaged bytes
+        except FileRefused as error:  # damaged bytes, found while reading numbers
             raise UserError(f"{checkpoint} cannot be converted: {error}.") from error
     return ConversionAccount(target, values)
 
 
 def archive_of(checkpoint: str | Path) -> Path | None:
-    """The archive that a path or a published name means, downloaded first; None if it means something else."""
+    """The archive at a path or with a published name (downloaded first); None if it is something else."""
     published = CATALOGUE.get(str(checkpoint))
     if published and (published.url or "").endswith(".zip") and not Path(checkpoint).exists():
         return download_file(published.url)
@@ -151,7 +151,7 @@ def archive_of(checkpoint: str | Path) -> Path | None:
 
 
 def check_target(target: Path, overwrite: bool) -> None:
-    """Refuse to replace anything but an earlier conversion, and that only when asked."""
+    """Refuse to replace anything except an earlier conversion, and that only with `overwrite`."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -168,21 +168,21 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 @dataclass
 class MatchedSource:
-    """A source whose every weight has its place in the network."""
+    """A source whose weights all match the network."""
 
     decisions: ConfigDecisions
-    tensors: dict[str, Any]  # names here → tensors of the source, not read yet
+    tensors: dict[str, Any]  # our names → tensors of the source, not read yet
     account: WeightAccount
 
     def weights_to_save(self, dtype: torch.dtype | None = None) -> WeightsToSave:
-        """The weights in `dtype`, by default the source's own; float32, which holds them all exactly, if mixed."""
+        """The weights in `dtype`; by default as stored, or float32, which represents all exactly, if mixed."""
         dtypes = {tensor.dtype for tensor in self.tensors.values() if tensor.dtype.is_floating_point}
         own = dtypes.pop() if len(dtypes) == 1 else torch.float32
         return WeightsToSave(self.tensors, self.account.filled, dtype or own)
 
 
 def match_source(source: Source) -> MatchedSource:
-    """Decide the configuration of a source and give every weight its name here.
+    """Determine the configuration of a source and match every weight to the network.
 
     Raises:
         UserError: it is not an OFA network, or a weight is unknown, missing or of another shape.
@@ -193,7 +193,7 @@ def match_source(source: Source) -> MatchedSource:
 
 
 class Conversion:
-    """One run: the source and what was decided about it."""
+    """One conversion: the source and the choices made for it."""
 
     def __init__(
         self,
@@ -208,11 +208,11 @@ class Conversion:
         self.decisions, self.config = self.matched.decisions, self.matched.decisions.config
 
     def run(self, folder: Path, scratch: Path, vocab, dtype, options: dict[str, Any], verify: bool) -> dict[str, Any]:
-        """Build the folder; returns the account. `options` are `task`, `prompt`, `image_size`, `generation`."""
+        """Build the folder and return the report. `options` are `task`, `prompt`, `image_size`, `generation`."""
         weights = self.matched.weights_to_save(dtype)
         check_room(folder, weights.total_size)
         tokenizer, language = self.make_tokenizer(vocab)
-        self.defaults, self.task_reason = recognise_task(self.source, language, options.pop("task"), options["prompt"])
+        self.defaults, self.task_reason = recognize_task(self.source, language, options.pop("task"), options["prompt"])
         settings = self.settings_of(**options)
         self.open_vqgan(settings)
         processor = self.write_small_files(folder, tokenizer, settings, weights.dtype)
@@ -231,14 +231,14 @@ class Conversion:
         return values
 
     def settings_of(self, prompt: str | None, image_size: int | None, generation: Mapping[str, Any]) -> TaskDefaults:
-        """What belongs to this checkpoint, with the caller's own choices on top.
+        """The settings of this checkpoint, overridden by those of the caller.
 
         Raises:
-            UserError: a choice the model cannot work with.
+            UserError: a value that the model cannot use.
         """
         chosen = {**self.defaults.generation, **generation}
         if chosen["num_beams"] < 1:
-            raise UserError(f"A search with {chosen['num_beams']} beams finds nothing. Accepted: 1 or more.")
+            raise UserError(f"A search with {chosen['num_beams']} beams is not possible. Accepted: 1 or more.")
         if chosen["num_beams"] == 1:
             chosen.pop("early_stopping", None)
         if TASKS[self.defaults.task].answer == "image":
@@ -252,28 +252,28 @@ class Conversion:
             raise UserError(
                 f"A maximum length of {generation['max_length']} exceeds the {limit} positions of the model."
             )
-        if "max_new_tokens" in chosen and "max_length" in generation:  # which counts start and end
+        if "max_new_tokens" in chosen and "max_length" in generation:  # the limit counts start and end token
             chosen["max_new_tokens"] = max(chosen.pop("max_length") - 2, 1)
         chosen |= fitting(chosen, limit)
         prompt = self.defaults.prompt if prompt is None else prompt
         return replace(self.defaults, prompt=prompt, image_size=size, generation=chosen)
 
     def settings_of_drawing(self, prompt: str | None, image_size: int | None, generation: dict) -> TaskDefaults:
-        """Settings of a checkpoint that draws, whose images have the size that its network has places for."""
+        """Settings of a checkpoint that draws images of the size that its network has positions for."""
         side = self.defaults.image_size if image_size is None else image_size
         if not 8 <= side <= 8 * self.config.image_bucket_size or side % 8:
             raise UserError(
                 f"Images of {side} pixels cannot be drawn by {self.source.name}. Accepted: multiples of 8 up to "
                 f"{8 * self.config.image_bucket_size}; name the size with --image-size."
             )
-        self.config.code_image_size = side  # a table of positions alone depends on it, which is computed anew
+        self.config.code_image_size = side  # only a table of positions depends on it, which is not stored
         generation |= {"max_length": (side // 8) ** 2 + 2, "do_sample": generation["num_beams"] == 1}
         if not generation["do_sample"]:
             generation = {name: value for name, value in generation.items() if name not in OF_SAMPLES}
         prompt = self.defaults.prompt if prompt is None else prompt
         if len(slots := set(SLOT.findall(prompt))) != 1:
             seen = f"{len(slots)} slots" if slots else "no slot"
-            raise UserError(f"The prompt {prompt!r} has {seen}. To draw it needs one for the text, such as {{text}}.")
+            raise UserError(f"The prompt {prompt!r} has {seen}. To draw, it needs one for the text, such as {{text}}.")
         changes = {} if side == TASKS[self.defaults.task].image["size"] else {"image": {"size": side}}
         return replace(self.defaults, prompt=prompt, image_size=side, generation=generation, changes=changes)
 
@@ -294,7 +294,7 @@ class Conversion:
             )
 
     def write_small_files(self, folder: Path, tokenizer, settings: TaskDefaults, dtype: torch.dtype) -> OFAProcessor:
-        """Everything but the weights and the account; returns the processor, made from the source."""
+        """Write everything except weights and report; returns the processor, made from the source."""
         limit = self.config.max_position_embeddings
         image_processor = OFAImageProcessor(size=settings.image_size)
         tasks = offered_tasks(self.source, settings, limit)
@@ -315,7 +315,7 @@ class Conversion:
         return processor
 
     def make_tokenizer(self, vocab: str | Path | None) -> tuple[Any, str]:
-        """The tokenizer the checkpoint was trained with, and its language, which the vocabulary decides.
+        """The tokenizer that the checkpoint was trained with, and its language, which follows from the vocabulary.
 
         Raises:
             UserError: no vocabulary, or one of another size than the checkpoint's.
@@ -339,7 +339,7 @@ class Conversion:
         return tokenizer, language
 
     def make_chinese_tokenizer(self, vocab: str | Path | None):
-        """The official and the legacy project mark unknown text differently."""
+        """The token for unknown text, which differs between official and legacy checkpoints."""
         if vocab is None and self.source.has_tokenizer:
             return load_legacy_tokenizer(self.source.folder)
         unk_token = "[UNK]" if self.source.kind == OFFICIAL_KIND else "<unk>"
@@ -347,7 +347,7 @@ class Conversion:
 
     @property
     def num_codes(self) -> int:
-        """Symbols of image codes in the vocabulary: what the settings say, or as many as all published ones have."""
+        """Number of image codes in the vocabulary: from the settings, or as in all published checkpoints."""
         said = self.source.settings.get("code_dict_size")
         return said if isinstance(said, int) and said > 0 else NUM_CODES
 
@@ -375,7 +375,7 @@ class Conversion:
             },
             "published": published.facts() if published else {},
             "config": describe_config(self.decisions),
-            "checkpoint": asdict(settings) | {"recognised_by": self.task_reason, "tasks": self.task_names},
+            "checkpoint": asdict(settings) | {"recognized_by": self.task_reason, "tasks": self.task_names},
             "weights": describe_weights(self.matched.account),
             "proof": asdict(verification) if verification else None,
             "notes": self.decisions.notes,
@@ -387,11 +387,11 @@ class Conversion:
         }
 
     def count_parameters(self) -> int:
-        """Trained numbers, tied ones once; BatchNorm's statistics are none."""
+        """Number of trained parameters; tied ones count once, and BatchNorm statistics do not count."""
         return sum(parameter.numel() for parameter in set(empty_model(self.config).parameters()))
 
     def checked_digest(self) -> str:
-        """sha256 of the source file, compared with the published one where that is known."""
+        """sha256 of the source file, compared with the published one if that is known."""
         published, digest = self.source.published, file_digest(self.source.weights_file)
         if published and published.sha256 and published.sha256 != digest:
             raise UserError(
@@ -424,7 +424,9 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def check_room(folder: Path, weights_size: int) -> None:
-    """Refuse to start what the disk cannot hold."""
+    """Refuse to start if the disk is too small."""
     needed, free = weights_size + ROOM_FOR_OTHER_FILES, shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(f"The disk of {folder.parent} has {free:,} bytes left, {needed:,} are needed. Make room.")
+        raise UserError(
+            f"The disk of {folder.parent} has {free:,} bytes left, {needed:,} are needed. Free some space."
+        )

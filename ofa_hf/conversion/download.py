@@ -1,7 +1,7 @@
-"""Fetch a published checkpoint: resumable, with a progress bar, complete or not at all.
+"""Download a published checkpoint: resumable, atomic, with a progress bar.
 
-An official file goes through `<name>.part`, which the next attempt continues; only a file of the announced size gets
-its final name. A legacy repository goes through huggingface_hub.
+An official file is downloaded to `<name>.part`, which the next attempt continues, and renamed once it has the
+announced size. huggingface_hub downloads legacy repositories.
 """
 
 import http.client
@@ -24,7 +24,7 @@ from ofa_hf.errors import UserError
 logger = logging.get_logger(__name__)
 
 CHUNK = 1 << 20  # bytes
-ATTEMPTS = 5  # in a row without a single new byte
+ATTEMPTS = 5  # attempts in a row without a new byte
 TIMEOUT = 60.0  # seconds without an answer
 RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 LEGACY_FILES = ["config.json", "pytorch_model.bin", "model.safetensors", "vocab.*", "merges.txt", "*token*.json"]
@@ -32,11 +32,11 @@ LEGACY_FILES += ["special_*.json"]
 
 
 class Interrupted(Exception):
-    """The connection broke; what arrived so far is kept."""
+    """The connection broke; the bytes received so far are kept."""
 
 
 def cache_folder() -> Path:
-    """Where downloaded official files are kept: `ofa_hf` in the Hugging Face cache."""
+    """Folder for downloaded official files: `ofa_hf` in the Hugging Face cache."""
     return Path(constants.HF_HOME) / "ofa_hf"
 
 
@@ -44,8 +44,8 @@ def download_file(url: str, folder: str | Path | None = None, *, pause: float = 
     """Download `url` into `folder` unless it is there already, continuing an earlier attempt.
 
     Args:
-        folder: the cache when None; the file keeps the name it has in the URL.
-        pause: seconds before a retry, doubled each time nothing at all arrived.
+        folder: by default the cache; the file has the name in the URL.
+        pause: seconds before a retry, doubled whenever nothing arrived.
 
     Raises:
         UserError: no such file, no connection, or a connection that breaks again and again.
@@ -60,7 +60,7 @@ def download_file(url: str, folder: str | Path | None = None, *, pause: float = 
 
 
 def fetch_patiently(url: str, target: Path, pause: float) -> None:
-    """Try until the file is complete; give up after `ATTEMPTS` tries in a row that brought nothing."""
+    """Try until the file is complete; give up after `ATTEMPTS` attempts in a row without progress."""
     part = target.with_name(f"{target.name}.part")
     failures, reason = 0, ""
     while failures < ATTEMPTS:
@@ -83,7 +83,7 @@ def fetch_patiently(url: str, target: Path, pause: float) -> None:
 
 
 def fetch_rest(url: str, part: Path) -> None:
-    """Append what `part` lacks of `url`; start over where the server's file is another one or cannot be continued.
+    """Append the rest of `url` to `part`; start over if the file has changed or cannot be continued.
 
     Raises:
         Interrupted: the connection broke or the server asks to come back.
@@ -98,11 +98,11 @@ def fetch_rest(url: str, part: Path) -> None:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
             begin, total = where_it_continues(response, begin)
             if not begin:
-                part.unlink(missing_ok=True)  # first, so that old bytes are never paired with a new version
+                part.unlink(missing_ok=True)  # first, so that old bytes are never combined with a new version
                 version_file.write_text(version_of(response), encoding="utf-8")
             append(response, part, begin, total)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # the part is longer than the file: not the same file
+        if error.code == 416:  # the part is longer than the file, so it is from another file
             part.unlink(missing_ok=True)
         if error.code == 416 or error.code in RETRY_STATUS:
             raise Interrupted(f"HTTP {error.code}") from error
@@ -115,13 +115,13 @@ def fetch_rest(url: str, part: Path) -> None:
 
 
 def version_of(response: http.client.HTTPResponse) -> str:
-    """Identifies this version of the file: a strong ETag or the date; empty if the server sends neither."""
+    """Identifier of this version of the file: a strong ETag or the date; empty if the server sends neither."""
     tag = response.headers.get("ETag") or ""
     return tag if tag.startswith('"') else response.headers.get("Last-Modified") or ""
 
 
 def where_it_continues(response: http.client.HTTPResponse, begin: int) -> tuple[int, int]:
-    """Position of the first byte the server sends and size of the whole file."""
+    """Position of the first byte that the server sends, and size of the whole file."""
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if match and int(match[1]) == begin:
@@ -130,7 +130,7 @@ def where_it_continues(response: http.client.HTTPResponse, begin: int) -> tuple[
     length = response.headers.get("Content-Length", "")
     if not length.isdecimal():
         raise UserError(
-            f"{response.url} does not say how large it is, so a complete file cannot be recognised. "
+            f"{response.url} does not say how large it is, so a complete file cannot be recognized. "
             f"Download it by hand and pass its path."
         )
     return 0, int(length)

@@ -5,7 +5,7 @@ them, which is also BART's.
 
 The class is `RobertaTokenizer`, which transformers 4 and 5 both load without remote code. As in the official code,
 special tokens, `<code_i>` and `<bin_i>` in a text are ordinary characters: no merge leads to a code or bin, and
-`split_special_tokens`, which is saved with the tokenizer, does the rest.
+`split_special_tokens`, which is saved with the tokenizer, splits special tokens.
 """
 
 import hashlib
@@ -27,24 +27,22 @@ from ofa_hf.errors import UserError
 
 OFFICIAL_FILES = ("encoder.json", "vocab.bpe", "dict.txt")  # of OFA's utils/BPE
 BART_FILES = ("vocab.json", "merges.txt")  # of BART and of the 2022 folders
-FILLER = "madeupword"  # entries that make the size of fairseq's dictionary a multiple of 8
+FILLER = "madeupword"  # fillers that make the size of fairseq's dictionary a multiple of 8
 VOCABULARY_REPOSITORY = "facebook/bart-base"
 VOCABULARY_DIGEST = "2b23d5accf1316911929c37014dc7691b11a248667f69d0fe87d5f7dca37df83"
-ADVICE = (
-    "Get encoder.json, vocab.bpe and dict.txt from OFA's repository (utils/BPE) and name their folder with --vocab."
-)
+ADVICE = "Get encoder.json, vocab.bpe and dict.txt from OFA's repository (utils/BPE) and pass their folder as --vocab."
 
 
 @dataclass(frozen=True)
 class BytePairs:
-    """GPT-2's pieces in the order of their ids here, and the merges that lead to them, the first one first."""
+    """GPT-2's pieces in the order of their ids, and the ordered merges that produce them."""
 
-    pieces: list[str]  # without the four specials before and `<mask>` after them
+    pieces: list[str]  # without the four special tokens before them and `<mask>` after them
     merges: list[tuple[str, str]]
 
     @property
     def digest(self) -> str:
-        """sha256 of the content, whatever files it was read from."""
+        """sha256 of the content, which does not depend on the file format."""
         return hashlib.sha256(json.dumps([self.pieces, self.merges]).encode()).hexdigest()
 
 
@@ -99,12 +97,12 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     lines = path.read_text(encoding="utf-8").split("\n")
     pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"{path.name} has a line that is no pair of pieces")
+        raise ValueError(f"{path.name} has a line that is not a pair of pieces")
     return pairs
 
 
 def check_byte_pairs(pieces: list[str], merges: list[tuple[str, str]], folder: Path) -> None:
-    """Refuse pieces that appear twice, lack a byte, or are not what the merges lead to."""
+    """Refuse pieces that are repeated, lack a byte, or do not match the merges."""
     known = set(pieces)
     lacking = [piece for piece in pre_tokenizers.ByteLevel.alphabet() if piece not in known]
     lacking += [piece for pair in merges for piece in (*pair, "".join(pair)) if piece not in known]

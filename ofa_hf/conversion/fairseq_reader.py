@@ -1,7 +1,7 @@
 """Find settings and weights in an official fairseq `.pt` or a legacy OFA-Chinese `pytorch_model.bin`, safely.
 
 Official file: a dictionary with `args` (an `argparse.Namespace`, or None), `cfg` (None, or a nested configuration
-whose `model` holds the same), `model` (the weights) and training leftovers, which are recognised and never read.
+whose `model` holds the same), `model` (the weights) and training states, which are recognized and never read.
 Legacy file: only the weights.
 
 Source: fairseq `checkpoint_utils.py`, `trainer.py`.
@@ -18,8 +18,8 @@ from ofa_hf.errors import UserError
 from ofa_hf.inert_pickle import Inert, PickleRefused, shown
 
 
-# Classes that official files may mention. They are recorded by name and never imported, so the list is about knowing
-# what a file holds, not about trust in these packages.
+# Classes that official files can contain. They are recorded by name and never imported, so the list implies no trust
+# in these packages.
 INERT_NAMES = frozenset(
     "argparse.Namespace collections.OrderedDict collections.defaultdict collections.Counter "
     "builtins.dict builtins.list builtins.tuple builtins.set builtins.frozenset builtins.object builtins.str "
@@ -42,18 +42,18 @@ INERT_PATTERNS = tuple(
     )
 )
 WRAPPER_FIELDS = {"DictConfig": "_content", "ListConfig": "_content"}
-MAX_WRAPPERS = 8  # boxes around one value
+MAX_WRAPPERS = 8  # classes that wrap a single value
 
 
 @dataclass
 class SourceCheckpoint:
-    """What a checkpoint file holds: settings as plain values, weights still in the file."""
+    """The content of a checkpoint file: settings as plain values; weights are still in the file."""
 
     path: Path
     layout: str  # "zip" or "legacy", how torch.save wrote it
     settings: dict[str, Any]  # names of fairseq's arguments → str, int, float, bool or None; empty in legacy files
     weights: dict[str, StoredTensor]
-    ignored: list[str]  # top-level entries that only training needs
+    ignored: list[str]  # top-level entries used only in training
 
 
 def is_inert(name: str) -> bool:
@@ -91,20 +91,20 @@ def sort_content(path: Path, file: TorchFile) -> SourceCheckpoint:
 
 
 def check_weights(weights: dict) -> dict[str, StoredTensor]:
-    """The dictionary itself, once every entry is a named tensor."""
+    """Check that every entry of a dictionary is a named tensor."""
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, StoredTensor):
             keys = ", ".join(shown(key) for key in list(weights)[:5])
             raise FileRefused(
-                f"it is no OFA checkpoint: it holds {keys}, expected weights by name or an entry 'model'"
+                f"it is not an OFA checkpoint: it holds {keys}, expected weights by name or an entry 'model'"
             )
     if not weights:
-        raise FileRefused("it holds no weights at all")
+        raise FileRefused("it contains no weights")
     return weights
 
 
 def read_settings(content: dict) -> dict[str, Any]:
-    """fairseq's arguments as one flat dictionary: of `args`, else of `cfg.task` and `cfg.model` in this order."""
+    """fairseq's arguments as one flat dictionary: from `args`, or from `cfg.task` and then `cfg.model`."""
     arguments = fields_of(content.get("args"))
     if arguments:
         return plain_values(arguments)
@@ -118,7 +118,7 @@ def read_settings(content: dict) -> dict[str, Any]:
 
 
 def fields_of(value: Any) -> Mapping:
-    """Fields of a dictionary, a Namespace, a DictConfig or a configuration dataclass, all still boxed."""
+    """Fields of a dictionary, a Namespace, a DictConfig or a configuration dataclass, still wrapped."""
     for _ in range(MAX_WRAPPERS):
         if not isinstance(value, Inert):
             break

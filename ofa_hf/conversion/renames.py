@@ -1,4 +1,4 @@
-"""Official weight names → names here, with an exact account: nothing missing, nothing left over, nothing invented.
+"""Official weight names → our names, with an exact account: nothing missing and nothing left over.
 
 Source: OFA `models/ofa/unify_transformer.py` and `unify_transformer_layer.py` against the keys of OFA-Chinese files.
 """
@@ -23,15 +23,17 @@ SEGMENT_RENAMES = {  # whole segments of a dotted name
     "cross_attn_ln": "cross_attn_mid_layer_norm",
     "ffn_layernorm": "ffn_layer_norm",
 }
-DROPPED_KEYS = frozenset({"encoder.version", "decoder.version"})  # fairseq format numbers, no weights
+DROPPED_KEYS = frozenset({"encoder.version", "decoder.version"})  # format numbers of fairseq, not weights
 TIED_KEYS = {  # one tensor under three names; the first is saved
     "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
     "decoder.output_projection.weight": "encoder.embed_tokens.weight",
 }
-COUNTER = "num_batches_tracked"  # BatchNorm's step counter; a trunk frozen in training (FrozenBatchNorm) has none
+COUNTER = (
+    "num_batches_tracked"  # BatchNorm's step counter; missing if the trunk was frozen in training (FrozenBatchNorm)
+)
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# Weights that are known not to belong here, by a piece of their name, and what to do about them.
+# Weights known to be unsupported, by a part of their name, and what to do about them.
 HINTS = {
     "adapter": "adapter checkpoints must be merged first",
     "lora_": "LoRA weights must be merged first",
@@ -47,23 +49,25 @@ HINTS = {
 
 @dataclass
 class WeightAccount:
-    """What became of every tensor of the source; together the lists name each of them exactly once."""
+    """What happened to each tensor of the source; each is in exactly one of the lists."""
 
-    renamed: dict[str, str] = field(default_factory=dict)  # official name → name here
+    renamed: dict[str, str] = field(default_factory=dict)  # official name → our name
     kept: list[str] = field(default_factory=list)
     tied: dict[str, str] = field(default_factory=dict)  # equal to another tensor, which is saved instead
     recomputed: list[str] = field(default_factory=list)  # index tables, equal to what the model computes
     dropped: list[str] = field(default_factory=list)  # format numbers
-    filled: list[str] = field(default_factory=list)  # step counters the source does not have: 0, no output reads them
+    filled: list[str] = field(
+        default_factory=list
+    )  # step counters missing in the source; set to 0, since no output depends on them
 
 
 def rename_key(key: str) -> str:
-    """Name here of an official weight; names of legacy files stay as they are."""
+    """Our name of an official weight; names of legacy files are unchanged."""
     return ".".join(SEGMENT_RENAMES.get(segment, segment) for segment in key.split("."))
 
 
 def recomputed_tables(config: OFAConfig) -> dict[str, Callable[[torch.Size], torch.Tensor]]:
-    """Index tables that old files carry: name → function of the stored shape that computes the table again."""
+    """Index tables in old files: name → function that computes the table for the stored shape."""
 
     def token_table(_shape: torch.Size) -> torch.Tensor:
         length = config.max_position_embeddings
@@ -87,7 +91,7 @@ def recomputed_tables(config: OFAConfig) -> dict[str, Callable[[torch.Size], tor
 def match_weights(
     weights: Mapping[str, Any], expected: Mapping[str, torch.Size], config: OFAConfig, source: str
 ) -> tuple[dict[str, Any], WeightAccount]:
-    """Give every weight its name here, or refuse the file.
+    """Match every weight to its name in the network, or refuse the file.
 
     Args:
         weights: official or legacy names → tensors with `dtype`, `shape` and `load()`.
@@ -95,7 +99,7 @@ def match_weights(
         source: the file, for messages.
 
     Returns:
-        names here → tensors of `weights`, tied names once; and the account of every source tensor. A BatchNorm
+        our names → tensors of `weights`, tied ones once; and the account of every source tensor. A BatchNorm
         counter that the source lacks is left out of the dictionary and named in `filled`.
 
     Raises:
@@ -142,7 +146,7 @@ def check_table(key: str, tensor: Any, compute: Callable[[torch.Size], torch.Ten
 
 
 def refuse_unknown(unknown: list[str], source: str) -> None:
-    """Refuse weights the model has no place for, with a hint if their name says what they are."""
+    """Refuse weights that the network does not have, with a hint if their name is known."""
     if unknown:
         hint = next((hint for key in unknown for piece, hint in HINTS.items() if piece in key.lower()), None)
         raise UserError(
@@ -164,7 +168,7 @@ def refuse_missing(expected: Iterable[str], matched: Mapping[str, Any], source: 
 
 
 def check_shapes(matched: Mapping[str, Any], expected: Mapping[str, torch.Size], origin: dict, source: str) -> None:
-    """Refuse weights of another shape or of a type that is no weight."""
+    """Refuse weights of another shape or of a type that a weight cannot have."""
     for name, tensor in matched.items():
         is_counter = name.endswith(COUNTER)
         accepted = (torch.int64,) if is_counter else WEIGHT_DTYPES
@@ -177,7 +181,7 @@ def check_shapes(matched: Mapping[str, Any], expected: Mapping[str, torch.Size],
 
 
 def merge_tied(matched: dict[str, Any], origin: Mapping[str, str], source: str) -> dict[str, str]:
-    """Take tied names out of `matched` after comparing them; returns official name → name that is saved."""
+    """Remove tied names from `matched` after comparing them; returns official name → saved name."""
     tied = {}
     for name, target in TIED_KEYS.items():
         tensor = matched.pop(name, None)

@@ -1,4 +1,4 @@
-"""From what the user names (file, folder, catalogue name, Hub id) to weights and settings, still in their files."""
+"""Find a checkpoint (file, folder, catalogue name, Hub id) and open its settings and weights."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from ofa_hf.catalogue.published import (
     TaskDefaults,
     find_published,
     nearest_names,
-    recognise_task,
+    recognize_task,
     settings_of_task,
 )
 from ofa_hf.conversion.configuration import ConfigDecisions, config_from_fairseq, config_from_legacy
@@ -30,7 +30,7 @@ from ofa_hf.model_card.facts import ACCOUNT_FILE
 
 
 OFFICIAL_KIND, LEGACY_KIND = "official fairseq checkpoint", "legacy OFA folder"
-OUR_FILES = (ACCOUNT_FILE, "processor_config.json")  # either one says that this package wrote a folder
+OUR_FILES = (ACCOUNT_FILE, "processor_config.json")  # either one shows that this package wrote the folder
 LEGACY_WEIGHTS = ("pytorch_model.bin", "model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 MAX_CONFIG_BYTES = 1_000_000
@@ -39,10 +39,10 @@ SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.
 
 @dataclass
 class Source:
-    """A checkpoint as found: nothing of its weights has been read yet."""
+    """A checkpoint whose weights have not been read yet."""
 
     kind: str
-    name: str  # what the user would call it: file or folder name, or Hub id
+    name: str  # file name, folder name or Hub id, for messages
     weights_file: Path
     layout: str  # how the weights are stored: "zip", "legacy" (both torch.save) or "safetensors"
     weights: Mapping[str, Any]  # names → tensors with dtype, shape and load()
@@ -52,23 +52,23 @@ class Source:
     published: PublishedCheckpoint | None = None
 
     def release_pages(self) -> None:
-        """Let the system have back the memory of the weights read so far."""
+        """Release the memory of the weights read so far."""
         for file in {tensor.file for tensor in self.weights.values() if isinstance(tensor, StoredTensor)}:
             file.release_pages()
 
     def decide_config(self, shapes: Mapping[str, tuple]) -> ConfigDecisions:
-        """Configuration from settings and shapes (names here → shapes)."""
+        """Configuration from settings and shapes (our names → shapes)."""
         decide = config_from_fairseq if self.kind == OFFICIAL_KIND else config_from_legacy
         return decide(self.settings, shapes, self.name)
 
-    def recognise_task(self, language: str, wanted: str | None = None) -> tuple[TaskDefaults, str]:
+    def recognize_task(self, language: str, wanted: str | None = None) -> tuple[TaskDefaults, str]:
         """What the checkpoint, whose texts are in `language`, was trained for, and the reason for the choice.
 
         Args:
-            wanted: a task that the user names; it wins.
+            wanted: a task given by the user, which takes precedence.
         """
         if self.kind == OFFICIAL_KIND:
-            return recognise_task(self.settings, self.name, language, wanted)
+            return recognize_task(self.settings, self.name, language, wanted)
         if wanted is not None:
             return settings_of_task(wanted, language), "the task was given"
         published = self.published
@@ -99,7 +99,7 @@ class SafetensorsTensor:
 
 
 def open_source(checkpoint: str | Path) -> Source:
-    """Find and open what `checkpoint` names, downloading a published one first.
+    """Find and open a checkpoint, downloading a published one first.
 
     Args:
         checkpoint: an official `.pt` file, a legacy folder or its weights file, a name of the catalogue, or a Hub id.
@@ -122,7 +122,7 @@ def open_source(checkpoint: str | Path) -> Source:
 
 
 def explain_missing(name: str) -> str:
-    """What to do about a checkpoint that is nowhere."""
+    """Advice for a checkpoint that was not found."""
     published = find_published(name) if name.endswith(".pt") else None
     if published and published.url:
         return f"No checkpoint file at {name}. Pass its path, or {published.name} without .pt to download it first."
@@ -163,7 +163,7 @@ def open_folder(folder: Path, name: str) -> Source:
     if file is None or not (folder / "config.json").is_file():
         seen = ", ".join(sorted(shown(entry.name) for entry in folder.iterdir())[:8]) or "nothing"
         raise UserError(
-            f"{folder} is no legacy OFA folder: it holds {seen}; expected config.json and pytorch_model.bin. "
+            f"{folder} is not a legacy OFA folder: it holds {seen}; expected config.json and pytorch_model.bin. "
             f"For an official checkpoint pass the .pt file itself."
         )
     refuse_pointer(file)

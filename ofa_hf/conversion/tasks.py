@@ -11,7 +11,7 @@ from ofa_hf.processing_ofa import OFAProcessor
 from ofa_hf.tasks_ofa import TASKS, checkpoint_task
 
 
-# Before finetuning, answers did not start with the question. Source: OFA `run_scripts/vqa/evaluate_vqa_zeroshot.sh`.
+# Before finetuning, answers do not start with the question. Source: OFA `run_scripts/vqa/evaluate_vqa_zeroshot.sh`.
 ZERO_SHOT = {"vqa": {"starts_with": ""}}
 
 
@@ -23,20 +23,20 @@ def is_pretrained(source: Source) -> bool:
     return source.published is not None and source.published.pretrained
 
 
-def recognise_task(
+def recognize_task(
     source: Source, language: str, task: str | None = None, prompt: str | None = None
 ) -> tuple[TaskDefaults, str]:
     """What a checkpoint was trained for, and the reason for the choice.
 
     Args:
         language: of its texts.
-        task: that the user names.
-        prompt: that the user gives, with which a task may be one of another language.
+        task: a task given by the user.
+        prompt: a prompt given by the user, which allows a task of another language.
     """
     english = SETTINGS.get(f"{task}_en")
     if prompt is not None and english and task in TASKS and language not in TASKS[task].prompts:
         return replace(english, language=language), "the task and its prompt were given"
-    return source.recognise_task(language, task)
+    return source.recognize_task(language, task)
 
 
 def offered_tasks(source: Source, chosen: TaskDefaults, max_positions: int) -> dict[str, dict[str, Any]]:
@@ -58,7 +58,7 @@ def offered_tasks(source: Source, chosen: TaskDefaults, max_positions: int) -> d
 
 def fitting(generation: Mapping[str, Any], max_positions: int) -> dict[str, int]:
     """Lengths of a task's settings as they fit the model."""
-    limits = {"max_length": max_positions, "max_new_tokens": max_positions // 2}  # the latter follow a question
+    limits = {"max_length": max_positions, "max_new_tokens": max_positions // 2}  # new tokens follow a question
     return {name: min(generation[name], limit) for name, limit in limits.items() if name in generation}
 
 

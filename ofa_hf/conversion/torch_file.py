@@ -1,8 +1,8 @@
-"""Tensors inside a file written by `torch.save`, found without executing anything and read only when asked for.
+"""Tensors in a file written by `torch.save`, found without executing anything and read on demand.
 
-Both layouts are known: the zip archive of torch ≥ 1.6 and the older row of pickles. Every size is checked against
-the file before anything is allocated, and tensors are views of the memory-mapped file: what nobody asks for (optimizer
-states) is never read.
+Both layouts are supported: the zip archive of torch ≥ 1.6 and the older sequence of pickles. Sizes are checked against
+the file before anything is allocated, and tensors are views of the memory-mapped file: unused ones (optimizer states)
+are never read.
 
 Source: `torch/serialization.py`, `torch/_utils.py`; zip layout from the PKWARE APPNOTE.
 """
@@ -49,7 +49,7 @@ class FileRefused(Exception):
 
 
 class Record(NamedTuple):
-    """One stored file of a zip archive: where its bytes lie."""
+    """The position of a stored file in a zip archive."""
 
     begin: int
     size: int
@@ -58,13 +58,13 @@ class Record(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Storage:
-    """A run of numbers in the file; `begin` (in bytes) is known once the whole directory was read."""
+    """Numbers in the file; `begin` (in bytes) is known once the whole directory has been read."""
 
     key: str
     dtype: torch.dtype
     length: int
     begin: int = -1
-    crc: int | None = None  # None: the layout has no checksum, or it was found right
+    crc: int | None = None  # None: the layout has no checksum, or it was verified
 
     @property
     def size(self) -> int:
@@ -86,7 +86,7 @@ class StoredTensor:
         return self.storage.dtype
 
     def load(self) -> torch.Tensor:
-        """The tensor, as a view of the mapped file where its position there allows; changing it never writes.
+        """The tensor, as a view of the mapped file if its alignment allows; changing it never writes to the file.
 
         Raises:
             FileRefused: the bytes do not match the checksum that was stored with them.
@@ -94,7 +94,7 @@ class StoredTensor:
         return self.file.load(self.storage).as_strided(self.shape, self.strides, self.offset)
 
     def same_place(self, other: "StoredTensor") -> bool:
-        """Whether both are the very same numbers in the file."""
+        """Whether both are the same numbers in the file."""
         return (self.storage, self.offset, self.shape, self.strides) == (
             other.storage,
             other.offset,
@@ -127,8 +127,8 @@ class TorchFile:
             self.content = self._read_zip(file) if self.layout == "zip" else self._read_legacy(file, head)
 
     def release_pages(self) -> None:
-        """Let the system have back the memory of what was read so far; tensors stay valid and are read again."""
-        if hasattr(self._map, "madvise"):  # not on Windows
+        """Release the memory of what was read so far; tensors stay valid and are read again."""
+        if hasattr(self._map, "madvise"):  # not available on Windows
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def load(self, storage: Storage) -> torch.Tensor:
@@ -256,7 +256,7 @@ class TorchFile:
         return None
 
     def _rebuild_tensor(self, arguments: tuple) -> StoredTensor:
-        """A tensor that stays inside its storage and uses no number of it repeatedly."""
+        """A tensor that stays inside its storage and uses each number of it at most once."""
         if len(arguments) < 4 or not isinstance(arguments[0], Storage):
             raise PickleRefused("it makes a tensor of something that is not a storage")
         storage, offset, shape, strides = arguments[:4]
@@ -279,7 +279,7 @@ def are_counts(values: Any) -> bool:
 
 
 def read_zip_directory(file: BinaryIO, data: mmap.mmap) -> dict[str, Record]:
-    """Names and places of the stored files of an archive, each checked to lie inside it.
+    """Names and positions of the stored files of an archive, checked to be inside it.
 
     Raises:
         FileRefused: cut off, damaged, compressed (torch never compresses: a bomb), or with names that are paths.
@@ -316,7 +316,7 @@ def begin_of_part(entry: zipfile.ZipInfo, data: mmap.mmap) -> int:
 
 
 def refuse_overlaps(records: dict[str, Record]) -> None:
-    """Parts that share bytes would let a small file claim any number of weights."""
+    """Refuse parts that share bytes, with which a small file could claim any number of weights."""
     end = 0
     for name, record in sorted(records.items(), key=lambda item: item[1].begin):
         if record.begin < end and record.size:
@@ -325,7 +325,7 @@ def refuse_overlaps(records: dict[str, Record]) -> None:
 
 
 def describe_strange_file(head: bytes, data: mmap.mmap) -> str:
-    """Say what a file looks like that is no checkpoint, from its first bytes."""
+    """Describe a file that is not a checkpoint from its first bytes."""
     if head[:1] in (b"<", b"{") or head[:7].isascii() and head[:7].decode("ascii").isprintable():
         return f"it is a text or web page, not a checkpoint (it starts with {shown(head.decode('latin-1'))})"
     if data[257:262] == b"ustar":

@@ -1,8 +1,8 @@
-"""Verify a written folder: a fresh process that knows nothing but the folder computes the source's own logits.
+"""Verify a written folder: a fresh process without this package must compute the logits of the source from it.
 
-The source side never touches the folder: its tensors go straight into the model class. Both sides compute in float32
-on one fixed batch. Logits cannot show every weight (the biases of k projections cancel in the softmax), so the other
-side also compares each tensor it loaded with the file.
+The source does not use the folder: its tensors are loaded directly into the model class. Both sides compute in float32
+on one fixed batch. Logits do not depend on every weight (the biases of k projections cancel in the softmax), so the
+fresh process also compares each loaded tensor with the file.
 """
 
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ from ofa_hf.fresh_process import run_fresh
 from ofa_hf.modeling_ofa import OFAForConditionalGeneration
 
 
-STRANGER = Path(__file__).with_name("stranger.py")
+WITHOUT_PACKAGE = Path(__file__).with_name("without_package.py")
 DOES_NOT_LOAD = "The written folder does not load in a fresh process: {reason}. Nothing was kept."
-IMAGE_SIDE = 128  # pixels of the batch's images, if the position tables know that many
-TOLERANCE = 0.0  # same code, same numbers, same number of threads
+IMAGE_SIDE = 128  # pixels of the batch's images, if the position tables are large enough
+TOLERANCE = 0.0  # for the same code, numbers and number of threads
 
 
 @dataclass
 class Verification:
-    """What the fresh process found."""
+    """Results of the fresh process."""
 
     max_difference: float  # of the logits, absolute
     logits_shape: list[int]
@@ -45,7 +45,7 @@ def empty_model(config: OFAConfig) -> OFAForConditionalGeneration:
 
 
 def fixed_batch(config: OFAConfig) -> dict[str, torch.Tensor]:
-    """Two rows, one shorter and without image, that reach every part of the network that captioning uses."""
+    """Two rows, one shorter and without image, that use every part of the network for captioning."""
     side = min(IMAGE_SIDE, 16 * config.image_bucket_size)
     pixels = torch.arange(2 * 3 * side * side) * 7919 % 509 / 254 - 1
     length = min(12, config.max_position_embeddings)
@@ -63,7 +63,7 @@ def fixed_batch(config: OFAConfig) -> dict[str, torch.Tensor]:
 
 
 def fixed_image() -> Image.Image:
-    """A small image with structure, the same every time, for two processors or engines to agree on."""
+    """A small structured image, always the same, to compare processors or engines on."""
     return Image.fromarray((torch.arange(40 * 60 * 3) * 31 % 251).to(torch.uint8).view(40, 60, 3).numpy())
 
 
@@ -85,7 +85,7 @@ def verify_written(
 
     Args:
         processor: made by the package's classes from the source; the folder's own must agree with it.
-        scratch: an empty folder for questions and answers.
+        scratch: an empty folder for temporary files.
 
     Raises:
         UserError: the fresh process fails, or anything differs.
@@ -97,9 +97,9 @@ def verify_written(
     request = {"folder": str(folder), "threads": torch.get_num_threads(), "exact": True, "images": [str(image)]}
     request |= {"inputs": str(inputs), "outputs": str(outputs)}
     task = processor.find_task()
-    if task.fields:  # the prompt as it is, since nothing is there to fill its slots
+    if task.fields:  # the prompt with unfilled slots
         request["text"] = task.prompts[processor.language]
-    seen = run_fresh(STRANGER, request, scratch=scratch, failure=DOES_NOT_LOAD)
+    seen = run_fresh(WITHOUT_PACKAGE, request, scratch=scratch, failure=DOES_NOT_LOAD)
     found, logits = load_file(outputs), logits_of_source(config, weights, batch)
     expected = processor(images=fixed_image(), text=request.get("text"), return_tensors="pt")
     problems, difference = [], (found["logits"] - logits).abs().max().item()

@@ -1,12 +1,12 @@
-"""The Chinese OFA vocabulary as a plain fast BERT tokenizer: specials, BERT's word pieces, symbols of image and place.
+"""The Chinese OFA vocabulary as a plain fast BERT tokenizer: special tokens, word pieces, image codes and places.
 
 Source: OFA `tasks/mm_tasks/caption.py` and `utils/BERT_CN_dict`; ids in the order fairseq's dictionary gives them.
 
-How the official encoding of typed symbols is had from a tokenizer that transformers 4 and 5 both load without remote
-code (5 rebuilds it only from its vocabulary and its added tokens):
+The tokenizer encodes typed symbols as the official code does, and transformers 4 and 5 load it without remote code (5
+rebuilds it from only its vocabulary and its added tokens):
 
 - `<code_i>` and `<bin_i>` are entries of the word-piece vocabulary. Text is cut at `<`, so no word ever matches one.
-- A bare `<` is an added token matched in the raw text, the specials `<s>`, `<pad>`, … are matched in the normalised
+- A bare `<` is an added token matched in the raw text, the specials `<s>`, `<pad>`, … are matched in the normalized
   text. The raw match comes first, so a typed `<s>` has lost its `<` by the time a special could match.
 - `[CLS]`, `[SEP]`, `[UNK]`, `[MASK]`, `[PAD]` are added tokens matched in the raw text, so they stay whole.
 """
@@ -25,9 +25,9 @@ from ofa_hf.errors import UserError
 
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
-NUM_CODES, NUM_BINS = 8192, 1000  # codebook of the published image tokenizer; places on an image's side
+NUM_CODES, NUM_BINS = 8192, 1000  # codes of the published image tokenizer; places along a side of an image
 BERT_SYMBOLS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # the official encoding keeps them whole in text
-MAX_TEXT_TOKENS = 1024  # positions of the text side
+MAX_TEXT_TOKENS = 1024  # text positions
 VOCABULARY_REPOSITORY = "google-bert/bert-base-chinese"
 VOCABULARY_SHA256 = "45bbac6b341c319adc98a532532882e91a9cefc0329aa57bac9ae761c27b291c"
 TOKENIZER_SETTINGS = {
@@ -53,7 +53,7 @@ def read_word_pieces(vocab_file: str | os.PathLike) -> list[str]:
             f"The vocabulary {vocab_file} cannot be read: {error}. Expected: a BERT vocab.txt in UTF-8, one piece "
             f"per line. Pass the path of OFA's utils/BERT_CN_dict/vocab.txt."
         ) from error
-    if not lines[-1]:  # the end of the last line is no line of its own
+    if not lines[-1]:  # the file ends with a line break
         lines.pop()
     pieces = [line.removesuffix("\r") for line in lines]
     first_line = {}
@@ -94,7 +94,7 @@ def build_tokenizer(
         A tokenizer that encodes text as `<s> text </s>` and saves as a plain BERT tokenizer.
 
     Raises:
-        UserError: the file is no vocabulary, or `unk_token` is not in it.
+        UserError: the file is not a vocabulary, or `unk_token` is not in it.
     """
     ids = vocabulary_ids(read_word_pieces(vocab_file), num_codes)
     if unk_token not in ids:
@@ -154,7 +154,7 @@ def load_legacy_tokenizer(folder: str | os.PathLike) -> BertTokenizerFast:
         )
     try:
         tokenizer = BertTokenizerFast.from_pretrained(os.fspath(folder), local_files_only=True, **TOKENIZER_SETTINGS)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
+    except Exception as error:  # the tokenizers library raises plain Exceptions
         raise UserError(
             f"The tokenizer in {folder} cannot be read: {error}. Expected: the files of an OFA-Chinese model. "
             f"Pass a complete folder, or a Chinese BERT vocab.txt with --vocab."
@@ -162,7 +162,7 @@ def load_legacy_tokenizer(folder: str | os.PathLike) -> BertTokenizerFast:
     found = {entry: tokenizer.convert_tokens_to_ids(entry) for entry in (BOS, PAD, EOS, UNK)}
     if list(found.values()) != [0, 1, 2, 3]:
         raise UserError(f"The tokenizer in {folder} is not OFA's: {found}. Expected: the ids 0, 1, 2, 3. Use --vocab.")
-    for trace in ("name_or_path", "is_local", "local_files_only"):  # of this machine; saving would write them down
+    for trace in ("name_or_path", "is_local", "local_files_only"):  # paths of this machine, which saving would write
         tokenizer.init_kwargs.pop(trace, None)
     return tokenizer
 
@@ -173,7 +173,7 @@ def fetch_vocabulary() -> Path:
     Raises:
         UserError: the Hub cannot be reached, or the file is not the one that OFA was trained with.
     """
-    advice = "Get vocab.txt from OFA's repository (utils/BERT_CN_dict) and name it with --vocab."
+    advice = "Get vocab.txt from OFA's repository (utils/BERT_CN_dict) and pass it as --vocab."
     try:
         path = Path(hf_hub_download(VOCABULARY_REPOSITORY, "vocab.txt"))
     except (OSError, ValueError, HfHubHTTPError) as error:

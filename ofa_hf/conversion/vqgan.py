@@ -1,6 +1,6 @@
 """The VQGAN of a checkpoint that draws: `last.ckpt` and `model.yaml` → a folder in the format of diffusers.
 
-The checkpoint is a Lightning pickle that is read like every other one: nothing in it is executed.
+The checkpoint is a Lightning pickle and is read like all others: nothing in it is executed.
 
 Source: OFA `models/taming/`; names of diffusers `VQModel`.
 """
@@ -30,9 +30,9 @@ OF_LIGHTNING = re.compile(
 )
 MAX_YAML_BYTES = 1_000_000
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # as diffusers calls it
-CODE_LOGITS_NAME = "code_logits.safetensors"  # of the encoder; the class of diffusers has no place for it
+CODE_LOGITS_NAME = "code_logits.safetensors"  # part of the encoder; the class of diffusers does not have it
 CODE_LOGITS = re.compile(r"quantize\.proj\.(weight|bias)")
-ONLY_TRAINING = re.compile(r"loss\.|quantize\.temperature$")  # what the loss and its discriminator hold
+ONLY_TRAINING = re.compile(r"loss\.|quantize\.temperature$")  # weights of the loss and its discriminator
 NEEDS_DIFFUSERS = "A VQGAN is converted and checked with diffusers. Install it with `pip install 'ofa-hf[draw]'`."
 NUMBERS = ("z_channels", "resolution", "in_channels", "out_ch", "ch", "num_res_blocks", "embed_dim", "n_embed")
 LISTS = ("ch_mult", "attn_resolutions")
@@ -63,7 +63,7 @@ PROJECTION = re.compile(r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight")
 
 @dataclass
 class Matrix:
-    """A 1 × 1 convolution of the source as the matrix that diffusers has."""
+    """A 1 × 1 convolution of the source as a matrix, as in diffusers."""
 
     source: StoredTensor
 
@@ -80,7 +80,7 @@ class Matrix:
 
 
 class VQGANSource:
-    """A VQGAN as found: its configuration is checked, its weights have their names in diffusers and are not read yet.
+    """A VQGAN whose configuration is checked; its weights have diffusers' names and have not been read yet.
 
     Raises:
         UserError: diffusers is missing, a file cannot be used, or it is not the VQGAN that OFA's codes belong to.
@@ -137,7 +137,7 @@ class VQGANSource:
             )
 
     def write(self, folder: Path, image_size: int) -> dict[str, Any]:
-        """Write `vqgan/` into a model's folder, read it back and draw an image with it; returns the account."""
+        """Write `vqgan/` into a model's folder, read it back and draw an image with it; returns the report."""
         target = folder / VQGAN_FOLDER
         target.mkdir()
         write_json(target / "config.json", {"_class_name": "VQModel", **self.config})
@@ -147,7 +147,7 @@ class VQGANSource:
             with safe_open(target / name, framework="pt") as file:
                 different = [one for one in weights.names if not same_bits(file.get_tensor(one), weights.load(one))]
             if different:
-                raise UserError(f"{name} was not written as it should be: {different[0]} differs. Check the disk.")
+                raise UserError(f"{name} was not written correctly: {different[0]} differs. Check the disk.")
         return {
             "source": {"name": self.path.name, "sha256": file_digest(self.path), "config": self.settings_path.name},
             "codes": self.config["num_vq_embeddings"],
@@ -157,7 +157,7 @@ class VQGANSource:
         }
 
     def _draw(self, target: Path, image_size: int) -> float:
-        """Decode one image with the written folder; returns its largest value, which must be a number."""
+        """Decode one image with the written folder; returns its largest value, which must be finite."""
         decoder = self.model_class.from_pretrained(target, use_safetensors=True).eval()
         side = image_size // PIXELS_PER_CODE
         codes = torch.arange(side * side).view(1, side, side) * 7919 % self.config["num_vq_embeddings"]
@@ -165,7 +165,7 @@ class VQGANSource:
             shape = (1, side, side, self.config["vq_embed_dim"])
             pixels = decoder.decode(codes, force_not_quantize=True, shape=shape).sample
         if not bool(pixels.isfinite().all()):
-            raise UserError(f"{self.path} decodes codes to values that are no numbers. Download it again.")
+            raise UserError(f"{self.path} decodes codes to values that are not numbers. Download it again.")
         return round(float(pixels.abs().max()), 4)
 
 
@@ -206,7 +206,7 @@ def is_known(name: str) -> bool:
 
 
 def read_state(path: Path) -> dict[str, StoredTensor]:
-    """The weights in a Lightning checkpoint; whatever else it holds is recorded by name and never made.
+    """The weights in a Lightning checkpoint; other objects are recorded by name and never created.
 
     Raises:
         UserError: it cannot be read, or holds no weights.
@@ -217,7 +217,7 @@ def read_state(path: Path) -> dict[str, StoredTensor]:
         state = content.get("state_dict") if isinstance(content, dict) else None
         pairs = state.items() if isinstance(state, dict) else ()
         if not pairs or not all(isinstance(name, str) and isinstance(one, StoredTensor) for name, one in pairs):
-            raise FileRefused("it is no Lightning checkpoint: it holds no weights under 'state_dict'")
+            raise FileRefused("it is not a Lightning checkpoint: it holds no weights under 'state_dict'")
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"No VQGAN at {path}. Pass its last.ckpt.") from None
     except OSError as error:
@@ -242,7 +242,7 @@ def read_parameters(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}. Check the file and its permissions.") from error
     except NO_YAML as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}. Get the file again.") from error
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}. Get the file again.") from error
     for name in ("model", "params"):
         values = values.get(name, values) if isinstance(values, dict) else None
     if not isinstance(values, dict) or not isinstance(values.get("ddconfig"), dict):
@@ -254,7 +254,7 @@ def diffusers_config(parameters: Mapping[str, Any], path: Path) -> dict[str, Any
     """Arguments of `diffusers.VQModel`.
 
     Raises:
-        UserError: a value is missing, is none that such a network has, or asks for another network.
+        UserError: a value is missing or impossible, or it describes another network.
     """
     sizes = {**parameters["ddconfig"], **{name: parameters.get(name) for name in ("embed_dim", "n_embed")}}
     wrong = [name for name in NUMBERS if not _is_count(sizes.get(name))]

@@ -1,4 +1,4 @@
-"""Write the files of a Hub-ready folder, the weights tensor by tensor so that a large model never sits in memory."""
+"""Write the files of a Hub-ready folder; weights are written one by one, so that a large model is never in memory."""
 
 import json
 import os
@@ -24,7 +24,7 @@ WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 
 
 def rows_first(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in row-major order, as every file holds it, down to the strides of sides of length 1.
+    """The tensor in row-major order, as in files, including the strides of dimensions of size 1.
 
     `contiguous()` leaves those as they are, and torch convolves 1 × 1 kernels in `channels_last` because of them.
     """
@@ -32,11 +32,11 @@ def rows_first(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class WeightsToSave:
-    """Weights of a source as they are to be written: name → tensor in the chosen dtype.
+    """Weights of a source in the chosen dtype, as they will be written.
 
     Args:
         tensors: names → tensors with `shape` and `load()`.
-        counters: BatchNorm step counters to be written as 0.
+        counters: BatchNorm step counters to write as 0.
         dtype: of the floating-point weights; integers stay as they are.
     """
 
@@ -61,7 +61,7 @@ class WeightsToSave:
         return rows_first(converted)
 
     def layout(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        """dtype and shape as written, without reading numbers."""
+        """dtype and shape as they will be written, without reading numbers."""
         if name in self.counters:
             return torch.int64, ()
         tensor = self.tensors[name]
@@ -136,14 +136,14 @@ def compare_weights(folder: Path, files: list[str], weights: WeightsToSave) -> i
         for name, tensor in tensors_of(folder / file):
             seen.add(name)
             if not same_bits(tensor, weights.load(name)):
-                raise UserError(f"{file} was not written as it should be: {name} differs. Check the disk.")
+                raise UserError(f"{file} was not written correctly: {name} differs. Check the disk.")
     if seen != set(weights.names):
         raise UserError(f"{', '.join(files)}: not all weights were written. Check the disk.")
     return len(seen)
 
 
 def tensors_of(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of a safetensors file, mapped anew now and then, so that not all of it is in memory."""
+    """Names and tensors of a safetensors file, which is mapped repeatedly so that not all of it is in memory."""
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
     for begin in range(0, len(names), TENSORS_AT_ONCE):
@@ -165,7 +165,7 @@ def write_config(folder: Path, config: OFAConfig, dtype: torch.dtype) -> None:
 
 
 def write_generation_config(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write `generation_config.json`, also what is a default of this version of transformers: another's may differ.
+    """Write `generation_config.json` including defaults, which can differ in another version of transformers.
 
     Raises:
         UserError: settings that contradict each other.

@@ -131,7 +131,7 @@ def fit_box(text: str, image_size: Sequence[int] | None) -> str:
     """A box as `xmin,ymin,xmax,ymax`, cut where it leaves its image by less than a pixel.
 
     Raises:
-        ValueError: it is no box, empty or reversed, or outside the image.
+        ValueError: it is not a box, empty or reversed, or outside the image.
     """
     from ofa_hf.boxes_ofa import check_box, parse_box
 
@@ -146,7 +146,7 @@ def fit_codes(text: str, number: int | None = None, codebook: int | None = None)
     """Codes of an image as they are trained on, numbers divided by blanks.
 
     Raises:
-        ValueError: these are no whole numbers, not so many, or not below `codebook`.
+        ValueError: these are not whole numbers, not as many as needed, or not below `codebook`.
     """
     try:
         codes = list(map(int, text.split()))

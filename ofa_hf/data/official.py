@@ -56,7 +56,7 @@ class Form:
             selected: `selected_cols` of the user.
 
         Raises:
-            UserError: it is no list of as many numbers as there are parts.
+            UserError: it is not a list of as many numbers as there are parts.
         """
         text = selected or (self.columns_zh if language == "zh" else "") or self.columns
         if is_test and self.columns_of_tests and not selected:

@@ -1,4 +1,4 @@
-"""One door for data in files: MUGE, tables with folders of images, packed shards, and public sets by name."""
+"""Load data from files of any kind: MUGE, tables with folders of images, packed shards, and public sets by name."""
 
 import os
 from collections.abc import Sequence

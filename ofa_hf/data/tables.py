@@ -72,7 +72,7 @@ def load_table(
         table: any file of `open_table`, or a folder of images with a `.txt` file of the same name beside each.
         folder: folder, zip or tar file of the files that the image column names, see `ImageFinder`. None loads rows
             without images.
-        image_column, target_column, id_column: names of the columns; usual names are recognised by default.
+        image_column, target_column, id_column: names of the columns; usual names are recognized by default.
         fields: columns that fill the task's prompt, such as a question.
         encoding, separator: of a text table; told from the file by default.
         num_proc, strict, check_images, require_targets, cache_dir: as in `load_muge`.

@@ -15,7 +15,7 @@ import torch
 
 from ofa_hf import OFAImageProcessor, OFAProcessor
 from ofa_hf.conversion.convert import convert
-from ofa_hf.conversion.verify import STRANGER
+from ofa_hf.conversion.verify import WITHOUT_PACKAGE
 from ofa_hf.conversion.vocabulary import build_tokenizer
 from ofa_hf.conversion.vqgan import find_diffusers
 from ofa_hf.data import load_muge
@@ -136,7 +136,7 @@ def run_demo(
         tell: called with what happens now.
 
     Raises:
-        UserError: `out` holds something that is no demo, or drawing was asked for without diffusers.
+        UserError: `out` holds something other than a demo, or drawing was asked for without diffusers.
     """
     if with_drawing:
         find_diffusers()
@@ -305,6 +305,6 @@ def check_without_package(out: Path, after: EvaluationResult, files: ShopFiles, 
     request = {"folder": str(out / "model"), "threads": torch.get_num_threads(), "images": images}
     request["pipeline"] = {"num_beams": 5, "max_length": 24}
     with tempfile.TemporaryDirectory() as scratch:
-        found = run_fresh(STRANGER, request, scratch=scratch, failure=failure)["texts"]
+        found = run_fresh(WITHOUT_PACKAGE, request, scratch=scratch, failure=failure)["texts"]
     if found != expected:
         raise UserError(f"A process without ofa_hf says {found} where this one says {expected}. Please report this.")

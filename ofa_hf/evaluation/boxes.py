@@ -36,7 +36,7 @@ def score_boxes(predictions: Mapping[str, Any], references: Mapping[str, Any]) -
         references: id → right boxes.
 
     Raises:
-        UserError: nothing to score, ids without their counterpart, a reference that is no box.
+        UserError: nothing to score, ids without their counterpart, a reference that is not a box.
     """
     check_ids(predictions, references)
     hits, overlaps = {}, {}
@@ -51,7 +51,7 @@ def _overlap_of(prediction: Any, reference: Any, id_: str) -> float:
     try:
         parse_box(reference)
     except ValueError as error:
-        raise UserError(f"The reference of {id_} is no box. {error} Correct it.") from error
+        raise UserError(f"The reference of {id_} is not a box. {error} Correct it.") from error
     try:
         iou, is_overlap = overlap(prediction, reference)
     except ValueError:  # the model wrote something else, or nothing

@@ -1,4 +1,4 @@
-"""The metrics: how the answers of a task are scored. A task names its metric; to add one, add a row to `METRICS`."""
+"""The metrics that score the answers of tasks. A task names its metric; to add one, add a row to `METRICS`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ class Metric:
     """A way to score answers.
 
     Args:
-        name: as tasks name it.
-        best: the score that picks the best checkpoint; higher is better.
-        titles: published scores → how tables and pages call them, in that order.
+        name: name of the metric in a task.
+        best: the score that selects the best checkpoint; higher is better.
+        titles: published scores → their titles in tables and pages, in this order.
         score: predictions and references of the same ids → scores; raises `UserError` if the ids differ.
-        ranks: the score that ranks single rows, where `best` is one of all rows together.
-        needs: a module of the extra `scores` that it needs.
+        ranks: the score by which single rows are ranked, if `best` exists only for all rows together.
+        needs: a module of the extra `scores` that the metric needs.
     """
 
     name: str
@@ -110,7 +110,7 @@ def metric_of(task: Task) -> Metric:
         )
     metric = find_metric(task.metric)
     if (task.answer == "boxes") != (metric is METRICS["box"]):
-        kind = "boxes" if task.answer == "boxes" else "no boxes"
+        kind = "boxes" if task.answer == "boxes" else "not boxes"
         raise UserError(
             f"The metric {metric.name} cannot score the task {task.name}, whose answers are {kind}. Correct its "
             f"metric in processor_config.json; boxes have the metric box."
@@ -119,7 +119,7 @@ def metric_of(task: Task) -> Metric:
 
 
 def as_answered(references: References, task: Task) -> References:
-    """Right answers in the words of the task's list, where the data has other names for them."""
+    """Right answers as the task's list has them, if the data uses other names for them."""
     if not task.labels:
         return references
     return {id_: [task.labels.get(text, text) for text in texts] for id_, texts in references.items()}

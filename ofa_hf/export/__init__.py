@@ -1,1 +1,1 @@
-"""For those who serve elsewhere: the network as ONNX files, or with int8 weights."""
+"""Export a model as ONNX graphs or with int8 weights."""

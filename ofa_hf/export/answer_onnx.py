@@ -20,14 +20,14 @@ from ofa_hf.export.caption_onnx import Captioner, Settings, Steps, beam_search, 
 
 
 SLOT = re.compile(r"\{(\w+)\}")
-PLACES, SPAN = 1000, 512  # of a box along a side; pixels that they span, whatever the model's size
+PLACES, SPAN = 1000, 512  # places along a side, and pixels that they span for every model size
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 CHOICES_AT_ONCE = 64
 MAX_WORDS = {"phrase": 80, "question": 80}
 
 
 def clean(text: str, kind: str) -> str:
-    """A text as the model was trained with it: a \"phrase\", a \"question\", or any other as it is."""
+    """A text cleaned as in training: a \"phrase\", a \"question\", or any other unchanged."""
     if kind not in MAX_WORDS:
         return text
     text = text.lower().lstrip(",.!?*#:;~").replace("-", " ").replace("/", " ")
@@ -50,10 +50,10 @@ class Answerer(Captioner):
     def __call__(
         self, source, task: str | None = None, text: str | None = None, choices: tuple[str, ...] = ()
     ) -> dict:
-        """`{"answer", "score", "tokens"}` of one image file; of a list `{"answers": {answer: probability}}`.
+        """`{"answer", "score", "tokens"}` for one image file, or `{"answers": {answer: probability}}` for a list.
 
         Raises:
-            ValueError: no such task, or a text is missing or has no place in its prompt.
+            ValueError: no such task, or a text is missing or not used by the prompt.
         """
         name = self.default if task is None else task
         if name not in self.tasks:
@@ -95,7 +95,7 @@ class Answerer(Captioner):
     def search(self, steps: Steps, start: tuple[int, ...], row: dict) -> dict:
         values = self.generation | row["generation"] | self.overrides
         settings = Settings.of(values)
-        if values.get("max_new_tokens"):  # which a question before the answer does not use up
+        if values.get("max_new_tokens"):  # positions that a question before the answer does not use
             more = len(start) - 1
             settings = replace(settings, max_length=settings.max_length + more, min_length=settings.min_length + more)
         if is_box(row):
@@ -104,7 +104,7 @@ class Answerer(Captioner):
         return {"score": round(score, 6), "tokens": tokens}
 
     def box_of(self, tokens: list[int], size: tuple[int, int], model_size: dict) -> dict | None:
-        """The box that the first four tokens name, in pixels of the image file."""
+        """The box of the first four tokens, in pixels of the image file."""
         places = [token - self.first_place for token in tokens[1:5]]
         if len(places) < 4 or not all(0 <= place < PLACES for place in places):
             return None
@@ -113,7 +113,7 @@ class Answerer(Captioner):
         return dict(zip(SIDES, box.tolist()))
 
     def choose(self, steps: Steps, start: tuple[int, ...], choices: tuple[str, ...]) -> dict[str, float]:
-        """Probability of each answer of the list, given that it is one of them; the best one first."""
+        """Probability of each answer of the list, normalized over the list, best first."""
         rows = [[*self.tokenizer.encode(f" {text.strip()}", add_special_tokens=False).ids, 2] for text in choices]
         following: dict[tuple, set] = {}
         for row in rows:
@@ -134,7 +134,7 @@ def is_box(row: dict) -> bool:
 def score_rows(
     steps: Steps, start: tuple[int, ...], rows: list[list[int]], following: dict[tuple, set]
 ) -> list[float]:
-    """Sums of the log-probabilities of each row's tokens among those that may follow."""
+    """Sums of the log-probabilities of each row's tokens among those that can follow."""
     scores, totals = steps(np.tile(np.array(start, dtype=np.int64), (len(rows), 1))), [0.0] * len(rows)
     for length in range(max(map(len, rows))):
         for index, row in enumerate(rows):

@@ -3,8 +3,8 @@
     pip install numpy onnxruntime pillow tokenizers
     python caption.py photo.jpg more.jpg [--num-beams 1] [--json]
 
-An example to build on: how the two graphs work together, and greedy and beam search as transformers has them, with the
-model's own settings from generation_config.json.
+An example to build on: how the two graphs work together, with greedy and beam search as in transformers and the
+settings of generation_config.json.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 
 NEVER = np.float32(-np.inf)
-# Settings that change nothing here: they are about sampling, or about how transformers hands out its results.
+# Settings without effect here: they control sampling, or the outputs of transformers.
 WITHOUT_EFFECT = frozenset(
     "top_k top_p min_p typical_p use_cache output_attentions output_hidden_states output_scores output_logits "
     "return_dict_in_generate bos_token_id pad_token_id transformers_version cache_implementation "
@@ -31,7 +31,7 @@ WITHOUT_EFFECT = frozenset(
 
 @dataclass
 class Settings:
-    """What generation heeds; lengths count the start token and `</s>`."""
+    """Settings of generation; lengths count the start token and `</s>`."""
 
     decoder_start_token_id: int = 0
     eos_token_id: int = 2
@@ -44,14 +44,14 @@ class Settings:
     end_at_max_length: bool = False  # at the last position only `</s>`, with its true log-probability
     suppress_tokens: tuple[int, ...] | None = None
     begin_suppress_tokens: tuple[int, ...] | None = None
-    first_place: int | None = None  # id of `<bin_0>`: the text is four places and `</s>`
+    first_place: int | None = None  # id of `<bin_0>`: the answer is four places and `</s>`
 
     @classmethod
     def of(cls, values: dict) -> "Settings":
         """From the values of generation_config.json.
 
         Raises:
-            ValueError: a setting that is not written here would change the captions.
+            ValueError: a setting that is not implemented here would change the captions.
         """
         values = {name: value for name, value in values.items() if name[0] != "_" and name not in WITHOUT_EFFECT}
         for number, length in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
@@ -68,12 +68,12 @@ class Settings:
 
 
 def is_off(value) -> bool:
-    """Whether a value leaves its setting without effect: penalties and numbers of groups are off at 0 or 1."""
+    """Whether a value switches its setting off: 0 or 1 for penalties and numbers of groups."""
     return value is None or value is False or value == [] or (value is not True and value in (0, 1))
 
 
 def constrain(scores: np.ndarray, sequences: np.ndarray, settings: Settings) -> np.ndarray:
-    """Forbid what the settings forbid: scores `(rows, vocabulary)` after sequences `(rows, length)`."""
+    """Mask tokens as the settings require: scores `(rows, vocabulary)` after sequences `(rows, length)`."""
     length = sequences.shape[1]
     allowed = scores.copy() if settings.first_place is None else only_places(scores, length, settings)
     for row, sequence in zip(allowed, sequences):
@@ -115,7 +115,7 @@ class Model:
     """The two graphs.
 
     Args:
-        encoder, decoder: called with a dict of arrays by name; give a dict of arrays by name.
+        encoder, decoder: functions from arrays by name to arrays by name.
         num_layers, num_heads, head_dim: of the decoder's cache.
     """
 
@@ -150,13 +150,13 @@ def caller(session):
 
 
 class Steps:
-    """Decoding of one image: the image's states, which stay, and the cache, which grows by a token a step."""
+    """Decoding of one image: its fixed states, and the cache, which grows by a token per step."""
 
     def __init__(self, model: Model, image: dict[str, np.ndarray]):
         self.model, self.image, self.cache = model, image, None
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
-        """New tokens `(rows,)` or `(rows, n)` → scores `(rows, vocabulary)` of the next; always as many rows."""
+        """New tokens `(rows,)` or `(rows, n)` → scores `(rows, vocabulary)` of the next; rows stay constant."""
         if self.cache is None:
             empty = np.zeros((len(tokens), *self.model.empty), dtype=np.float32)
             self.cache = {f"self_{name}": empty for name in self.model.states}
@@ -166,18 +166,18 @@ class Steps:
         return outputs["scores"]
 
     def reorder(self, rows: np.ndarray) -> None:
-        """Continue with these rows of the cache."""
+        """Reorder the cache to these rows."""
         self.cache = {name: state[rows] for name, state in self.cache.items()}
 
 
 def greedy(steps: Steps, settings: Settings, start: tuple[int, ...] = (0,)) -> tuple[list[int], float]:
-    """The likeliest token at every step.
+    """Greedy search: the most probable token at each step.
 
     Args:
-        start: tokens that the text begins with.
+        start: tokens that the text starts with.
 
     Returns:
-        tokens with start and end, and the mean log-probability of those that were found.
+        tokens with start and end, and the mean log-probability of the generated ones.
     """
     sequence, total, new = np.array([start], dtype=np.int64), 0.0, len(start)
     while sequence.shape[1] < settings.max_length:
@@ -191,11 +191,11 @@ def greedy(steps: Steps, settings: Settings, start: tuple[int, ...] = (0,)) -> t
 
 
 def beam_search(steps: Steps, settings: Settings, start: tuple[int, ...] = (0,)) -> tuple[list[int], float]:
-    """The best of the texts that beams find; arguments and results are those of `greedy`."""
+    """Beam search; arguments and results are those of `greedy`."""
     beams, penalty, given, new = settings.num_beams, settings.length_penalty, len(start), len(start)
     running = np.tile(np.array(start, dtype=np.int64), (beams, 1))
     totals = np.full(beams, -1e9, dtype=np.float32)
-    totals[0] = 0  # the beams are still the same, so one of them counts
+    totals[0] = 0  # all beams are the same at first, so only one counts
     finished: list[tuple[float, list[int]]] = []
     while True:
         length = running.shape[1]
@@ -227,7 +227,7 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Where the `count` largest values are, the largest first."""
+    """Indices of the `count` largest values, the largest first."""
     some = np.argpartition(-values, count)[:count]
     return some[np.argsort(-values[some], kind="stable")]
 
@@ -259,7 +259,7 @@ def read_image(source, settings: dict) -> np.ndarray:
 
 
 def on_square(image: Image.Image, side: int, resample: int) -> Image.Image:
-    """An image in its own shape in the middle of a square, whose other pixels repeat the image's edge."""
+    """Center an image in a square with its aspect ratio kept; the other pixels repeat its edge."""
     longer = max(image.size)
     pixels = np.asarray(image.resize([max(64, int(side * (own / longer))) for own in image.size], resample))
     rooms = [side - own for own in pixels.shape[:2]]
@@ -283,8 +283,8 @@ def gray_to_8_bit(gray: np.ndarray) -> np.ndarray:
 UNSPOKEN = frozenset(
     "<s> <pad> </s> <unk> <mask> [PAD] [UNK] [CLS] [SEP] [MASK] madeupword0000 madeupword0001 madeupword0002".split()
 )
-BLANK = "\u0120"  # how the English tokenizer writes a blank
-UNSPACED = (  # scripts that are written without blanks
+BLANK = "\u0120"  # the space in the English vocabulary
+UNSPACED = (  # scripts that are written without spaces
     "\u2e80-\u2fff\u3000-\u303f\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f"
     "\uff00-\uffef\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 )
@@ -294,7 +294,7 @@ MARK_AT_END = re.compile(rf"[^\W\d_{UNSPACED}][,;!?]\Z")
 
 
 def join_pieces(pieces: list[str]) -> str:
-    """Word pieces as text: blanks between Latin words, none between Chinese characters."""
+    """Word pieces as text: spaces between Latin words, none between Chinese characters."""
     text = ""
     for piece in pieces:
         if piece in UNSPOKEN:
@@ -313,8 +313,8 @@ class Captioner:
     """Image file → caption.
 
     Args:
-        folder: with the graphs and the settings.
-        overrides: of generation_config.json.
+        folder: folder with the graphs and the settings.
+        overrides: overrides of generation_config.json.
     """
 
     def __init__(self, folder: Path, **overrides):

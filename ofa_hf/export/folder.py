@@ -1,4 +1,4 @@
-"""What both kinds of export share: libraries they need, a place to write, what the folder says about itself."""
+"""What both exports share: required libraries, the output folder, and its report."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ EXPORT_FILE = "export.json"
 
 @dataclass
 class Export:
-    """What an export did; `values` is what `export.json` holds."""
+    """The report of an export; `values` is the content of `export.json`."""
 
     folder: Path
     values: dict[str, Any]
@@ -34,17 +34,17 @@ def need_libraries(extra: str, *names: str) -> None:
         )
 
 
-def refuse_quantised(captioner: LoadedModel, model: str) -> None:
-    """Raises `UserError` if the weights are quantised already."""
+def refuse_quantized(captioner: LoadedModel, model: str) -> None:
+    """Raises `UserError` if the weights are quantized already."""
     if getattr(captioner.model.config, "quantization_config", None):
-        raise UserError(f"The weights of {model} are quantised already. Pass the folder it was made from.")
+        raise UserError(f"The weights of {model} are quantized already. Pass the folder it was made from.")
 
 
 def refuse_drawer(model: str, as_default_only: bool = False) -> None:
     """Raises `UserError` if a model draws images; only its configurations are read.
 
     Args:
-        as_default_only: it may draw besides, since such tasks are left out.
+        as_default_only: refuse only if the default task draws; other tasks that draw are left out.
     """
     tasks, default, _ = read_tasks(model)
     named = [default] if as_default_only else list(tasks)
@@ -57,19 +57,19 @@ def refuse_drawer(model: str, as_default_only: bool = False) -> None:
 
 @contextmanager
 def new_export(out: str | Path) -> Iterator[NewFolder]:
-    """A folder to fill, and one for scratch; the first appears at `out` at the end, whole or not at all.
+    """A folder to fill and one for temporary files; the first is moved to `out` at the end.
 
     Raises:
         UserError: `out` holds something.
     """
     target = Path(out).absolute()
-    full_disk = explain_full_disk(target.parent, "Nothing was kept. Free some room and export again.")
+    full_disk = explain_full_disk(target.parent, "No partial files were kept. Free some space and export again.")
     with full_disk, new_folder(target) as new:
         yield new
 
 
 def source_name(model: str) -> str:
-    """A model's name without this machine's paths: of a folder only its own name."""
+    """The name of a model without local paths: only the last part of a folder."""
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 

@@ -1,8 +1,8 @@
-"""The network as two ONNX graphs, and what each takes and gives.
+"""The network as two ONNX graphs, with their inputs and outputs.
 
 `encoder.onnx` runs once per image; it also projects the keys and values of the decoder's cross-attention.
-`decoder.onnx` runs once a step: tokens and cache in, scores of the next token and longer cache out. At the first step
-the cache has length 0. Rows of the decoder are a multiple of the encoder's batch, so beams share what belongs to their
+`decoder.onnx` runs once per step: tokens and cache in, scores of the next token and longer cache out. At first, the
+cache has length 0. Rows of the decoder are a multiple of the encoder's batch, so beams share the states of their
 image.
 
 Everything is float32; batch, rows, text length, cache length and image size are dynamic.
@@ -23,8 +23,8 @@ from ofa_hf.modeling_ofa_positions import mask_keys
 
 
 OPSET = 18
-SMALLEST_SIDE = 17  # pixels; an image of one cell is another graph
-TRACED_SIDE = 32  # any other gives the same graph
+SMALLEST_SIDE = 17  # pixels; an image of a single cell would give another graph
+TRACED_SIDE = 32  # other values give the same graph
 ENCODER_FILE, DECODER_FILE = "encoder.onnx", "decoder.onnx"
 ENCODER_INPUTS = ("pixel_values", "input_ids", "attention_mask")
 DECODER_INPUTS = ("decoder_input_ids", "encoder_mask", "cross_positions")
@@ -41,7 +41,7 @@ def split_heads(states: Tensor, num_heads: int) -> Tensor:
 
 
 class EncoderGraph(nn.Module):
-    """Images and prompts → all that the decoder needs of them."""
+    """Images and prompts → the inputs of the decoder."""
 
     def __init__(self, model: OFAForConditionalGeneration):
         super().__init__()
@@ -76,7 +76,9 @@ class DecoderGraph(nn.Module):
         self.decoder = decoder = model.decoder
         attention = decoder.layers[0].self_attn
         steps = torch.arange(model.config.max_position_embeddings)
-        with torch.no_grad():  # positions are the same in every call, so what is computed of them becomes a constant
+        with (
+            torch.no_grad()
+        ):  # positions are the same in every call, so results that depend only on them become constants
             positions = decoder.position_biases.embeddings(steps)
             for name in ("self_pos_q_linear", "self_pos_k_linear", "cross_pos_q_linear"):
                 states = split_heads(getattr(decoder, name)(positions), attention.num_heads)
@@ -96,13 +98,15 @@ class DecoderGraph(nn.Module):
         context = AttentionContext(cache=cache, positions=query_ids)
         hidden = decoder.embed(decoder.embed_tokens(decoder_input_ids), None)
         for layer, bias in zip(decoder.layers, self.self_biases(query_ids, past + num_tokens), strict=True):
-            hidden, _, _ = layer(hidden, bias, cross[0], cross_bias, context)  # of cross[0] the batch counts
+            hidden, _, _ = layer(
+                hidden, bias, cross[0], cross_bias, context
+            )  # only the batch size of cross[0] is used
         scores = decoder.output_projection(decoder.layer_norm(hidden[:, -1]))
         longer = [state for layer in cache.self_attention_cache.layers for state in (layer.keys, layer.values)]
         return scores, *longer
 
     def self_biases(self, query_ids: Tensor, num_keys: int) -> list[Tensor]:
-        """Per layer the bias `(1, H, T, K)` of self-attention, later steps forbidden."""
+        """Per layer the bias `(1, H, T, K)` of self-attention, later steps masked."""
         key_ids = torch.arange(num_keys)
         absolute = self.self_pos_q_linear[:, :, query_ids] @ self.self_pos_k_linear[:, :, key_ids].mT
         buckets = self.decoder.position_biases.text_buckets(query_ids, key_ids)
@@ -120,7 +124,7 @@ def as_cache(states: tuple[Tensor, ...]) -> DynamicCache:
 
 
 def example_inputs(model: OFAForConditionalGeneration) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Inputs of both graphs; no two sizes are alike, so that none is taken for another."""
+    """Example inputs of both graphs; all sizes are different, so that none is mistaken for another."""
     config, side = model.config, TRACED_SIDE
     encoder_inputs = (torch.zeros(2, 3, side, side), torch.full((2, 7), 5), torch.ones(2, 7, dtype=torch.int64))
     head_dim = config.d_model // config.decoder_attention_heads
@@ -129,7 +133,7 @@ def example_inputs(model: OFAForConditionalGeneration) -> tuple[tuple[Tensor, ..
     shapes = {
         name: (rows, config.decoder_attention_heads, length, head_dim) for name, (rows, length) in shapes.items()
     }
-    layers = range(2 * config.decoder_layers)  # each a tensor of its own, or the tracer would take them for one
+    layers = range(2 * config.decoder_layers)  # separate tensors, or the tracer would treat them as one
     states = [torch.zeros(shapes[name]) for name in ("position", *("cross" for _ in layers), *("own" for _ in layers))]
     return encoder_inputs, (torch.full((6, 3), 5), torch.ones(2, source, dtype=torch.int64), *states)
 
@@ -163,7 +167,7 @@ def write_graphs(model: OFAForConditionalGeneration, folder: Path) -> None:
 
 
 def write_graph(graph: nn.Module, path: Path, inputs, shapes, input_names: list[str], output_names: list[str]) -> None:
-    """Trace a module and write it with its weights in a file of their own."""
+    """Trace a module and write it, with its weights in a separate file."""
     with quiet():
         program = torch.onnx.export(
             graph.eval(),
@@ -180,7 +184,7 @@ def write_graph(graph: nn.Module, path: Path, inputs, shapes, input_names: list[
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporter's notes to its own developers."""
+    """Suppress messages of the exporter that are for its developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,8 +1,8 @@
-"""A Hub-ready folder with int8 weights: torchao quantises, the Auto classes load it, and the effect is measured.
+"""Export a Hub-ready folder with int8 weights, quantized by torchao, and measure the effect.
 
-Quantised are the weights inside the layers, with one scale per row, and their inputs, with one scale per token. Not
-quantised are the word embedding, which is the output projection too, the image trunk (convolutions), and the
-projections of positions, which run once per shape and not once per token.
+The weights of linear layers are quantized with one scale per row, and their inputs with one scale per token. The word
+embedding (also the output projection), the image trunk (convolutions), and the projections of positions, which run
+once per shape, are not quantized.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from PIL import Image
 
 from ofa_hf import OFAForConditionalGeneration, OFAProcessor, __version__
 from ofa_hf.conversion.convert import as_dtype
-from ofa_hf.conversion.verify import DOES_NOT_LOAD, STRANGER
+from ofa_hf.conversion.verify import DOES_NOT_LOAD, WITHOUT_PACKAGE
 from ofa_hf.errors import UserError
 from ofa_hf.export.folder import (
     Export,
     need_libraries,
     new_export,
     refuse_drawer,
-    refuse_quantised,
+    refuse_quantized,
     source_name,
     write_facts,
 )
@@ -38,7 +38,7 @@ from ofa_hf.versions_ofa import CAN_SAVE_INT8
 
 
 NUM_IMAGES = 16
-BOX = (5, 5, 30, 30)  # of a task that is asked about a box
+BOX = (5, 5, 30, 30)  # for tasks that are asked about a box
 POSITION_PROJECTIONS = (
     *(f"encoder.pos_{what}_linear" for what in "qk"),
     *(f"decoder.{side}_pos_{what}_linear" for side in ("self", "cross") for what in "qk"),
@@ -50,7 +50,7 @@ LEFT_ALONE = {
 
 
 def int8_config(parts: str = "all") -> transformers.TorchAoConfig:
-    """For `from_pretrained(…, quantization_config=…)`: what `ofa-hf export --format int8` quantises.
+    """For `from_pretrained(…, quantization_config=…)`: what `ofa-hf export --format int8` quantizes.
 
     Args:
         parts: "all" (layers of encoder and decoder) or "decoder".
@@ -71,42 +71,42 @@ def export_int8(
     images: str | Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Export:
-    """Write a model with int8 weights, check it in a fresh process, and report what quantising changed.
+    """Write a model with int8 weights, check it in a fresh process, and report the effect of quantization.
 
     Args:
         model: Hub-ready folder or Hub id.
-        out: folder to write; it appears whole or not at all.
-        dtype: of all that is not quantised; by default as stored.
+        out: folder to write, atomically.
+        dtype: of everything that is not quantized; by default as stored.
         parts: "all" or "decoder".
         images: folder of images to compare captions on; by default `NUM_IMAGES` drawn products.
-        progress: called with what happens now.
+        progress: called with a description of each step.
 
     Raises:
-        UserError: torchao or transformers 5 is missing, the model cannot be loaded or is quantised already, or the
-            written folder says something else than the model in memory.
+        UserError: torchao or transformers 5 is missing, the model cannot be loaded or is quantized already, or the
+            written folder answers differently from the model in memory.
     """
     need_libraries("int8", "torchao")
     if not CAN_SAVE_INT8:
         raise UserError(
             f"transformers {transformers.__version__} cannot save int8 weights as safetensors; 5 can. Export with "
-            f"transformers 5, or quantise at every load: from_pretrained(…, quantization_config=int8_config())."
+            f"transformers 5, or quantize at every load: from_pretrained(…, quantization_config=int8_config())."
         )
     refuse_existing(Path(out))
     refuse_drawer(model)
     progress("loading the model")
     captioner = load_model(model, device="cpu", dtype="auto" if dtype is None else as_dtype(dtype))
-    refuse_quantised(captioner, model)
+    refuse_quantized(captioner, model)
     shown = load_images(images)
     with new_export(out) as (folder, scratch):
         progress(f"captioning {len(shown)} images before")
         before = answers_of(captioner, shown)
-        progress("quantising")
-        quantised = quantise(captioner, model, parts)
-        quantised.model.save_pretrained(folder)
-        quantised.processor.save_pretrained(folder)
+        progress("quantizing")
+        quantized = quantize(captioner, model, parts)
+        quantized.model.save_pretrained(folder)
+        quantized.processor.save_pretrained(folder)
         progress("captioning after, and in a fresh process")
-        after = answers_of(quantised, shown)
-        check_in_fresh_process(folder, scratch, shown, text_for(quantised.processor), after)
+        after = answers_of(quantized, shown)
+        check_in_fresh_process(folder, scratch, shown, text_for(quantized.processor), after)
         effect = compare(before, after) | {"megabytes": weights_size(folder) / 1e6}
         values = {"format": "int8", "model": source_name(model), "parts": parts, "dtype": str(captioner.model.dtype)}
         values |= {"images": "drawn" if images is None else "given", "effect": effect, "versions": versions()}
@@ -115,7 +115,7 @@ def export_int8(
     return Export(Path(out), values, describe(model, out, values))
 
 
-def quantise(captioner: LoadedModel, model: str, parts: str) -> LoadedModel:
+def quantize(captioner: LoadedModel, model: str, parts: str) -> LoadedModel:
     """The same model with int8 weights."""
     network = OFAForConditionalGeneration.from_pretrained(
         model, dtype=captioner.model.dtype, quantization_config=int8_config(parts)
@@ -147,12 +147,12 @@ def answers_of(captioner: LoadedModel, images: list[Image.Image]) -> list[dict[s
 
 
 def text_for(processor: OFAProcessor) -> dict[str, Any] | None:
-    """What the default task is asked about every image."""
+    """The text that is asked about every image, for the default task."""
     return example_values(processor.find_task(), processor.language, BOX) or None
 
 
 def compare(before: list[dict], after: list[dict]) -> dict[str, Any]:
-    """What quantising changed: scores of the first token, captions, and tokens up to the first that differs."""
+    """The effect of quantization: scores of the first token, captions, and tokens up to the first difference."""
     differences = [(a["scores"] - b["scores"]).abs() for a, b in zip(before, after, strict=True)]
     same = sum(a["tokens"] == b["tokens"] for a, b in zip(before, after, strict=True))
     return {
@@ -167,17 +167,17 @@ def compare(before: list[dict], after: list[dict]) -> dict[str, Any]:
 def check_in_fresh_process(
     folder: Path, scratch: Path, images: list[Image.Image], text: Any, expected: list[dict]
 ) -> None:
-    """Let a process that cannot import this package answer from the folder.
+    """Check the answers of a process that loads the folder without this package.
 
     Raises:
-        UserError: it cannot load the folder, or says something else.
+        UserError: it cannot load the folder, or its answers differ.
     """
     files = [scratch / f"{number:04d}.png" for number in range(len(images))]
     for image, file in zip(images, files, strict=True):
         image.save(file)
     request = {"folder": str(folder), "threads": torch.get_num_threads(), "dtype": "auto", "text": text}
     request |= {"images": list(map(str, files)), "greedy": True}
-    seen = run_fresh(STRANGER, request, scratch=scratch, failure=DOES_NOT_LOAD)
+    seen = run_fresh(WITHOUT_PACKAGE, request, scratch=scratch, failure=DOES_NOT_LOAD)
     if seen["tokens"] != [one["tokens"] for one in expected]:
         raise UserError("The written folder answers differently from the model it was saved from. Nothing was kept.")
 
@@ -201,6 +201,6 @@ def describe(model: str, out: str | Path, values: dict) -> list[str]:
         f"effect on {effect['images']} {values['images']} images: {effect['same_captions']} greedy answers and "
         f"{effect['same_first_tokens']} first tokens are the same; scores of the first token differ by "
         f"{effect['mean_score_difference']:.2g} on average, {effect['max_score_difference']:.2g} at most",
-        "a fresh process without this package loaded it through AutoModelForImageTextToText and said the same",
+        "a fresh process without this package loaded it through AutoModelForImageTextToText and gave the same answers",
         f"Score it on your own data: ofa-hf evaluate --model {out} --captions … --images …",
     ]

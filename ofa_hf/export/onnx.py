@@ -1,4 +1,4 @@
-"""A folder for those who serve without torch: two ONNX graphs, settings, and scripts that answer with them."""
+"""Export to ONNX: two graphs, settings, and scripts that run them without torch."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from ofa_hf.export.folder import (
     need_libraries,
     new_export,
     refuse_drawer,
-    refuse_quantised,
+    refuse_quantized,
     source_name,
     write_facts,
 )
@@ -43,23 +43,23 @@ README = Path(__file__).with_name("onnx_readme.md")
 
 
 def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = lambda step: None) -> Export:
-    """Write the ONNX graphs of a model, with everything captioning needs, and compare them with torch.
+    """Write the ONNX graphs of a model and everything needed to run them, and compare them with torch.
 
     Args:
         model: Hub-ready folder or Hub id.
-        out: folder to write; it appears whole or not at all.
-        progress: called with what happens now.
+        out: folder to write, atomically.
+        progress: called with a description of each step.
 
     Raises:
         UserError: libraries are missing, the model cannot be loaded or has settings the script does not know, or the
-            graphs say something else than the model.
+            graphs and the model disagree.
     """
     need_libraries("onnx", "onnx", "onnxscript", "onnxruntime", "tokenizers")
     refuse_existing(Path(out))
     refuse_drawer(model, as_default_only=True)
     progress("loading the model")
     captioner = load_model(model, device="cpu", dtype="float32")
-    refuse_quantised(captioner, model)
+    refuse_quantized(captioner, model)
     settings_of(captioner)
     tasks, left_out = tasks_with_image(captioner.processor)
     captioner.model.set_attn_implementation("eager")
@@ -101,7 +101,7 @@ def write_scripts(folder: Path) -> None:
 
 
 def tasks_with_image(processor: OFAProcessor) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """What the script can be asked, by name, and the tasks that it cannot since they read no image.
+    """The tasks that the script supports, and those that it does not because they read no image.
 
     Raises:
         UserError: the default task is one of the latter.
@@ -130,7 +130,7 @@ def tasks_with_image(processor: OFAProcessor) -> tuple[dict[str, dict[str, Any]]
 
 
 def cleaning_of(task: Task) -> str:
-    """What happens to the text in the task's only slot."""
+    """How the text for the task's only slot is cleaned."""
     if isinstance(task.cleaning, Mapping):
         return task.cleaning.get(next(iter(task.fields), ""), "")
     return task.cleaning
@@ -145,7 +145,7 @@ def settings_of(captioner: LoadedModel) -> Settings:
     """The model's generation settings as the script reads them.
 
     Raises:
-        UserError: it does not know one of them.
+        UserError: the script does not support one of them.
     """
     try:
         return Settings.of(captioner.model.generation_config.to_diff_dict())
@@ -155,10 +155,10 @@ def settings_of(captioner: LoadedModel) -> Settings:
 
 @torch.no_grad()
 def compare_with_torch(captioner: LoadedModel, folder: Path, scratch: Path) -> dict[str, Any]:
-    """Ask the default task about an image with the folder's own script in a process of its own, and compare.
+    """Run the default task with the exported script in a separate process, and compare.
 
     Raises:
-        UserError: tokens are not the same, or scores differ by more than `TOLERANCE`.
+        UserError: tokens differ, or scores differ by more than `TOLERANCE`.
     """
     image, processor = scratch / "image.png", captioner.processor
     fixed_image().save(image)
@@ -171,7 +171,7 @@ def compare_with_torch(captioner: LoadedModel, folder: Path, scratch: Path) -> d
         return compare_choices(captioner, inputs, folder, [*words], list(task.choices) or list(LABELS))
     settings = settings_of(captioner)
     beams = settings.num_beams if settings.num_beams > 1 else 5
-    length = {"max_length": settings.max_length}  # transformers 4 takes a max_length of 20 for 20 new tokens
+    length = {"max_length": settings.max_length}  # transformers 4 treats max_length=20 as 20 new tokens
     length = {"max_new_tokens": settings.max_length - 1} if task.starts_with else length
     for num_beams in (1, beams):
         given = {**processor.generation_kwargs(), "num_beams": num_beams, **length}
@@ -210,7 +210,7 @@ def refuse_difference(difference: float) -> None:
 
 
 def run_script(folder: Path, words: list[str]) -> dict[str, Any]:
-    """What the folder's script says."""
+    """The answers of the exported script."""
     result = subprocess.run(
         [sys.executable, "answer.py", *words],
         cwd=folder,
@@ -222,12 +222,12 @@ def run_script(folder: Path, words: list[str]) -> dict[str, Any]:
     )
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[-1]
-        raise UserError(f"The written script does not answer: {reason[:500]}. Nothing was kept.")
+        raise UserError(f"The exported script failed: {reason[:500]}. Nothing was kept.")
     return json.loads(result.stdout)
 
 
 def largest_difference(captioner, inputs: Mapping, tokens: list[int], folder: Path, image: Path) -> float:
-    """Between the scores of both engines, over all steps of one text."""
+    """Largest difference between the scores of both engines over all steps of one text."""
     of_encoder = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
     expected = captioner.model(**of_encoder, decoder_input_ids=torch.tensor([tokens[:-1]])).logits[0].numpy()
     written = Captioner(folder)

@@ -38,7 +38,7 @@ def walk_images(folder: str | os.PathLike, left_out: Counter[str] | None = None)
     above it does no harm.
 
     Args:
-        left_out: counts by kind what is no image that can be read here.
+        left_out: counts by kind the files that are not readable images.
 
     Raises:
         UserError: a folder cannot be read.

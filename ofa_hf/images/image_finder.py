@@ -205,7 +205,7 @@ class ImageFinder:
         for text, known in ((wanted, stems), (wanted.rpartition("/")[2], names)):
             if nearest := difflib.get_close_matches(text, known, 1, 0.6):
                 return f"no such file; the nearest name is {known[nearest[0]]}"
-        return "no such file, and none like it"
+        return "no such file, and no similar name"
 
     def __getstate__(self) -> dict:
         return {"folder": self.folder}

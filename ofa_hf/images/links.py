@@ -97,7 +97,7 @@ class LinkedImages:
         return ""
 
     def _copy(self, response: http.client.HTTPResponse, file) -> None:
-        """Raises `ValueError` if the answer is no image, too large or incomplete."""
+        """Raises `ValueError` if the response is not an image, too large or incomplete."""
         kind, length = response.headers.get("Content-Type", ""), response.headers.get("Content-Length")
         if kind.lower().startswith(REFUSED_TYPES):
             raise ValueError(f"the server sent {kind.partition(';')[0]}, not an image")

@@ -24,7 +24,7 @@ MAX_LINKS = 8  # that lead to each other
 LONGEST_LINK = 2**12  # bytes
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 CHUNK = 2**20
-MAX_BYTES_PER_BYTE = 200  # unpacked; photos do not shrink, so more is no folder of images
+MAX_BYTES_PER_BYTE = 200  # unpacked; photos do not shrink, so more is not a folder of images
 SMALLEST = 100 * 2**20  # bytes that may be unpacked in any case
 
 
@@ -91,7 +91,7 @@ def _unpack(path: Path, folder: Path, limit: int) -> str:
 
 def _why(error: Exception) -> str:
     is_neither = isinstance(error, tarfile.ReadError) and "method" in str(error)  # it tells of each packer it tried
-    return "it is no complete zip or tar file" if is_neither else str(error)
+    return "it is not a complete zip or tar file" if is_neither else str(error)
 
 
 def _members(path: Path, links: dict[str, str], left_out: Counter[str]) -> Iterator[tuple[str, BinaryIO]]:

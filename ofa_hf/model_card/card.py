@@ -33,7 +33,7 @@ OLD_MARKER = "<!-- Written by ofa_hf from the files beside it."  # of cards writ
 UNPUBLISHED = "PATH_OR_ID"  # stands for the model until it has a repository
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LANGUAGES = {"zh": "Chinese", "en": "English"}
-SUBTITLES = {  # kind of answer → a Chinese line for those who skim
+SUBTITLES = {  # kind of answer → a summary in Chinese
     "text": "看图回答：输入图片和问题，输出中文。",
     "boxes": "图文定位：输入图片和短语，输出短语所指物体的框。",
     "choice": "看图选择：输入图片和候选答案，按概率排序。",
@@ -41,13 +41,13 @@ SUBTITLES = {  # kind of answer → a Chinese line for those who skim
 }
 ANSWER_NOTES = {
     "text": "It gives short answers, in {language} only.",
-    "boxes": "It gives one box for every phrase, also for what the image does not show: look at the score.",
-    "choice": "It chooses among the answers it is given, also where none of them is right: look at the score.",
-    "image": "It draws texts in {language} only, also those that should not be drawn: look before you share.",
+    "boxes": "It returns a box for every phrase, even for things that are not in the image: look at the score.",
+    "choice": "It always chooses one of the given answers, even if none of them is right: look at the score.",
+    "image": "It draws from texts in {language} only, and draws any text: review images before you share them.",
 }
 SCORES_NOTE = {"caption": "Scores are percentages over characters; a run of Latin letters or digits is one token."}
 
-# Arguments of a run that say nothing about the model, and those that count only if another one is set.
+# Arguments of a run that are not shown, and those shown only if another argument is set.
 SILENT_ARGUMENTS = {"model_name_or_path", "num_proc", "strict", "image_column", "target_column", "id_column"}
 SILENT_ARGUMENTS |= {"encoding", "separator", "cache_dir"}
 DEPENDENT_ARGUMENTS = {"lora_alpha": "lora_rank", "merge_lora": "lora_rank"}
@@ -84,7 +84,7 @@ def current_card(folder: str | Path, repo_id: str | None = None, license: str | 
 
 
 def written_by_trainer(text: str) -> bool:
-    """Whether a card is the one transformers' Trainer leaves, which nobody wrote."""
+    """Whether a card is the generated one that transformers' Trainer leaves."""
     return "generated_from_trainer" in text and "This model card has been generated automatically" in text
 
 
@@ -182,7 +182,7 @@ def tasks_table(facts: FolderFacts) -> str:
 
 
 def metric_title(task: Task) -> str:
-    """What the task is scored by; of one that nobody knows here its name."""
+    """Title of the task's score, or the metric's name if it is unknown here."""
     metric = METRICS.get(task.metric)
     return metric.titles[metric.best] if metric else one_line(task.metric or "none")
 
@@ -226,9 +226,9 @@ def origin(facts: FolderFacts) -> dict[str, Any]:
 
 
 def identity(source: Mapping[str, Any]) -> str:
-    """By what a published checkpoint was recognised: nobody published digests to compare with."""
+    """How a published checkpoint was recognized: by its name, since no digests were published."""
     name = source.get("published_as")
-    return f"; by its name the published `{one_line(name)}`, of which no digest is known to compare" if name else ""
+    return f"; by its name the published `{one_line(name)}`, which has no known digest to compare with" if name else ""
 
 
 def described(data: str) -> str:
@@ -357,7 +357,7 @@ def results_table(facts: FolderFacts, measured: list[Measured]) -> str:
 
 
 def results_note(facts: FolderFacts, measured: list[Measured]) -> str:
-    where = "Not measured: any other data." if measured else "Not measured here: these are their authors'."
+    where = "Not measured on other data." if measured else "Not measured here: these are the authors' scores."
     return f"{where} {SCORES_NOTE.get(facts.task.metric, '')}".strip()
 
 

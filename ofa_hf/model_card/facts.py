@@ -1,4 +1,4 @@
-"""What a Hub-ready folder says about itself, read from its files: the card and the bundle use nothing else."""
+"""The facts of a Hub-ready folder, read from its files. Card and bundle use nothing else."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,17 +11,17 @@ from ofa_hf.tasks_ofa import Task, checkpoint_task, upgrade_config
 
 
 ACCOUNT_FILE = "conversion.json"  # how a checkpoint was converted and verified
-RESULTS_FILE = "finetune_results.json"  # what a finetuning run did, and its scores
+RESULTS_FILE = "finetune_results.json"  # arguments and scores of a finetuning run
 EVALUATION_FILE = "evaluation.json"  # `ofa-hf evaluate --output`: scores measured later
 CURVE_FILE = "training_curve.png"
 CARD_FILE = "README.md"
 
 SAVE_AGAIN = "Save the folder again with `ofa-hf convert` or `ofa-hf finetune`."
 
-# Needed in every folder, with what writes them if they are missing.
+# Files that every folder needs, and what to do if they are missing.
 SETTINGS_FILES = ("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json")
 
-# What a reader of a card should know of a run; the Trainer's names.
+# Arguments of a run that the card shows, with the Trainer's names.
 TRAINER_FACTS = (
     "num_train_epochs",
     "max_steps",
@@ -38,12 +38,12 @@ TRAINER_FACTS = (
     "seed",
 )
 
-PATH_PATTERN = re.compile(r"^(?:[A-Za-z]:)?[\\/]|^~|^\.{1,2}[\\/]")  # begins like a path of somebody's machine
+PATH_PATTERN = re.compile(r"^(?:[A-Za-z]:)?[\\/]|^~|^\.{1,2}[\\/]")  # starts like a local path
 
 
 @dataclass(frozen=True)
 class FolderFacts:
-    """The readable contents of a folder."""
+    """The settings and reports of a folder."""
 
     folder: Path
     config: dict[str, Any]
@@ -52,7 +52,7 @@ class FolderFacts:
     image_processor: dict[str, Any]
     conversion: dict[str, Any] = field(default_factory=dict)  # empty if the folder was not converted
     finetuning: dict[str, Any] = field(default_factory=dict)  # empty if it was not finetuned
-    evaluation: dict[str, Any] = field(default_factory=dict)  # empty if nobody evaluated it later
+    evaluation: dict[str, Any] = field(default_factory=dict)  # empty if it was not evaluated later
 
     @property
     def language(self) -> str:
@@ -81,7 +81,7 @@ class FolderFacts:
 
 
 def read_folder(folder: str | Path) -> FolderFacts:
-    """Read what a folder says about itself.
+    """Read the facts of a folder.
 
     Raises:
         UserError: no such folder, a file is missing or broken, or it holds another kind of model.
@@ -89,13 +89,13 @@ def read_folder(folder: str | Path) -> FolderFacts:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
-            f"There is no folder {folder}. Pass a folder that `ofa-hf convert` or `ofa-hf finetune` wrote."
+            f"There is not a folder {folder}. Pass a folder written by `ofa-hf convert` or `ofa-hf finetune`."
         )
     config, generation, processor, image_processor = (read_settings(folder / name) for name in SETTINGS_FILES)
     if config.get("model_type") != "ofa":
         raise UserError(
             f"{folder / 'config.json'} is of a {config.get('model_type')} model; only OFA models are published here. "
-            f"Pass a folder that `ofa-hf convert` or `ofa-hf finetune` wrote."
+            f"Pass a folder written by `ofa-hf convert` or `ofa-hf finetune`."
         )
     others = {
         "conversion": read_report(folder / ACCOUNT_FILE),
@@ -132,7 +132,7 @@ def trainer_facts(trainer_args: Any) -> dict[str, Any]:
 
 
 def without_paths(value: Any) -> Any:
-    """The same values with paths of this machine cut down to their last name: they are nobody else's business."""
+    """The same values with paths of this machine reduced to their last part, so that they are not published."""
     if isinstance(value, dict):
         return {name: without_paths(entry) for name, entry in value.items()}
     if isinstance(value, list):
@@ -141,7 +141,7 @@ def without_paths(value: Any) -> Any:
 
 
 def is_path(text: str) -> bool:
-    """Whether text names something on this machine rather than a model of the Hub."""
+    """Whether a text is a local path rather than a model on the Hub."""
     if "\n" in text or len(text) > 1000:
         return False
     return bool(PATH_PATTERN.match(text)) or ("/" in text or "\\" in text) and Path(text).exists()

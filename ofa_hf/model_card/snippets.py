@@ -21,13 +21,13 @@ EXAMPLES = {  # what fills a slot; other slots get the first label
 
 
 def example_values(task: Task, language: str, box: Sequence[float] = BOX) -> dict[str, Any]:
-    """Something to fill each slot of a task's prompt with; `box` must lie in the image that it is asked about."""
+    """An example for each slot of a task's prompt; `box` must be inside the image."""
     known = {BOX_SLOT: list(box), **EXAMPLES[language]}
     return {name: known.get(name, LABELS[language][0]) for name in task.fields}
 
 
 class Call(NamedTuple):
-    """A call of a pipeline: its arguments, and the key of the answer that a reader wants to see."""
+    """A call of a pipeline: its arguments, and the key of the answer to show."""
 
     given: tuple
     asked: dict[str, Any] = {}
@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
 
 def code(value: Any) -> str:
-    """A value as Python text, which for these is also JSON."""
+    """A value as Python source, which for these types equals JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -92,7 +92,7 @@ class ComparisonReport:
         path: ends in `.html`, `.htm` or `.md`.
 
     Raises:
-        UserError: another suffix, or an existing file of this name that is no such page.
+        UserError: another suffix, or an existing file of this name that is not such a page.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -246,7 +246,7 @@ def address(start: Path, target: Path) -> str:
 
 
 def html_text(page: Page, links: Mapping[str, str]) -> str:
-    """A page as HTML; `links` to its neighbours are text → address."""
+    """A page as HTML; `links` to its neighbors are text → address."""
     anchors = "".join(f'<a href="{escape(link)}">{words}</a>' for words, link in links.items())
     body = BODY.format(
         mark=MARK,

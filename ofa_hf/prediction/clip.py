@@ -27,12 +27,12 @@ class ClipScorer:
         name: folder or Hub id of a CLIP. Images are prepared with Pillow, as in the original.
 
     Raises:
-        UserError: there is no such model, or it is no CLIP.
+        UserError: there is no such model, or it is not a CLIP.
     """
 
     def __init__(self, name: str, device: str | torch.device | None = None):
         if not os.path.isdir(name) and (os.path.exists(name) or name.startswith((".", "/", "~"))):
-            raise UserError(f"The CLIP {name} is no folder. {ADVICE}")
+            raise UserError(f"The CLIP {name} is not a folder. {ADVICE}")
         with explain_failure(f"The CLIP {name}", ADVICE):
             options = {"dtype": torch.float32, "output_loading_info": True, **NO_CODE}
             self.model, report = AutoModel.from_pretrained(name, **options)

@@ -67,7 +67,7 @@ class TableImages:
 def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool] = lambda file: False) -> list[str]:
     """List image files: named files whatever their suffix, and the images in folders, each file once and in order.
 
-    In folders, hidden files and what is no image are left out; a line in the log counts them by kind. A zip or tar
+    In folders, hidden files and other files are left out; a line in the log counts them by kind. A zip or tar
     file stands for the folder that it holds.
 
     Args:

@@ -51,7 +51,7 @@ def write_sheet(record: Path, path: Path, format: Format) -> None:
         if not isinstance(value, str):
             return value
         made = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("\ufffd", value))
-        made.data_type = "s"  # a caption that starts with = is no formula
+        made.data_type = "s"  # a caption that starts with = is not a formula
         return made
 
     sheet.append(format.csv_header)

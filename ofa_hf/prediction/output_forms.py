@@ -23,7 +23,7 @@ class CsvForm(NamedTuple):
 
     @property
     def errors(self) -> str:
-        """File names may hold bytes that are no UTF-8."""
+        """File names may hold bytes that are not UTF-8."""
         return "surrogateescape" if self.encoding == "utf-8" else "strict"
 
     def encode(self, text: str) -> bytes:
@@ -84,7 +84,7 @@ def encoding_of(data: bytes) -> str:
 
 
 def _has_foreign_text(line: bytes) -> bool:
-    """Whether a line has bytes that are no UTF-8 after the name of its file, which is all that may have them."""
+    """Whether a line has bytes that are not UTF-8 after the name of its file, which is all that may have them."""
     text = line.decode("utf-8", "surrogateescape")
     cells = (next(csv.reader([text], delimiter=separator), []) for separator in SEPARATORS if separator in text)
     return all(any(map(_is_surrogate, "".join(each[1:]))) for each in cells)

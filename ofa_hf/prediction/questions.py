@@ -154,7 +154,7 @@ def notes_of(counts: Mapping[str, int], language: str) -> list[str]:
 
 
 def check_texts(inputs: Inputs, task: Task) -> None:
-    """Refuse texts of a command line that the task does not ask for, or that are no texts.
+    """Refuse texts of a command line that the task does not ask for, or that are not texts.
 
     Raises:
         UserError: such a text.
@@ -174,7 +174,7 @@ def problem_of(name: str, text: str) -> str | None:
         try:
             parse_box(text)
         except ValueError:
-            return "is no box: pass xmin,ymin,xmax,ymax in pixels of the image"
+            return "is not a box: pass xmin,ymin,xmax,ymax in pixels of the image"
         return None
     if not text.strip():
         return "is empty: pass a text"

@@ -219,7 +219,7 @@ class StoredRows(NamedTuple):
 
     Args:
         columns: part of a row → its column; `id` names the row.
-        texts: of fields that are no columns.
+        texts: of fields that are not columns.
         table: the data set.
     """
 

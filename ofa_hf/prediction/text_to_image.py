@@ -88,7 +88,7 @@ def draw_files(request: DrawRequest) -> int:
     task, language = drawing_task(request)
     rows = find_rows(inputs_of(request, task), task, language)
     folder = Path(request.output)
-    full_disk = explain_full_disk(folder, "What is drawn is kept. Free some room and run the command again.")
+    full_disk = explain_full_disk(folder, "What is drawn is kept. Free some space and run the command again.")
     with processes, full_disk:
         rows.names = processes.agree(rows.names)
         if processes.is_first:

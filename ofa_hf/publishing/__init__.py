@@ -1,6 +1,6 @@
-"""What goes up to the Hub: the bundle of files, verified and pushed in one commit.
+"""Publish a model on the Hub: collect its files, verify them and push them in one commit.
 
-The names below are loaded when first used.
+Names are imported on first use.
 """
 
 from importlib import import_module

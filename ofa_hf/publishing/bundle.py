@@ -1,4 +1,4 @@
-"""Exactly the files that a model repository needs, found by following what the folder's own files name."""
+"""Collect exactly the files that a model repository needs, by following references in the files of the folder."""
 
 import json
 import os
@@ -30,15 +30,15 @@ from ofa_hf.model_card.facts import (
 from ofa_hf.tasks_ofa import checkpoint_task
 
 
-RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)  # as transformers looks for them
-VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")  # of both languages
+RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)  # names that transformers looks for
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")  # of tokenizers in both languages
 VQGAN_WEIGHTS = ("diffusion_pytorch_model.safetensors", "code_logits.safetensors")
-MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, by its format
+MAX_HEADER_BYTES = 100_000_000  # bytes, a limit of the safetensors format
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What goes up: path in the repository → file on this machine, or its bytes where they are made for the Hub."""
+    """The files to upload: path in the repository → local file, or bytes for generated content."""
 
     files: Mapping[str, Path | bytes] = field(default_factory=dict)
 
@@ -53,11 +53,10 @@ class Bundle:
         return [f"{size:>14,}  {name}" for name, size in sizes.items()]
 
     def stage(self, folder: str | Path) -> Path:
-        """Lay the files out in a folder of their own, which is replaced once all are there; large ones as links where
-        the disk can.
+        """Write the files to a folder, which is replaced atomically; large files become hard links if possible.
 
         Raises:
-            UserError: the folder holds something that was not laid out here.
+            UserError: the folder contains other files.
         """
         folder = Path(folder)
         marker = folder.with_name(f".{folder.name}.staged")
@@ -80,12 +79,12 @@ class Bundle:
 def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), target)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or a file system without links
         shutil.copyfile(source, target)
 
 
 def bundle_of(folder: str | Path, repo_id: str | None = None, license: str | None = None) -> Bundle:
-    """The files of a Hub-ready folder that belong into its repository, its card included; nothing else goes up.
+    """The files of a Hub-ready folder that belong in its repository, including its card.
 
     Args:
         repo_id, license: for the card.
@@ -108,21 +107,21 @@ def bundle_of(folder: str | Path, repo_id: str | None = None, license: str | Non
 
 
 def need(path: Path, why: str) -> Path:
-    """The path, if there is a file.
+    """The path of a required file.
 
     Raises:
         UserError: there is none.
     """
     if not path.is_file():
         raise UserError(
-            f"{path.parent} misses {path.name}, {why}. Nothing goes up without it: save the folder again with "
+            f"{path.parent} misses {path.name}, {why}. Save the folder again with "
             f"`ofa-hf convert` or `ofa-hf finetune`, or put the file back."
         )
     return path
 
 
 def vqgan_files(facts: FolderFacts) -> list[str]:
-    """The VQGAN of a checkpoint that draws, whose files diffusers names; none of another one.
+    """The VQGAN of a checkpoint that draws, with diffusers' file names; empty for other checkpoints.
 
     Raises:
         UserError: one of them is missing or damaged.
@@ -141,11 +140,11 @@ def vqgan_files(facts: FolderFacts) -> list[str]:
 
 
 def code_files(folder: Path, described: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Python files that the settings name, and those that these import, wherever that ends."""
+    """Python files named in the settings, and all files that these import."""
     modules, names = {reference.partition(".")[0] for one in described for reference in references(one)}, []
     if not modules:
         raise UserError(
-            f"{folder / 'config.json'} names no code (auto_map), so nobody could load the model. Save the folder "
+            f"{folder / 'config.json'} names no code (auto_map), so the model could not be loaded. Save the folder "
             f"again with `ofa-hf convert` or `ofa-hf finetune`."
         )
     while modules:
@@ -157,7 +156,7 @@ def code_files(folder: Path, described: Iterable[Mapping[str, Any]]) -> list[str
 
 
 def references(settings: Mapping[str, Any]) -> list[str]:
-    """`module.Class` of every class of its own that a settings file names."""
+    """`module.Class` of every custom class in a settings file."""
     found = []
     for value in settings.get("auto_map", {}).values():
         found += value if isinstance(value, (list, tuple)) else [value]
@@ -169,7 +168,7 @@ def references(settings: Mapping[str, Any]) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Weight files: one, or shards with their index; each looked at for whether it is whole."""
+    """Weight files: one, or shards with their index; each is checked to be complete."""
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         names, files = [SAFE_WEIGHTS_NAME], [SAFE_WEIGHTS_NAME]
     elif (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
@@ -178,8 +177,8 @@ def weight_files(folder: Path) -> list[str]:
         names = [SAFE_WEIGHTS_INDEX_NAME, *files]
     elif (folder / WEIGHTS_NAME).is_file():
         raise UserError(
-            f"{folder} holds {WEIGHTS_NAME}, the old format that runs code when it is loaded; only safetensors go up. "
-            f"Convert it first: python -m hub_upload publish {folder} …"
+            f"{folder} holds {WEIGHTS_NAME}, the old format, which can run code when it is loaded; only safetensors "
+            f"are uploaded. Convert it first: python -m hub_upload publish {folder} …"
         )
     else:
         files = [need(folder / SAFE_WEIGHTS_NAME, "the weights").name]
@@ -201,14 +200,16 @@ def check_weights(path: Path) -> None:
         if 8 + length + max(ends, default=0) != size:
             raise ValueError(f"it has {size:,} bytes, {8 + length + max(ends, default=0):,} are announced")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged or cut off: {error}. Write the folder again before it goes up.") from error
+        raise UserError(
+            f"{path} is damaged or cut off: {error}. Write the folder again before you upload it."
+        ) from error
 
 
 # -------------------------------------------------------------------------------------------- tokenizer
 
 
 def tokenizer_files(folder: Path) -> list[str]:
-    """Files of the tokenizer, by transformers' own names for them."""
+    """Files of the tokenizer, by the names that transformers uses."""
     need(folder / VOCABULARY_FILES[0], "the tokenizer")
     present = [name for name in VOCABULARY_FILES if (folder / name).is_file()]
     need(folder / TOKENIZER_CONFIG_FILE, "the tokenizer's settings")

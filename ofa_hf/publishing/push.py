@@ -1,6 +1,6 @@
-"""One commit to the Hub: everything or nothing, tried again while that can help, and safe to run again.
+"""Push a bundle to the Hub in one atomic commit, with retries; safe to repeat.
 
-Weights travel first, file by file; what arrived is not sent again. They become visible only with the commit.
+Weights are uploaded first, file by file; uploaded files are not sent again. They become visible with the commit.
 """
 
 import importlib
@@ -26,13 +26,13 @@ from ofa_hf.publishing.bundle import Bundle, bundle_of
 logger = logging.get_logger(__name__)
 
 ATTEMPTS = 5
-PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
-LONGEST_PAUSE = 60.0  # also when the Hub asks for more
+PAUSE = 1.0  # seconds before the second attempt, doubled for each later one
+LONGEST_PAUSE = 60.0  # maximum wait, even if the Hub asks for more
 RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-CONFLICT_STATUS = frozenset({409, 412})  # somebody else's commit came in between: look again, then try again
+CONFLICT_STATUS = frozenset({409, 412})  # another commit came in between: read the state again and retry
 MESSAGE = "Publish an OFA model with ofa_hf"
 
-# Weights and code of an earlier state that must not stay next to the new ones; all other files of a repository stay.
+# Weights and code of an earlier version, which must be deleted; all other files of a repository are kept.
 OLD_WEIGHTS = re.compile(
     r"(pytorch_model|model|tf_model|flax_model)[\w.-]*\.(bin|safetensors|h5|msgpack)(\.index\.json)?"
 )
@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-    """What a broken connection looks like: huggingface_hub changed its HTTP library more than once."""
+    """Errors of a broken connection; huggingface_hub has changed its HTTP library more than once."""
     found: list[type[Exception]] = [ConnectionError, TimeoutError, json.JSONDecodeError]
     for library, name in (("httpx2", "TransportError"), ("httpx", "TransportError"), ("requests", "RequestException")):
         try:
@@ -54,21 +54,21 @@ def transport_errors() -> tuple[type[Exception], ...]:
 
 @dataclass(frozen=True)
 class Push:
-    """What a push did."""
+    """The result of a push."""
 
     repo_id: str
     url: str  # of the repository, or of the pull request
-    commit: str | None  # None: a pull request's, which the Hub names only by its number
-    deleted: tuple[str, ...]  # files of an earlier state
+    commit: str | None  # None for a pull request, which the Hub identifies by its number
+    deleted: tuple[str, ...]  # files of an earlier version
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a bundle goes."""
+    """The destination of a bundle."""
 
     repo_id: str
     private: bool | None = None  # None: as the account's settings say, or as the repository is
-    revision: str | None = None  # a branch, made if it does not exist
+    revision: str | None = None  # a branch, created if it does not exist
     create_pr: bool = False
 
 
@@ -83,12 +83,12 @@ def publish_folder(
     message: str | None = None,
     license: str | None = None,
 ) -> str:
-    """Push exactly what belongs to the model in a folder, with its card, in one commit; safe to repeat.
+    """Push exactly the files of a model, with its card, in one commit; safe to repeat.
 
     Args:
         repo_id: `owner/name`, or only a name for the account of the token.
-        private: of a new repository; True also refuses to push into a public one.
-        token: by default the one that is logged in.
+        private: visibility of a new repository; True also refuses to push to an existing public one.
+        token: by default that of the logged-in user.
         revision: branch to push to.
         create_pr: propose the commit as a pull request instead.
         license: of the weights, for the card.
@@ -97,10 +97,10 @@ def publish_folder(
         address of the repository or the pull request.
 
     Raises:
-        UserError: the folder is not complete, or the Hub refuses; nothing half-done is visible there.
+        UserError: the folder is incomplete, or the Hub refuses; nothing partial becomes visible.
     """
     destination = Destination(repo_id, private, revision, create_pr)
-    bundle_of(folder, repo_id, license)  # refuse a bad folder before anything is made on the Hub
+    bundle_of(folder, repo_id, license)  # refuse a bad folder before anything is created on the Hub
     api = connect(repo_id, token)
     full_name = prepare_repository(api, destination)
     bundle = bundle_of(folder, full_name, license)
@@ -116,7 +116,7 @@ def check_repo_id(repo_id: str) -> None:
     except HFValidationError as error:
         reason = str(error).rstrip(".").replace("'", "")
         raise UserError(
-            f"{repo_id!r} is no name for a repository: {reason}. Accepted is owner/name with letters, digits, -, _ "
+            f"{repo_id!r} is not a valid repository name: {reason}. Accepted: owner/name with letters, digits, -, _ "
             f"and ., at most 96 characters. Choose such a name."
         ) from error
 
@@ -125,20 +125,20 @@ def connect(repo_id: str, token: str | None = None) -> HfApi:
     """A client with a token.
 
     Raises:
-        UserError: a bad name, or nobody is logged in.
+        UserError: a bad name, or no one is logged in.
     """
     check_repo_id(repo_id)
     token = token or get_token()
     if not token:
         raise UserError(
-            f"Nothing can be published as {repo_id}: no token of the Hub was found. Make one with write access at "
+            f"Nothing can be published as {repo_id}: no Hub token was found. Create one with write access at "
             f"https://huggingface.co/settings/tokens, then run `hf auth login` or set HF_TOKEN."
         )
     return HfApi(token=token)
 
 
 def prepare_repository(api: HfApi, destination: Destination) -> str:
-    """Make the repository and the branch unless they exist, and look whether they may be written; returns its name.
+    """Create the repository and the branch unless they exist, check that they are writable, and return the name.
 
     Raises:
         UserError: it is another kind of model's, or public although private was asked for, or out of reach.
@@ -167,7 +167,7 @@ def refuse_other_model(api: HfApi, info: Any) -> None:
         path = patiently(lambda: api.hf_hub_download(info.id, "config.json", local_dir=folder), info.id)
         try:
             kind = json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
-        except (ValueError, AttributeError):  # whatever it is, it loads nowhere
+        except (ValueError, AttributeError):  # not a config that could be loaded
             return
     if kind not in (None, "ofa"):
         raise UserError(
@@ -180,7 +180,7 @@ def refuse_other_model(api: HfApi, info: Any) -> None:
 
 
 def push(api: HfApi, bundle: Bundle, destination: Destination, message: str | None = None) -> Push:
-    """Commit a bundle, and delete weights and code of an earlier state in the same commit.
+    """Commit a bundle, and delete weights and code of an earlier version in the same commit.
 
     Raises:
         UserError: the Hub refuses, or does not answer again and again.
@@ -188,7 +188,7 @@ def push(api: HfApi, bundle: Bundle, destination: Destination, message: str | No
     repo_id, revision = destination.repo_id, destination.revision
 
     def commit() -> Push:
-        # Made anew for each attempt: one that was used remembers what the Hub held before, and commits it twice.
+        # Created for each attempt: a used one remembers the earlier state of the Hub and would commit twice.
         additions = [CommitOperationAdd(name, one) for name, one in sorted(bundle.files.items())]
         head = api.model_info(repo_id, revision=revision)
         old = tuple(obsolete_files((file.rfilename for file in head.siblings or ()), bundle))
@@ -206,7 +206,7 @@ def push(api: HfApi, bundle: Bundle, destination: Destination, message: str | No
 
 
 def obsolete_files(names: Iterable[str], bundle: Bundle) -> list[str]:
-    """Files of the repository that belong to an earlier state of the model."""
+    """Files of the repository that belong to an earlier version of the model."""
     old = {name for name in names if OLD_WEIGHTS.fullmatch(name) or OLD_CODE.fullmatch(name)}
     return sorted(old - bundle.files.keys())
 
@@ -219,13 +219,13 @@ def tree(revision: str | None) -> str:
 
 
 def patiently(action: Callable[[], Result], repo_id: str, once_sent: bool = False) -> Result:
-    """Do something on the Hub, again and again while that can help.
+    """Call the Hub, with retries while they can help.
 
     Args:
-        once_sent: a broken connection is not tried again, since the Hub may have done it already.
+        once_sent: do not retry after a broken connection, since the Hub may have done it already.
 
     Raises:
-        UserError: it cannot be done; the text says why and what to do.
+        UserError: the call failed; the text says why and what to do.
     """
     errors = transport_errors()
     for attempt in range(1, ATTEMPTS + 1):
@@ -246,7 +246,7 @@ def patiently(action: Callable[[], Result], repo_id: str, once_sent: bool = Fals
 
 
 def status_of(error: BaseException) -> int | None:
-    """HTTP status of the Hub's answer; None where there was none."""
+    """HTTP status of the Hub's response; None if there was none."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
@@ -267,17 +267,17 @@ def reason_of(error: BaseException, status: int | None) -> str:
     return f"the Hub answers {status}" if status else f"the connection broke ({type(error).__name__}: {text})"
 
 
-AGAIN = "Nothing half-done is visible there; run the same command again, and what arrived is not sent twice."
+AGAIN = "Nothing partial is visible there. Run the same command again; uploaded files are not sent again."
 ADVICE = {
-    400: "The Hub takes neither these names nor this content: {text}. Fix it and run again.",
+    400: "The Hub does not accept these names or this content: {text}. Fix it and run again.",
     401: "The Hub answers 401: the token is wrong or has expired. Run `hf auth login`, or set a valid HF_TOKEN.",
-    402: "The Hub answers 402: the account must pay for this. Choose a public repository, or see the account's plan.",
-    403: "The Hub answers 403: the token may not write there. The name may belong to somebody else: use a token with "
+    402: "The Hub answers 402: this needs a paid account. Choose a public repository, or check the account's plan.",
+    403: "The Hub answers 403: the token may not write there. The name may belong to someone else: use a token with "
     "write access to it, or pass a repository of your own.",
     404: "The Hub answers 404: there is no such repository or branch, or the token may not see it. Check the name "
     "and the account of the token.",
-    409: "The Hub answers 409: somebody else changes the repository at this moment, or the name is taken. " + AGAIN,
-    412: "The Hub answers 412: somebody else keeps changing the repository. " + AGAIN,
+    409: "The Hub answers 409: someone else is changing the repository, or the name is taken. " + AGAIN,
+    412: "The Hub answers 412: someone else keeps changing the repository. " + AGAIN,
     413: "The Hub answers 413: a file is too large. Save the model in smaller shards.",
     429: "The Hub answers 429, too many requests, {attempts} times. Wait some minutes. " + AGAIN,
 }
@@ -291,7 +291,7 @@ def explain(
     may_be_done: bool,
     errors: tuple[type[Exception], ...],
 ) -> UserError:
-    """The error as a person needs it."""
+    """The error in words."""
     text = " ".join(str(error).split())[:300]
     if may_be_done:
         advice = (

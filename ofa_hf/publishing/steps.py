@@ -1,4 +1,4 @@
-"""The steps from a name to a published model; each does the earlier ones first, and reuses what they left."""
+"""The steps from a name to a published model; each runs the earlier ones first and reuses their results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ class Job:
 
     Args:
         target: Hub-ready folder, official file, legacy folder, catalogue name, or Hub id of a legacy repository.
-        work: folder for what is made: `<name>/model` and `<name>/bundle`.
-        overlays: folders with other packages (another transformers) to verify with too.
-        source: to compare a Hub-ready folder's weights with; a converted one is compared with what it was made from.
-        upload: really upload; otherwise everything but that happens.
-        report: called with what happens now.
+        work: working folder, for `<name>/model` and `<name>/bundle`.
+        overlays: folders with other packages (another transformers) with which to verify too.
+        source: checkpoint to compare the weights of a Hub-ready folder with; converted ones use their own source.
+        upload: upload; otherwise a dry run.
+        report: called with a description of each step.
     """
 
     target: str
@@ -52,7 +52,7 @@ class Job:
             check_full_name(self.repo_id)
 
     def run(self, step: str) -> dict[str, Any]:
-        """Do one step, by its name; returns what came out."""
+        """Run a step by its name and return its result."""
         return {
             "fetch": self.fetch,
             "convert": lambda: {"model": str(self.model_folder())},
@@ -75,7 +75,7 @@ class Job:
         return {"source": str(open_source(self.target).weights_file)}
 
     def bundle(self, verify: bool, upload: bool) -> dict[str, Any]:
-        """Lay out the files that go up, verify and upload them as asked."""
+        """Collect the files to upload, and verify and upload them as requested."""
         bundle = bundle_of(self.model_folder(), self.repo_id, self.license)
         self.report(f"laying out {len(bundle.files)} files, {bundle.size:,} bytes")
         folder = bundle.stage(self.work / "bundle")
@@ -87,7 +87,7 @@ class Job:
         return result | (self.push(bundle) if upload else {})
 
     def upgrade(self) -> dict[str, Any]:
-        """Publish a legacy repository in its own place, unless that was done before."""
+        """Convert and publish a legacy repository in place, unless that was done before."""
         api = HfApi()
         info = patiently(lambda: api.model_info(self.target, revision=self.branch), self.target)
         if ACCOUNT_FILE in {file.rfilename for file in info.siblings or ()}:
@@ -105,7 +105,7 @@ class Job:
         return folder
 
     def is_converted(self, folder: Path) -> bool:
-        """Whether a folder was made from these very bytes before."""
+        """Whether a folder was made from exactly these bytes before."""
         account = read_report(folder / ACCOUNT_FILE)
         if not account:
             return False
@@ -115,7 +115,7 @@ class Job:
         return same
 
     def push(self, bundle: Bundle) -> dict[str, Any]:
-        """Upload; returns where it is."""
+        """Upload and return the address."""
         assert self.repo_id, "the command line asks for it"
         api = connect(self.repo_id)
         wish = Destination(self.repo_id, self.private, self.branch, self.pull_request)
@@ -133,7 +133,7 @@ def check_full_name(repo_id: str) -> None:
 
 
 def is_hub_ready(folder: Path) -> bool:
-    """Whether a folder was written by this project: its settings name the code that goes with it."""
+    """Whether a folder was written by this project: its settings name the code in it."""
     try:
         return "auto_map" in read_json(folder / "config.json")
     except UserError:
@@ -141,12 +141,12 @@ def is_hub_ready(folder: Path) -> bool:
 
 
 def run_step(step: str, target: str, work: str | Path, overlays: Sequence[str] = (), **options) -> dict[str, Any]:
-    """Do one step for a model; returns what came out.
+    """Run a step for a model and return its result.
 
     Args:
         step: fetch, convert, card, bundle, verify, upload, publish or upgrade.
         target: see `Job`.
-        work: folder for what is made; each target gets a folder in it.
+        work: working folder; each target gets a folder in it.
         options: further fields of `Job`.
     """
     name = Path(target).resolve().name if Path(target).exists() else target.replace("/", "--")

@@ -1,4 +1,4 @@
-"""Verify a bundle as a stranger would use it: a fresh process without this package loads it and asks its pipeline."""
+"""Verify a bundle: a fresh process without this package loads it and asks its pipeline."""
 
 import json
 import tempfile
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from ofa_hf.conversion.convert import DTYPES, match_source
 from ofa_hf.conversion.sources import open_source
-from ofa_hf.conversion.verify import STRANGER
+from ofa_hf.conversion.verify import WITHOUT_PACKAGE
 from ofa_hf.conversion.write import compare_weights
 from ofa_hf.errors import UserError
 from ofa_hf.files import read_json
@@ -21,20 +21,20 @@ from ofa_hf.model_card.snippets import call_for
 from ofa_hf.publishing.bundle import weight_files
 
 
-SHOWN = 60  # characters of a text
+SHOWN = 60  # characters of an answer that are shown
 AUTO_CLASSES = ("AutoConfig", "AutoModel")  # besides those that every verification uses
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one fresh process saw."""
+    """Results of one fresh process."""
 
     transformers: str
     huggingface_hub: str
-    text: str  # the answer of the default task's pipeline about the image drawn here; empty if it was not asked
-    equal_tensors: int  # loaded, equal to the file to the last bit
+    text: str  # the pipeline's answer for the default task and a test image; empty if it was not asked
+    equal_tensors: int  # loaded tensors that equal the file bit by bit
     equal_to_source: int | None  # tensors of the file equal to the source's; None without a source
-    not_asked: str = ""  # why: a library that only answering needs is missing there
+    not_asked: str = ""  # reason: a library that only the pipeline needs is missing
 
     def line(self) -> str:
         source = "" if self.equal_to_source is None else f", {self.equal_to_source} equal to the source"
@@ -66,8 +66,8 @@ def verify_folder(
     reports = []
     for overlay in (None, *overlays):
         if overlay is not None and not (overlay / "transformers").is_dir():
-            raise UserError(f"{overlay} holds no transformers. Pass a folder made by `pip install --target`.")
-        reports.append(Report(**ask_stranger(folder, overlay), equal_to_source=equal_to_source))
+            raise UserError(f"{overlay} does not contain transformers. Pass a folder made by `pip install --target`.")
+        reports.append(Report(**load_without_package(folder, overlay), equal_to_source=equal_to_source))
         report(reports[-1].line())
     if len({one.text for one in reports if not one.not_asked}) > 1:
         seen = "; ".join(f"{one.transformers} gives {one.text!r}" for one in reports)
@@ -97,7 +97,7 @@ def draw_image() -> Image.Image:
     return image
 
 
-def ask_stranger(folder: Path, overlay: Path | None) -> dict:
+def load_without_package(folder: Path, overlay: Path | None) -> dict:
     """Load a folder in a fresh process, compare its weights with the file, and ask its pipeline."""
     place = f" with the packages of {overlay}" if overlay else ""
     failure = (
@@ -113,7 +113,7 @@ def ask_stranger(folder: Path, overlay: Path | None) -> dict:
         asked = {**call.asked, "num_images": 1} if facts.task.answer == "image" else call.asked
         request |= {"auto_classes": AUTO_CLASSES}
         request |= {"call": {"name": facts.task.pipeline, "given": call.given, "asked": asked}}
-        seen = run_fresh(STRANGER, request, scratch=scratch, failure=failure, overlay=overlay)
+        seen = run_fresh(WITHOUT_PACKAGE, request, scratch=scratch, failure=failure, overlay=overlay)
     names = ("transformers", "huggingface_hub", "equal_tensors")
     text, not_asked = text_of(seen["answers"]), seen.get("not_asked", "")
     return {"text": "" if not_asked else text, "not_asked": not_asked, **{name: seen[name] for name in names}}

@@ -1,1 +1,1 @@
-"""The web page that captions what visitors upload."""
+"""The web page, the Space, and the page to review captions."""

@@ -1,6 +1,6 @@
-"""A page on this machine on which captions are accepted, edited or rejected with the keyboard.
+"""A local page to accept, edit or reject captions with the keyboard.
 
-Only this machine is served: the page has a secret address, and every request must carry its secret and name this host.
+It is available only on this machine: the address contains a secret, and requests must have the secret and this host.
 """
 
 import io
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
             self._json({"error": f"not saved: {error.strerror}"}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _asked(self) -> tuple[str | None, dict[str, str]]:
-        """Path behind the secret and query; None if the request does not come from the page."""
+        """Path after the secret, and query; None if the request does not come from the page."""
         parts = urlsplit(self.path)
         _, secret, *rest = f"{parts.path}//".split("/")[:3]
         is_own_host = self.headers.get("Host", "") == f"{HOST}:{self.server.server_port}"
@@ -133,4 +133,4 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args) -> None:
-        """Requests of the page are no news."""
+        """Do not log requests."""

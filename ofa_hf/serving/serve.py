@@ -15,10 +15,10 @@ from ofa_hf.samples.examples import draw_examples
 
 
 def models_to_serve(out: str | Path, models: Sequence[str]) -> list[str]:
-    """The given models, or else the one that a demo in `out` finetuned.
+    """The given models, or the one that a demo in `out` finetuned.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is none.
     """
     own = Path(out) / "model"
     if not models and not (own / "config.json").is_file():
@@ -33,7 +33,7 @@ def load_for_page(model: str) -> OFAImageToTextPipeline:
     """A model of the page.
 
     Raises:
-        UserError: it cannot be loaded, or draws images and lacks its VQGAN or the library for it.
+        UserError: it cannot be loaded, or it draws images and its VQGAN or the library for it is missing.
     """
     if any(task.answer == "image" for task in read_tasks(model).tasks.values()):
         load_vqgan(model)
@@ -51,7 +51,7 @@ def serve(
 
     Args:
         port: None takes the first free one from 7860 on.
-        on_ready: called with the address as soon as the page can be used.
+        on_ready: called with the address when the page is ready.
 
     Raises:
         UserError: Gradio is missing, the first model cannot be loaded, or the port is not available.

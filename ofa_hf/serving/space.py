@@ -1,4 +1,4 @@
-"""A Space that answers with models on the Hub: a repository with the page of `ofa_hf/serving/web.py`."""
+"""A Space for models on the Hub: a repository with the page of `ofa_hf/serving/web.py`."""
 
 import importlib.metadata
 import importlib.util
@@ -23,14 +23,14 @@ from ofa_hf.versions_ofa import CAN_RUN_IN_A_SPACE
 
 
 APP = Path(__file__).with_name("web.py")
-MARKER = "page.json"  # what the page reads; also says that a Space is one of these, and may be updated
+MARKER = "page.json"  # read by the page; also marks a Space as ours, so that it can be updated
 EXAMPLE = re.compile(r"example_\d+\.jpg")
-REQUIREMENTS = ("torch", "torchvision", "transformers", "pillow")  # the Space brings Gradio by `sdk_version`
-FOR_DRAWING = "diffusers"  # pinned too if it is here; a model that draws needs it
-CODE = "pipeline_ofa.py"  # what a model repository must have for the page to load it
-VQGAN_FILE = f"{VQGAN_FOLDER}/config.json"  # what a model repository has whose model draws
+REQUIREMENTS = ("torch", "torchvision", "transformers", "pillow")  # Gradio is installed by `sdk_version`
+FOR_DRAWING = "diffusers"  # also pinned if it is installed; models that draw need it
+CODE = "pipeline_ofa.py"  # required in a model repository
+VQGAN_FILE = f"{VQGAN_FOLDER}/config.json"  # present in the repository of a model that draws
 TITLE = "OFA 看图作答 · answers about images"
-MESSAGE = "Publish a page that answers about images with OFA"
+MESSAGE = "Publish a page for OFA models"
 
 TEXT = """
 放上一张图片或写一句话，OFA 完成模型的各项任务：描述、定位、作答、画图，并给出分数。图片一小时后从服务器上删除。
@@ -44,13 +44,13 @@ Models: {models}. `page.json` names them; `app.py` is the whole page.
 
 @dataclass(frozen=True)
 class Space:
-    """A page on its way to the Hub.
+    """A page to publish.
 
     Args:
         repo_id: `owner/name` of the Space.
-        models: Hub ids, the first one chosen at the start.
-        private: of a new Space.
-        report: called with what happens now.
+        models: Hub ids; the first one is preselected.
+        private: visibility of a new Space.
+        report: called with a description of each step.
     """
 
     repo_id: str
@@ -61,15 +61,15 @@ class Space:
     report: Callable[[str], None] = lambda step: None
 
     def bundle(self, work: Path) -> tuple[Bundle, Path]:
-        """What goes up, and a folder in `work` that holds only that.
+        """The files to upload, also written to a folder in `work`.
 
         Raises:
-            UserError: the packages here do not go together on a Space.
+            UserError: the installed packages cannot be combined on a Space.
         """
         with tempfile.TemporaryDirectory() as folder:
             examples = {path.name: path.read_bytes() for path in draw_examples(Path(folder))}
         files = {
-            "app.py": APP.read_bytes(),  # not a link to it, which an editor would follow
+            "app.py": APP.read_bytes(),  # a copy instead of a link, which an editor would follow
             "requirements.txt": "".join(f"{line}\n" for line in requirements()).encode(),
             "README.md": space_card(self.title, self.models).encode(),
             MARKER: json_text({"models": self.models}).encode(),
@@ -80,10 +80,10 @@ class Space:
         return bundle, bundle.stage(work / self.repo_id.replace("/", "--") / "space")
 
     def publish(self, bundle: Bundle) -> dict[str, Any]:
-        """Make the Space unless it exists, and commit the page; safe to repeat.
+        """Create the Space unless it exists, and commit the page; safe to repeat.
 
         Raises:
-            UserError: a model is not there, the Space is somebody else's page, or the Hub refuses.
+            UserError: a model does not exist, the Space has another app, or the Hub refuses.
         """
         api = connect(self.repo_id)
         for model in self.models:
@@ -107,11 +107,11 @@ class Space:
         if CODE not in names:
             raise UserError(
                 f"The page cannot load {model}: the repository has no {CODE}, as those that this project publishes "
-                f"have. Publish it anew, with `python -m hub_upload publish` or `upgrade`."
+                f"have. Publish it again, with `python -m hub_upload publish` or `upgrade`."
             )
         if VQGAN_FILE in names and FOR_DRAWING not in optional_requirements():
             raise UserError(
-                f"{model} draws, which needs {FOR_DRAWING}, and the Space is given the versions of this environment, "
+                f"{model} draws, which needs {FOR_DRAWING}, and the Space uses the versions of this environment, "
                 f"which has none. Install it: `pip install 'ofa-hf[draw]'`."
             )
         if info.private:
@@ -137,10 +137,10 @@ class Space:
 
 
 def requirements() -> list[str]:
-    """The packages of this environment, in which the page was tested.
+    """The versions of the packages in this environment.
 
     Raises:
-        UserError: it is one that no Space can have.
+        UserError: the versions cannot be combined on a Space.
     """
     pinned = {name: version_of(name) for name in (*REQUIREMENTS, *optional_requirements())}
     if not CAN_RUN_IN_A_SPACE:
@@ -152,23 +152,23 @@ def requirements() -> list[str]:
 
 
 def optional_requirements() -> list[str]:
-    """What only models that draw need, if it is here."""
+    """The packages that only models that draw need, if they are installed."""
     return [FOR_DRAWING] * (importlib.util.find_spec(FOR_DRAWING) is not None)
 
 
 def version_of(package: str) -> str:
-    """Version without the build, such as +cpu in 2.15.0+cpu."""
+    """Version without the build suffix, such as +cpu in 2.15.0+cpu."""
     try:
         return importlib.metadata.version(package).partition("+")[0]
     except importlib.metadata.PackageNotFoundError as error:
         raise UserError(
-            f"The Space is given the versions of this environment, but {package} is not here. Install what the page "
+            f"The Space uses the versions of this environment, but {package} is not here. Install what the page "
             f"needs: `pip install 'ofa-hf[web]'`."
         ) from error
 
 
 def space_card(title: str, models: Sequence[str]) -> str:
-    """README.md of the Space: what the Hub builds it from, and a few words."""
+    """README.md of the Space, with the metadata that the Hub builds it from."""
     data = SpaceCardData(
         title=title,
         emoji="🖼️",
@@ -197,7 +197,7 @@ def make_space(
     upload: bool = False,
     report: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
-    """Lay a Space out in `work`, and make it on the Hub if `upload` is set; returns what came out.
+    """Write the files of a Space to `work`, create it on the Hub if `upload` is set, and return the result.
 
     Raises:
         UserError: a name is not `owner/name`, a model is not on the Hub, or the Hub refuses.

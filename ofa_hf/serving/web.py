@@ -204,7 +204,7 @@ def loader(models: Collection[str], load: Callable[[str], Pipeline]) -> Callable
     @functools.cache
     def load_once(model: str) -> Pipeline:
         if model not in models:
-            raise ValueError(f"{model!r} is no model of this page. It has {', '.join(models)}. Choose one of them.")
+            raise ValueError(f"{model!r} is not a model of this page. It has {', '.join(models)}. Choose one of them.")
         return load(model)
 
     return load_once

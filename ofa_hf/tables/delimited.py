@@ -31,7 +31,7 @@ def find_separator(path: Path, encoding: str, given: str | None = None) -> str:
     """The character between the cells of a table: the given one, that of a `sep=` line, or the one that fits best.
 
     Raises:
-        UserError: the given separator is no single character.
+        UserError: the given separator is not a single character.
     """
     if given:
         separator = NAMED_SEPARATORS.get(given, given)

@@ -77,9 +77,11 @@ def _known(name: str) -> str:
     try:
         found = codecs.lookup(name)
         if not found._is_text_encoding:  # base64 and such
-            raise LookupError(f"{name} is no encoding of text")
+            raise LookupError(f"{name} is not a text encoding")
     except LookupError as error:
-        raise UserError(f"{name!r} is no known encoding. Accepted: {ACCEPTED}, and what else Python knows.") from error
+        raise UserError(
+            f"{name!r} is not a known encoding. Accepted: {ACCEPTED}, and other encodings of Python."
+        ) from error
     return SUPERSETS.get(found.name, found.name)
 
 
@@ -172,10 +174,10 @@ def _first_bad_line(path: str | Path, encoding: str) -> int:
 
 
 def is_big5(data: bytes) -> bool:
-    """Whether bytes that are no UTF-8 are Chinese text in Big5."""
+    """Whether bytes that are not UTF-8 are Chinese text in Big5."""
     return (_chinese_encoding(data) or "").startswith(("big5", "cp950"))
 
 
 def is_gb18030(data: bytes) -> bool:
-    """Whether bytes that are no UTF-8 are Chinese text in GB18030."""
+    """Whether bytes that are not UTF-8 are Chinese text in GB18030."""
     return _chinese_encoding(data) == "gb18030"

@@ -132,7 +132,7 @@ class JsonText:
 
 
 def find_json_kind(path: Path, encoding: str) -> tuple[str, str] | None:
-    """Kind of a JSON file, and the name of the list that holds its rows; None if it is no known table."""
+    """Kind of a JSON file, and the name of the list that holds its rows; None if it is not a known table."""
     is_lines = path.suffix.lower() in (".jsonl", ".ndjson")
     with JsonText(path, encoding) as text:
         if text.skip("[") and (not is_lines or text.peek() == "{"):

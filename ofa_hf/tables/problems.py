@@ -72,7 +72,7 @@ class DataReport:
     Args:
         assumed: how a table was read: kind, encoding, separator and columns.
         repaired: names of images that were found although they were written otherwise, by kind.
-        left_out: files of the folder that are no images or cannot be read here, by kind.
+        left_out: files of the folder that are not images or cannot be read here, by kind.
     """
 
     rows: int

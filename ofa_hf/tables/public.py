@@ -89,7 +89,7 @@ def _first(folder: Path, pattern: str) -> Path | None:
 
 
 def named_set(name: str | Path) -> Named | None:
-    """What a name stands for; None if it is no name of a public set."""
+    """What a name stands for; None if it is not the name of a public set."""
     set_name, colon, rest = str(name).partition(":")
     if not colon or set_name.lower() not in PUBLIC:
         return None

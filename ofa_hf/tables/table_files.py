@@ -1,4 +1,4 @@
-"""One door for tables: CSV in any usual form, JSON in several, spreadsheets and parquet, read row by row."""
+"""Open tables of any kind (CSV, JSON, spreadsheets, parquet) and read them row by row."""
 
 import zipfile
 from collections.abc import Callable, Iterator

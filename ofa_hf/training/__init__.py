@@ -1,4 +1,4 @@
-"""Finetuning with transformers' Trainer: arguments, data, locked parts, trainer, result.
+"""Finetuning with transformers' Trainer: arguments, data, locking, trainer, results.
 
 Names are imported on first use, so that commands that do not train start fast.
 """

@@ -1,6 +1,6 @@
-"""Arguments of a finetuning run: ours, the Trainer's, and the names that older files use for both.
+"""Arguments of a finetuning run: ours, those of the Trainer, and older names of both.
 
-A run is described by a JSON file (the article's works unchanged), by flags, or by both; flags win.
+A run is described by a JSON file (that of the article works unchanged), by flags, or by both; flags take precedence.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from ofa_hf.files import read_json
 
 logger = logging.get_logger(__name__)
 
-# Argument files of this package, by the name that stands for them on the command line.
+# Argument files in this package, by their names on the command line.
 RECIPES = {
     "article": "recipes/article.json",  # OFA-Chinese: encoder locked, word embedding trained
     "official": "recipes/official.json",  # the official COCO scripts: everything trained except the word embedding
 }
-TASK_METRIC = "task_metric"  # as metric_for_best_model: the metric of the run's task
+TASK_METRIC = "task_metric"  # value of metric_for_best_model: the metric of the task
 
 # Old name → current name with the same meaning.
 RENAMED = {
@@ -43,11 +43,11 @@ RENAMED = {
     "label_smoothing_factor": "label_smoothing",  # the Trainer's own doubles under accumulation in transformers 4
 }
 _TRAINER_NAMES = {item.name for item in dataclasses.fields(Seq2SeqTrainingArguments)}
-_NEW, _OLD = "activation_checkpointing", "gradient_checkpointing"  # transformers 5 has both, the old one deprecated
+_NEW, _OLD = "activation_checkpointing", "gradient_checkpointing"  # transformers 5 has both; the old one is deprecated
 CHECKPOINTING = _NEW if _NEW in _TRAINER_NAMES else _OLD
 RENAMED |= {name + end: CHECKPOINTING + end for name in {_NEW, _OLD} - {CHECKPOINTING} for end in ("", "_kwargs")}
 RENAMED_FLAGS = {**RENAMED, "warmup_ratio": "warmup_steps"}
-# Old names that ask for what happens anyway, or for what no longer exists and never changed a weight.
+# Old names without effect: they request the default behavior, or features that never changed a weight.
 WITHOUT_EFFECT = frozenset(
     {
         "overwrite_output_dir",
@@ -68,14 +68,18 @@ WITHOUT_EFFECT = frozenset(
         "mp_parameters",
         "remove_unused_columns",  # always False: the collator needs the columns
         "logging_nan_inf_filter",  # always False: a loss of NaN or inf must be seen
-        "predict_with_generate",  # evaluation always predicts
+        "predict_with_generate",  # evaluation always generates
     }
 )
 ENCODER_DTYPES = ("float32", "bfloat16")
-FILES_OR_DICTS = ("accelerator_config", "fsdp_config", "deepspeed")  # the Trainer would even open a number as a file
+FILES_OR_DICTS = (
+    "accelerator_config",
+    "fsdp_config",
+    "deepspeed",
+)  # otherwise the Trainer would open a number as a file
 DROP_PATH_RATES = ("encoder_drop_path_rate", "decoder_drop_path_rate", "resnet_drop_path_rate")
 
-# Arguments that each task of a run of several may have for itself, besides its weight.
+# Arguments that can be set for each task of a run with several tasks.
 PER_TASK = frozenset(
     "weight train_caption_file train_image_file test_caption_file test_image_file dataset_name dataset_split "
     "eval_split image_column target_column id_column confidence_column more_fields choices_file data_format "
@@ -93,7 +97,7 @@ KINDS = {
 
 
 def _fits(value: Any, kind: type) -> bool:
-    """Whether a value is of this kind. A switch is not a number; an integer is a float."""
+    """Whether a value has this type. A boolean is not a number; an integer is accepted as a float."""
     if kind == list[str]:
         return isinstance(value, list) and all(isinstance(each, str) for each in value)
     if kind in (int, float):
@@ -104,7 +108,7 @@ def _fits(value: Any, kind: type) -> bool:
 
 @dataclass
 class FinetuneArguments:
-    """What a finetuning run trains, and on which data. Names are those of the OFA-Chinese article if it has them."""
+    """What a finetuning run trains, and on which data. Names follow the OFA-Chinese article where it has them."""
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the model to start from."})
     task: str | None = field(
@@ -118,17 +122,15 @@ class FinetuneArguments:
         },
     )
     columns: list[str] | None = field(
-        default=None, metadata={"help": "Columns of the table to learn: each becomes a question of its name."}
+        default=None, metadata={"help": "Columns of the table to learn; each becomes a question with its name."}
     )
     closed_columns: list[str] | None = field(
         default=None,
-        metadata={"help": "Those of `columns` whose values are a closed list. Default: few values, often repeated."},
+        metadata={"help": "Columns whose values are a closed list. Default: those with few, often repeated values."},
     )
     train_caption_file: str | None = field(
         default=None,
-        metadata={
-            "help": "MUGE captions (IC_train.jsonl), your own table (CSV, JSON, xlsx, …), or a TSV of OFA's own."
-        },
+        metadata={"help": "MUGE captions (IC_train.jsonl), a table (CSV, JSON, xlsx, …), or an official TSV."},
     )
     train_image_file: str | None = field(
         default=None,
@@ -137,64 +139,63 @@ class FinetuneArguments:
     test_caption_file: str | None = field(default=None, metadata={"help": "Like train_caption_file, for evaluation."})
     test_image_file: str | None = field(default=None, metadata={"help": "Like train_image_file, for evaluation."})
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set of the `datasets` library instead of files: folder or Hub id."}
+        default=None, metadata={"help": "Data set of the `datasets` library, instead of files: folder or Hub id."}
     )
     dataset_split: str = field(default="train", metadata={"help": "Split of `dataset_name` to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split of `dataset_name` to evaluate on."})
     streaming: bool = field(
         default=False,
-        metadata={
-            "help": "Read `dataset_name` while training instead of storing and counting it first; needs max_steps."
-        },
+        metadata={"help": "Read `dataset_name` during training instead of preparing it first; needs max_steps."},
     )
     image_column: str | None = field(
-        default=None, metadata={"help": "Column of images or of their file names. Default: one with a usual name."}
+        default=None, metadata={"help": "Column of images or of their file names. Default: one with a common name."}
     )
     target_column: str | None = field(
         default=None,
-        metadata={"help": "Column of targets or of lists of them, also --caption_column. Default: the task's."},
+        metadata={"help": "Column of targets or lists of targets; also --caption_column. Default: that of the task."},
     )
     confidence_column: str | None = field(
-        default=None, metadata={"help": "Column that says how right a target is, 0 to 1: a factor of its loss."}
+        default=None, metadata={"help": "Column with the confidence of a target, 0 to 1, which scales its loss."}
     )
     more_fields: list[str] | None = field(
-        default=None, metadata={"help": "Columns that the task's longer prompt asks for, such as objects of vqa."}
+        default=None, metadata={"help": "Columns for the longer prompt of the task, such as objects for vqa."}
     )
     choices_file: str | None = field(
         default=None,
-        metadata={"help": "Answers to choose from, one a line. Default: the task's, or those in the data."},
+        metadata={"help": "File of answers to choose from, one per line. Default: those of the task, or of the data."},
     )
     data_format: str | None = field(
-        default=None, metadata={"help": "official: files of the original OFA (TSV without header, images inside)."}
+        default=None, metadata={"help": "official: files of the official code (TSV without header, with the images)."}
     )
     selected_cols: str | None = field(
-        default=None, metadata={"help": "Columns of an official file, as in the original's scripts, such as 0,4,2."}
+        default=None, metadata={"help": "Columns of an official file, as in the official scripts, such as 0,4,2."}
     )
     id_column: str | None = field(
         default=None, metadata={"help": "Column of row ids; rows with the same id are joined into one."}
     )
     encoding: str | None = field(
-        default=None, metadata={"help": "Encoding of the tables, such as gb18030. Default: told from the file."}
+        default=None, metadata={"help": "Encoding of the tables, such as gb18030. Default: detected."}
     )
     separator: str | None = field(
-        default=None, metadata={"help": "Character between the cells of a table, or tab. Default: told from the file."}
+        default=None, metadata={"help": "Character between the cells of a table, or tab. Default: detected."}
     )
     cache_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder of what is built, downloaded and unpacked. Default: that of `datasets`."},
+        metadata={"help": "Folder for prepared, downloaded and unpacked data. Default: that of `datasets`."},
     )
     merge_test: bool = field(
         default=False,
-        metadata={"help": "Train on the evaluation files too, as the article did; nothing is left to score."},
+        metadata={"help": "Also train on the evaluation files, as in the article; there is then no evaluation."},
     )
     strict: bool = field(default=False, metadata={"help": "Stop at the first bad line or image instead of skipping."})
     image_size: int | None = field(
-        default=None, metadata={"help": "Pixels a side of images to draw, a multiple of 8. Default: the model's."}
+        default=None,
+        metadata={"help": "Size in pixels of images to draw, a multiple of 8. Default: that of the model."},
     )
     sample_codes: bool = field(
         default=False,
         metadata={
-            "help": "Turn images to draw into codes by chance, as the original does, not into the most probable ones."
+            "help": "Sample the codes of training images, as in the official code, instead of taking the best ones."
         },
     )
     max_seq_length: int = field(default=100, metadata={"help": "Maximum tokens of a target; longer ones are cut."})
@@ -204,7 +205,7 @@ class FinetuneArguments:
     )
     freeze_encoder: bool | None = field(
         default=None,
-        metadata={"help": "LiT: lock the encoder and train the decoder. Default: true, but false for drawing."},
+        metadata={"help": "LiT: lock the encoder and train the decoder. Default: true; false for drawing."},
     )
     freeze_word_embed: bool = field(
         default=False, metadata={"help": "Lock the word embedding that encoder, decoder and output share."}
@@ -212,7 +213,7 @@ class FinetuneArguments:
     embed_gradient_through_encoder: bool = field(
         default=False,
         metadata={
-            "help": "Train the word embedding through the locked encoder too; costs the encoder's backward pass."
+            "help": "Also train the word embedding through the locked encoder; costs the encoder's backward pass."
         },
     )
     cache_encoder_outputs: bool = field(
@@ -223,7 +224,7 @@ class FinetuneArguments:
         },
     )
     encoder_cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder of that cache, which runs can share. Default: in output_dir."}
+        default=None, metadata={"help": "Folder of the encoder cache, which runs can share. Default: in output_dir."}
     )
     encoder_dtype: str | None = field(
         default=None,
@@ -261,7 +262,7 @@ class FinetuneArguments:
     num_proc: int = field(default=1, metadata={"help": "Processes that read the data files."})
 
     def __post_init__(self):
-        for name, kind in get_type_hints(FinetuneArguments).items():  # a JSON file may hold anything
+        for name, kind in get_type_hints(FinetuneArguments).items():  # a JSON file can contain anything
             kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
             if not any(_fits(getattr(self, name), each) for each in kinds):
                 accepted = " or ".join(KINDS[each] for each in kinds)
@@ -325,7 +326,7 @@ def parse_arguments(
 
     Args:
         json_file: path of a JSON object of names and values, or a name in `RECIPES`.
-        flags: `--name value` or `--name-with-dashes value`; they win over the file.
+        flags: `--name value` or `--name-with-dashes value`; they override the file.
 
     Raises:
         UserError: the file is not a JSON object, a name is unknown, or a value is invalid.
@@ -348,13 +349,13 @@ def parse_arguments(
     for name in FILES_OR_DICTS:
         if not isinstance(values.get(name), (str, PathLike, dict, type(None))):
             raise UserError(f"{name} is {values[name]!r}; it must be the path of a JSON file, or its contents.")
-    # Without these, transformers 4 reports to whatever is installed, the best checkpoint is the one with the lowest
+    # Without these, transformers 4 reports to every installed tracker, the best checkpoint is the one with the lowest
     # loss, and a run shorter than its logging interval logs no loss.
     defaults = {"report_to": "none", "metric_for_best_model": TASK_METRIC, "logging_first_step": True}
     fixed = {"remove_unused_columns": False, "logging_nan_inf_filter": False}
     try:
         ours, trainers = parser.parse_dict({**defaults, **values, **fixed})
-    # transformers checks few types itself
+    # transformers checks few types
     except (ValueError, TypeError, AttributeError, ImportError, OSError, OverflowError) as error:
         raise UserError(f"The arguments are invalid: {error}") from error
     return ours, trainers
@@ -368,7 +369,7 @@ def _read_json(json_file: str | Path) -> dict[str, Any]:
 
 
 def _typed(parser: HfArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
-    """Convert the strings of a JSON file to numbers and switches, as a flag would be."""
+    """Convert strings in a JSON file to numbers and booleans, like flags."""
     types, typed = {action.dest: action.type for action in parser._actions if action.type}, dict(values)
     for name, value in values.items():
         kind = types.get(name)
@@ -384,7 +385,7 @@ def _typed(parser: HfArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _old_flags(flags: Sequence[str]) -> list[str]:
-    """Rename old flags so that argparse knows them, and drop those without effect with a warning."""
+    """Rename old flags to those of argparse, and drop flags without effect with a warning."""
     result, position = [], 0
     flags = list(flags)
     while position < len(flags):
@@ -403,12 +404,12 @@ def _old_flags(flags: Sequence[str]) -> list[str]:
 
 
 def _parse_flags(parser: HfArgumentParser, flags: list[str]) -> dict[str, Any]:
-    """Values of the given flags, without defaults. Unknown flags are kept so that they can be refused with a hint."""
+    """Values of the given flags, without defaults. Unknown flags are kept, to refuse them with a hint."""
     for action in parser._actions:
         if not isinstance(action, argparse._HelpAction):
             action.default, action.required = argparse.SUPPRESS, False
         if action.dest == "warmup_steps":
-            action.type = float  # may be a share of all steps, on transformers 4 as on 5
+            action.type = float  # can be a ratio of all steps, on transformers 4 and 5
     values, others = parser.parse_known_args(flags)
     stray = next((word for word in others if not word.startswith("-")), None)
     names = [word.lstrip("-").partition("=")[0].replace("-", "_") for word in others if word.startswith("-")]
@@ -418,7 +419,7 @@ def _parse_flags(parser: HfArgumentParser, flags: list[str]) -> dict[str, Any]:
 
 
 def _translate(values: dict[str, Any]) -> dict[str, Any]:
-    """Translate the names of older files and transformers versions, on both versions."""
+    """Translate names of older files and of other versions of transformers."""
     translated = _warmup(values)
     for name, value in values.items():
         if name in WITHOUT_EFFECT:
@@ -433,7 +434,7 @@ def _translate(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warmup(values: dict[str, Any]) -> dict[str, Any]:
-    """Warm-up as a number of steps, or below 1 a share of them. transformers 4 has two names for it, 5 has one."""
+    """Warm-up as a number of steps or, below 1, a ratio. transformers 4 has two arguments for it, 5 has one."""
     given = [_number(name, values[name]) for name in ("warmup_steps", "warmup_ratio") if values.get(name) is not None]
     if not given:
         return {}

@@ -14,7 +14,7 @@ from ofa_hf.training.curve import curves_of, draw_curves, score_title
 
 
 CURVE_FILE = "training_curve.png"
-SHOWN = {  # parts of a log line, in this order; the scores follow
+SHOWN = {  # parts of a log line, in this order, before the scores
     "epoch": "epoch {:.2f}",
     "loss": "loss {:.4f}",
     "grad_norm": "gradient {:.3g}",
@@ -24,7 +24,7 @@ SHOWN = {  # parts of a log line, in this order; the scores follow
 
 
 def log_line(step: int, logs: dict) -> str:
-    """A readable line of what the Trainer logged; empty if that has neither a loss nor scores."""
+    """A readable line for what the Trainer logged; empty if it contains neither a loss nor scores."""
     if "loss" not in logs and "eval_loss" not in logs:
         return ""
     formats = {**SHOWN, **{name: f"{title} {{:.4f}}" for name in logs if (title := score_title(name))}}
@@ -38,7 +38,7 @@ class ShowProgress(ProgressCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:  # steps before resuming say nothing about the speed
+        if self.training_bar is not None:  # steps before resuming must not count for the speed
             self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
@@ -57,7 +57,7 @@ class PrintLines(TrainerCallback):
 
 
 class KeepCurve(TrainerCallback):
-    """Draws the curve into the output folder whenever a checkpoint is saved, and at the end."""
+    """Writes the training curve to the output folder whenever a checkpoint is saved, and at the end."""
 
     def on_save(self, args, state, control, **kwargs) -> None:
         self._draw(args, state)
@@ -74,7 +74,7 @@ class KeepCurve(TrainerCallback):
 
 
 class SetSamplerEpoch(TrainerCallback):
-    """Tells a sampler which epoch begins.
+    """Sets the epoch of a sampler.
 
     After resuming in the middle of an epoch with several processes, the data loader is wrapped more deeply than
     accelerate's `set_epoch` reaches, so without this every epoch would repeat the order of the first.
@@ -91,7 +91,7 @@ class StopOnSignal(TrainerCallback):
     """On Ctrl-C or SIGTERM, finishes the step, saves a checkpoint and stops. A later Ctrl-C stops at once."""
 
     signals = (signal.SIGINT, signal.SIGTERM)
-    repeated_within = 2.0  # seconds; a launcher of several processes forwards the signal that they already got
+    repeated_within = 2.0  # seconds; a launcher of several processes forwards a signal that they have already received
 
     def __init__(self):
         self.received: int | None = None
@@ -108,7 +108,7 @@ class StopOnSignal(TrainerCallback):
         now = time.monotonic()
         if self.received is None:
             self.received, self._since = number, now
-            if self._prints:  # not through Python's buffers: the signal may have interrupted a write
+            if self._prints:  # bypasses Python's buffers: the signal may have interrupted a write
                 os.write(2, b"\nStopping after this step with a checkpoint. Press Ctrl-C again to stop at once.\n")
         elif number == signal.SIGINT and now - self._since > self.repeated_within:
             raise KeyboardInterrupt
@@ -123,10 +123,10 @@ class StopOnSignal(TrainerCallback):
         self.received = self._of_any_process(args)
         if self.received:
             control.should_save, control.should_training_stop = True, True
-            args.load_best_model_at_end = False  # it would remove the checkpoint that is about to be saved
+            args.load_best_model_at_end = False  # otherwise it would remove the checkpoint that is about to be saved
 
     def _of_any_process(self, args) -> int | None:
-        """The signal that any process received, so that all stop after the same step."""
+        """The signal that any process has received, so that all stop after the same step."""
         if args.world_size == 1:
             return self.received
         received = torch.tensor(int(self.received or 0), device=args.device)

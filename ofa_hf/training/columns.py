@@ -1,4 +1,4 @@
-"""Columns of a table as tasks: each column is a question of its name, answered from a list or freely."""
+"""Columns of a table as tasks: each column is a question with its name, answered from a list or freely."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,18 +13,18 @@ from ofa_hf.tasks_ofa import TASKS
 
 PROMPTS = {"zh": "这件商品的{}是什么?", "en": " what is the {} of the product?"}
 MAX_CHOICES = 200  # values of a closed list
-MIN_REPEATS = 2  # how often a value of a closed list comes, on average
+MIN_REPEATS = 2  # average number of occurrences of a value of a closed list
 
 
 def column_task(column: str, language: str, choices: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Settings of a task that asks for the value of a column.
+    """Settings of the task that asks for the value of a column.
 
     Args:
         column: its name, which is part of the question.
-        choices: the values of a closed list → their usual spelling; None where any text may stand.
+        choices: the values of a closed list → their usual spelling; None if any text is possible.
 
     Raises:
-        UserError: the name is one of `TASKS`, which mean something else.
+        UserError: the name is that of a built-in task.
     """
     if column in TASKS:
         raise UserError(
@@ -40,7 +40,7 @@ def column_task(column: str, language: str, choices: Mapping[str, str] | None = 
 
 
 def values_of(rows: Dataset, columns: Sequence[str]) -> dict[str, Counter]:
-    """How often each value of each column comes. The images are not read."""
+    """Counts of the values of each column. The images are not read."""
     found = {column: Counter() for column in columns}
     for row in rows.select_columns(["tasks", "targets"]):
         for column, value in zip(row["tasks"], row["targets"]):
@@ -49,10 +49,10 @@ def values_of(rows: Dataset, columns: Sequence[str]) -> dict[str, Counter]:
 
 
 def closed_list(processor: OFAProcessor, values: Counter) -> dict[str, str]:
-    """The values of a column → their usual spelling, the most frequent of those that are one text to the model.
+    """The values of a column → their most frequent spelling among those that the model tokenizes alike.
 
     Raises:
-        ValueError: the vocabulary cannot write a value.
+        ValueError: a value is not in the vocabulary.
     """
     usual: dict[tuple[int, ...], str] = {}
     choices = {}
@@ -63,7 +63,7 @@ def closed_list(processor: OFAProcessor, values: Counter) -> dict[str, str]:
 
 
 def looks_closed(values: Counter) -> bool:
-    """Whether a column's values are few and come again."""
+    """Whether a column has few values that occur repeatedly."""
     return 1 < len(values) <= MAX_CHOICES and values.total() >= MIN_REPEATS * len(values)
 
 
@@ -77,11 +77,11 @@ def column_tasks(
     """Settings of the task of each column.
 
     Args:
-        closed: the columns with a closed list; None: those whose values in training look like one.
-        others: rows whose values belong to the lists too.
+        closed: the columns with a closed list; None: detected from the training data.
+        others: other rows whose values belong to the lists.
 
     Raises:
-        UserError: the vocabulary cannot write a value of a column that was said to be closed.
+        UserError: a column of `closed` has a value that is not in the vocabulary.
     """
     values, tasks = values_of(train_rows, columns), {}
     for rows in others:
@@ -100,7 +100,7 @@ def column_tasks(
 
 
 def describe_columns(tasks: Mapping[str, Mapping[str, Any]], rows: Dataset) -> dict[str, str]:
-    """What each column holds, for the summary of a run."""
+    """The kind of values in each column, for the summary of a run."""
     lines, values = {}, values_of(rows, list(tasks))
     for column, settings in tasks.items():
         empty = len(rows) - values[column].total()

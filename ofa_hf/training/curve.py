@@ -16,23 +16,23 @@ Curves = Mapping[str, Points]  # by label
 
 WIDTH, HEIGHT = 960, 440  # of one panel
 LEFT, TOP, RIGHT, BOTTOM = 84, 64, 40, 48  # margins of a panel
-SCALE = 2  # drawn larger by this factor and then reduced, for smooth lines
+SCALE = 2  # supersampling factor, for smooth lines
 COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777")
 TEXT, FAINT, GRID = "#111827", "#6b7280", "#e5e7eb"
-MAX_DOTS = 40  # longer lines have no dots
+MAX_DOTS = 40  # longer lines are drawn without dots
 
-LOSSES = {"loss": "training", "eval_loss": "evaluation"}  # what the Trainer logs → label
+LOSSES = {"loss": "training", "eval_loss": "evaluation"}  # key of the Trainer's log → label
 
 
 def score_titles() -> dict[str, str]:
-    """What the Trainer logs of scores → their titles, such as `eval_cider_d` → `CIDEr-D`, for all metrics."""
+    """Keys of scores in the Trainer's log → their titles, such as `eval_cider_d` → `CIDEr-D`, for all metrics."""
     return {f"eval_{name}": title for metric in METRICS.values() for name, title in metric.titles.items()}
 
 
 def score_title(name: str) -> str | None:
-    """The title of one score that the Trainer logs; of a run of several tasks with the task in front.
+    """The title of a score in the Trainer's log, preceded by the task in a run with several tasks.
 
-    `eval_cider_d` → `CIDEr-D`, `eval_颜色_accuracy` → `颜色 Accuracy`; None for what is no score.
+    `eval_cider_d` → `CIDEr-D`, `eval_颜色_accuracy` → `颜色 Accuracy`; None if it is not a score.
     """
     titles = {**score_titles(), f"eval_{MEAN_SCORE}": "Mean score"}
     if name in titles or not name.startswith("eval_"):
@@ -45,7 +45,7 @@ def score_title(name: str) -> str | None:
 
 
 def curves_of(log_history: Sequence[dict]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """The panels that a Trainer's log fills: title → label → points `(step, value)`."""
+    """The panels for a Trainer's log: title → label → points `(step, value)`."""
     panels = {}
     logged = dict.fromkeys(name for entry in log_history for name in entry)
     scores = {name: title for name in logged if (title := score_title(name))}
@@ -82,7 +82,7 @@ def round_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 class _Panel:
-    """One pair of axes in an image, from `top` pixels downwards."""
+    """One pair of axes in an image, starting `top` pixels from the upper edge."""
 
     def __init__(self, image: Image.Image, top: int, last_step: float):
         self.canvas, self.font = ImageDraw.Draw(image), ImageFont.load_default(15 * SCALE)

@@ -1,11 +1,11 @@
-"""The locked encoder of a run: its own precision, and its results kept on disk for later epochs.
+"""The locked encoder of a run: its precision, and a cache of its results on disk.
 
-A locked encoder turns the same image and prompt into the same numbers in every epoch, so they are computed once. How
-much can be kept depends on the word embedding, which the encoder shares with the decoder, and on the prompt:
+A locked encoder turns the same image and prompt into the same numbers in every epoch, so they are computed once. What
+can be cached depends on the word embedding, which the encoder shares with the decoder, and on the prompt:
 
 - embedding locked, one prompt for all rows: the encoder's outputs;
-- embedding trained, or a prompt with fields: the image's cells before the first layer, which is all of the ResNet. The
-  layers mix cells with the words of the prompt, so everything after them changes with the words.
+- embedding trained, or a prompt with fields: the image's cells before the first layer (the output of the ResNet). The
+  layers mix cells with the words of the prompt, so all later results depend on the words.
 """
 
 import hashlib
@@ -33,10 +33,10 @@ from ofa_hf.tasks_ofa import BOX_SLOT
 from ofa_hf.training.row_store import RowStore, bytes_on_disk
 
 
-FORMAT_VERSION = 1  # part of every identity: increase it when the same inputs give other rows
+FORMAT_VERSION = 1  # part of every digest: increase it when the same inputs give other rows
 ABOUT_FILE = "about.json"
 OUTPUTS, CELLS = "encoder outputs", "image cells"
-# Config fields that the encoder's numbers depend on and that do not show in the weights.
+# Config fields that affect the encoder's results and are not visible in the weights.
 CONFIG_NAMES = ("encoder_attention_heads", "attn_scale_factor", "token_bucket_size", "image_bucket_size")
 WORD_EMBEDDING = "embed_tokens.weight"
 CELL_PARTS = ("embed_images.", "image_proj.", "patch_layernorm_embedding.", "type_embedding.")
@@ -45,7 +45,7 @@ IMAGE_INPUTS = ("pixel_values", "input_ids", "attention_mask")
 
 @dataclass(frozen=True)
 class CachePlan:
-    """A cache that can be opened: where it is, what it keeps, how large it is."""
+    """A cache to open: its location, content and size."""
 
     kind: str
     folder: Path
@@ -88,8 +88,8 @@ def plan_caches(
     """Plan a cache of a locked encoder's results for each data set.
 
     Args:
-        parent: parent folder of the caches. The name of each holds a digest of all that its numbers depend on.
-        has_several_tasks: rows are asked with several prompts.
+        parent: parent folder of the caches. The name of a cache contains a digest of everything its numbers depend on.
+        has_several_tasks: rows have several prompts.
 
     Raises:
         UserError: the encoder is not locked, the task has no images, or images have no common size.
@@ -141,7 +141,7 @@ def what_can_be_kept(model, processor, has_several_tasks: bool = False) -> str:
 
 @torch.no_grad()
 def row_shape(model, processor, kind: str) -> tuple[tuple[int, ...], Tensor | None]:
-    """Shape of what is kept per image, and its position embeddings. Measured with the encoder itself."""
+    """Shape of the cached result per image, and its position embeddings, computed with the encoder."""
     options = {"return_tensors": "pt", **processor.find_task().image}
     images = processor.image_processor([PIL.Image.new("RGB", (32, 32))], **options).to(model.device)
     if kind == CELLS:
@@ -152,7 +152,7 @@ def row_shape(model, processor, kind: str) -> tuple[tuple[int, ...], Tensor | No
 
 
 def weights_digest(model, kind: str) -> str:
-    """Digest of all weights that the kept numbers depend on."""
+    """Digest of all weights that the cached numbers depend on."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.get_encoder().state_dict().items()):
         if kind == OUTPUTS or name.startswith(CELL_PARTS):
@@ -177,7 +177,7 @@ def require_room(plans: Sequence[CachePlan], parent: str | Path) -> None:
     """Refuse caches that do not fit on the disk.
 
     Raises:
-        UserError: there is not enough space; says how much is needed and how much is free.
+        UserError: there is not enough space; the message says how much is needed and free.
     """
     needed = sum(plan.missing_bytes for plan in plans)
     parent = Path(parent).resolve()
@@ -193,12 +193,12 @@ def require_room(plans: Sequence[CachePlan], parent: str | Path) -> None:
 
 
 class LockedEncoder:
-    """Sits between a Trainer and its model: runs the locked encoder, or reads its earlier results.
+    """Runs the locked encoder for a Trainer, or reads its cached results.
 
     Args:
         dtype: precision of the encoder and of its cache. The decoder keeps the precision of the run.
-        plans: caches to open, see `plan_caches`. Without any, every image is encoded each time it comes.
-        passes_gradients: the word embedding is trained through the encoder too, so only cells can be replaced.
+        plans: caches to open, see `plan_caches`. Without caches, images are encoded every time.
+        passes_gradients: the word embedding is also trained through the encoder, so only cells can be cached.
     """
 
     def __init__(self, dtype: torch.dtype, plans: Sequence[CachePlan] = (), passes_gradients: bool = False):
@@ -209,7 +209,7 @@ class LockedEncoder:
         """A batch of the collator → arguments of `forward`, with `encoder_outputs` instead of images.
 
         Args:
-            store: cache of the data set that the batch comes from. Missing rows are computed and written.
+            store: cache of the data set of the batch. Missing rows are computed and written.
         """
         batch = dict(batch)
         shared = batch.pop(IMAGE_ROWS, None)
@@ -264,17 +264,17 @@ class LockedEncoder:
         except OSError as error:
             why = "its disk is full" if is_full_disk(error) else error.strerror
             raise UserError(
-                f"The encoder cache in {store.folder} cannot be written: {why}. What it holds stays valid. "
+                f"The encoder cache in {store.folder} cannot be written: {why}. Its content stays valid. "
                 "Free some space, or drop cache_encoder_outputs, and resume with --resume_from_checkpoint true."
             ) from error
 
     def flush(self) -> None:
-        """Sync to disk what was computed so far."""
+        """Sync the results so far to disk."""
         for store in self.stores:
             store.flush()
 
     def refuse_other_weights(self, model) -> None:
-        """Refuse a model whose locked encoder is not the one of the caches.
+        """Refuse a model whose locked encoder differs from that of the caches.
 
         Raises:
             UserError: a checkpoint of another base model was loaded.
@@ -304,9 +304,9 @@ class FlushCache(TrainerCallback):
 
 
 def make_locked_encoder(args, trainer_args, model, processor, train_rows, eval_rows) -> LockedEncoder | None:
-    """The locked encoder that the arguments ask for; None if it runs as a part of the model.
+    """The locked encoder for these arguments; None if the encoder runs as a part of the model.
 
-    Images to evaluate on are cached too if they are evaluated more than once.
+    Evaluation images are also cached if they are evaluated more than once.
 
     Raises:
         UserError: see `plan_caches` and `require_room`.

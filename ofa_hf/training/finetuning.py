@@ -57,7 +57,7 @@ LORA_TARGETS = r".*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """The user stopped the run. A checkpoint was saved; the message says how to resume."""
+    """The user stopped the run after a checkpoint was saved; the message says how to resume."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -69,16 +69,16 @@ class FinetuneResult:
     """The finetuned model and its results, which are also in `finetune_results.json`."""
 
     folder: Path
-    metrics: dict[str, float]  # of the last evaluation, `eval_*`, and of training, `train_*`
+    metrics: dict[str, float]  # `eval_*` of the last evaluation, and `train_*` of training
     num_steps: int
-    cut_targets: int  # how often this process cut a target to `max_seq_length` tokens
+    cut_targets: int  # number of targets that this process cut to `max_seq_length` tokens
 
 
 def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> FinetuneResult:
     """Finetune a model on the rows of a task and save a Hub-ready folder in `trainer_args.output_dir`.
 
     Raises:
-        UserError: data, model or arguments do not fit together; the disk is full; the loss is NaN or inf.
+        UserError: data, model and arguments do not fit together; the disk is full; the loss is NaN or inf.
         TrainingStopped: Ctrl-C or SIGTERM; a checkpoint was saved first.
     """
     args = sharing_images(with_default_lock(args), trainer_args)
@@ -117,7 +117,7 @@ def finetune(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) ->
 
 
 def sharing_images(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> FinetuneArguments:
-    """Arguments with which the columns of a row share a batch, and so its image."""
+    """Arguments with which the columns of a row are in one batch, so that they share its image."""
     if not args.columns or args.targets_per_row > 1:
         return args
     together = min(len(args.columns), trainer_args.per_device_train_batch_size)
@@ -131,14 +131,14 @@ def adapt(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> Se
         UserError: arguments that do not fit together.
     """
     refuse_impossible(args, trainer_args)
-    make_writable(trainer_args.output_dir)  # fails now rather than after hours
+    make_writable(trainer_args.output_dir)  # fail now rather than after hours
     adapted = copy.copy(trainer_args)
     adapted.label_names = ["labels"]
-    adapted.predict_with_generate = False  # evaluation has its own prediction loop
-    adapted.push_to_hub, adapted.hub_token = False, None  # pushed once, at the end; checkpoints hold no token
+    adapted.predict_with_generate = False  # evaluation uses its own prediction loop
+    adapted.push_to_hub, adapted.hub_token = False, None  # pushed once, at the end; checkpoints contain no token
     adapted.remove_unused_columns = adapted.logging_nan_inf_filter = False
     if adapted.ddp_find_unused_parameters is None:
-        adapted.ddp_find_unused_parameters = False  # parts without a gradient are locked; looking for them costs time
+        adapted.ddp_find_unused_parameters = False  # parts without gradients are locked; searching for them takes time
     if getattr(adapted, f"{CHECKPOINTING}_kwargs") is None:
         setattr(adapted, f"{CHECKPOINTING}_kwargs", {"use_reentrant": False})  # the other kind misses locked inputs
     if adapted.device.type == "cpu":
@@ -147,7 +147,7 @@ def adapt(args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments) -> Se
 
 
 def switch_slow_precision_off(trainer_args: Seq2SeqTrainingArguments) -> None:
-    """Train in float32 on a CPU that has no instructions for the half precision that was asked for."""
+    """Train in float32 on a CPU without instructions for the requested half precision."""
     if trainer_args.fp16:
         logger.warning("fp16 needs a GPU, and this run uses the CPU: training in float32.")
     elif trainer_args.bf16 and is_slow(torch.bfloat16):
@@ -255,10 +255,10 @@ def explain_dead_workers() -> Iterator[None]:
 
 
 def why_a_worker_ended(patience: float = 1.0) -> str:
-    """What torch knows about data loader processes that ended; empty if nothing.
+    """torch's message about data loader processes that ended; empty if there is none.
 
-    A process killed while it hands over a batch first shows as a broken connection. torch notices its end a moment
-    later, at any line of the program, unless it is asked here.
+    A process that is killed while it hands over a batch first causes a connection error. torch reports its end a
+    moment later, at any line of the program, unless it is checked here.
     """
     end = time.monotonic() + patience
     while time.monotonic() < end:
@@ -291,14 +291,14 @@ def add_lora(model, args: FinetuneArguments):
 def make_trainer(
     args: FinetuneArguments, trainer_args: Seq2SeqTrainingArguments, model, processor, data: RunData
 ) -> OFATrainer:
-    """A Trainer for batch sizes that count targets, as the argument files do; its data loader counts rows."""
+    """A Trainer whose data loader counts rows; in the arguments, batch sizes count targets."""
     tasks = tasks_of_run(args, processor)
     trainer_args = with_task_metric(trainer_args, *tasks)
     if trainer_args.world_size > 1 and not share_parts(tasks):
-        trainer_args.ddp_find_unused_parameters = True  # batches without images leave the ResNet out, and so on
+        trainer_args.ddp_find_unused_parameters = True  # batches without images do not use the ResNet, for example
     trainer_args.per_device_train_batch_size //= args.targets_per_row
     trainer_args.warmup_steps = warmup_steps(args, trainer_args, data.train)
-    trainer_args.warmup_ratio = 0.0  # transformers 4 rounds it up
+    trainer_args.warmup_ratio = 0.0  # transformers 4 would round it up
     encoder = make_locked_encoder(args, trainer_args, model, processor, data.train, data.test)
     stores = [*(encoder.stores if encoder else ()), None, None]
     if args.streaming:
@@ -329,13 +329,13 @@ def make_trainer(
     except (RuntimeError, ImportError, ValueError) as error:  # such as a tracker in report_to that is not installed
         raise UserError(f"Training cannot be set up: {' '.join(str(error).split())}") from error
     for callback in list(trainer.callback_handler.callbacks):
-        if type(callback) in (ProgressCallback, PrinterCallback):  # replaced by ours
+        if type(callback) in (ProgressCallback, PrinterCallback):  # replaced by our callback
             trainer.remove_callback(callback)
     return trainer
 
 
 def grouped(rows, store) -> GroupedTargets | MixedTargets:
-    """Rows as items of a batch; those of several tasks by task."""
+    """Rows as items of batches, by task if there are several."""
     if isinstance(rows, dict):
         return MixedTargets({task: GroupedTargets(own) for task, own in rows.items()})
     return GroupedTargets(rows, store)
@@ -389,7 +389,7 @@ def train(trainer: OFATrainer) -> dict[str, float]:
 
 
 def open_repository(trainer_args: Seq2SeqTrainingArguments) -> str:
-    """Create `hub_model_id` (default: the folder's name) unless it exists, so that failures show before training.
+    """Create `hub_model_id` (default: the folder's name) unless it exists, so that errors occur before training.
 
     Raises:
         UserError: the Hub cannot be reached or refuses.

@@ -1,7 +1,7 @@
-"""Images to train a drawing task on become codes, once: kept on disk for later runs, whatever ends this one.
+"""Turn training images of a drawing task into codes, once; they are kept on disk for later runs.
 
-Each process of a run starts with a share of its own and then takes what is missing, so several finish sooner and none
-waits for another.
+Each process of a run starts with its own share and then continues with the rest, so that several are faster and none
+has to wait for another.
 """
 
 import hashlib
@@ -31,23 +31,23 @@ from ofa_hf.training.encoder_cache import images_fingerprint
 from ofa_hf.training.row_store import RowStore
 
 
-FORMAT_VERSION = 1  # part of every identity: increase it when the same images give other codes
+FORMAT_VERSION = 1  # part of every digest: increase it when the same images give other codes
 AT_ONCE = {"cpu": 2}  # images that are encoded together; on other devices
 AT_ONCE_ELSEWHERE = 16
 FULL_DISK_ADVICE = (
-    "The codes that are there stay valid. Free some space, or choose another disk with cache_dir or the environment "
+    "The existing codes stay valid. Free some space, or choose another disk with cache_dir or the environment "
     "variable HF_HOME, and run the same command again."
 )
 
 
 @dataclass
 class CodeMaker:
-    """Makes rows with codes out of rows with images.
+    """Converts rows with images to rows with codes.
 
     Args:
-        task: the one that draws, of one field.
+        task: a task that draws, with one field.
         size: pixels a side.
-        sample_seed: draw codes by their probabilities, as the original does; None takes the most probable ones.
+        sample_seed: sample the codes, as the original does; None takes the most probable ones.
         process, processes: number of this process of the run, and how many there are.
     """
 
@@ -108,7 +108,7 @@ class CodeMaker:
                 )
         numbers, pixels = zip(*batch)
         generator = None
-        if self.sample_seed is not None:  # by row, so that it does not matter who encodes what when
+        if self.sample_seed is not None:  # by row, so that the result does not depend on the process
             generator = torch.Generator(self.encoder.device).manual_seed(self.sample_seed + numbers[0])
         codes = self.encoder.codes_of_pixels(torch.stack(pixels), generator is not None, generator)
         store.write(numbers, codes)

@@ -1,4 +1,4 @@
-"""Choose what a run trains and what it locks. Locked means no gradient *and* inference mode."""
+"""Choose what a run trains and what it locks. Locked means no gradients *and* inference mode."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class ParameterCount:
 
 
 def unused_parts(model: OFAForConditionalGeneration, tasks: Sequence[Task]) -> Iterator[nn.Module]:
-    """Parts that no example of these tasks touches; without tasks, that no captioning does."""
+    """Parts that these tasks never use; without tasks, that captioning never uses."""
     draws = [task.answer == "image" for task in tasks]
     unused = {
         model.decoder: [*(() if any(draws) else CODE_PARTS), *(TEXT_PARTS if draws and all(draws) else ())],
@@ -42,7 +42,7 @@ def unused_parts(model: OFAForConditionalGeneration, tasks: Sequence[Task]) -> I
 
 
 def share_parts(tasks: Sequence[Task]) -> bool:
-    """Whether every batch of a run touches the same parts."""
+    """Whether all batches of a run use the same parts."""
     return len({(task.needs_image, task.answer == "image") for task in tasks}) < 2
 
 

@@ -1,7 +1,7 @@
-"""The loss of training: smoothed cross entropy whose logits never exist as a whole.
+"""The training loss: smoothed cross entropy without computing all logits at once.
 
-`model.loss_function = smoothed_cross_entropy` makes `forward` call it with the decoder's features, so nobody has to
-compute logits, which need far more memory than the rest.
+`model.loss_function = smoothed_cross_entropy` makes `forward` call it with the decoder's features, so that
+logits, which need far more memory than the rest, are never computed in full.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from ofa_hf.modeling_ofa import IGNORED_LABEL
 
 
 TOKENS_PER_CHUNK = 192  # 23 MB of logits, below what glibc reuses without asking the system for new memory
-MANY_WORDS = 1024  # in a set: its logits do not exist as a whole either
-TOKENS_PER_CHUNK_OF_VOCABULARY = 256  # where the vocabulary is trained: its gradient adds up over a chunk's tokens
+MANY_WORDS = 1024  # chunk size within a set, whose logits are not computed in full either
+TOKENS_PER_CHUNK_OF_VOCABULARY = 256  # if the vocabulary is trained, whose gradient sums over the tokens of a chunk
 
 
 def smoothed_cross_entropy(
@@ -38,10 +38,10 @@ def smoothed_cross_entropy(
         weight: `(V, C)`, of the output projection.
         labels: `(rows, T)`, the token that each position should predict; −100 = ignored.
         label_smoothing: share ε of the target spread over the vocabulary. With `ε_i = ε / (V - 1)` a token's loss is
-            `(1 - ε - ε_i) * nll + ε_i * Σ_v -log p_v`. Where only some words may stand, these are the vocabulary.
-        drop_worst_ratio: share of the real tokens, those with the highest loss, that is left out.
-        word_sets: `(sets, W)`, words that may stand at a position, −1 after the last.
-        set_numbers: `(rows, T)`, the set of each position; −1 where any word may stand.
+            `(1 - ε - ε_i) * nll + ε_i * Σ_v -log p_v`. If only some words are allowed, these are the vocabulary.
+        drop_worst_ratio: share of the real tokens with the highest loss that is left out.
+        word_sets: `(sets, W)`, words that are allowed at a position, −1 after the last.
+        set_numbers: `(rows, T)`, the set of each position; −1 if any word is allowed.
         confidences: `(rows,)`, factors of the rows' losses.
 
     Source: OFA `criterions/label_smoothed_cross_entropy.py`.
@@ -58,7 +58,7 @@ def smoothed_cross_entropy(
         tokens = tokens.at(losses.topk(int(len(losses) * (1 - drop_worst_ratio)), largest=False).indices)
     if torch.is_grad_enabled():
         total = total_loss(tokens, weight, label_smoothing, word_sets)
-    else:  # the fused one would compute gradients that nobody asked for
+    else:  # the fused loss would compute gradients that are not needed
         total = losses_of(tokens, weight, label_smoothing, word_sets).sum()
     return total / (len(tokens.labels) if num_items_in_batch is None else num_items_in_batch)
 
@@ -75,7 +75,7 @@ class Tokens(NamedTuple):
         return Tokens(*(None if tensor is None else tensor[places] for tensor in self))
 
     def free_and_bound(self) -> tuple["Tokens", "Tokens | None"]:
-        """The tokens that any word may take, and those that only some words may."""
+        """The tokens for which all words are allowed, and those for which only some are."""
         if self.sets is None:
             return self, None
         return self.at(self.sets < 0), self.at(self.sets >= 0)
@@ -121,8 +121,7 @@ def losses_of(tokens: Tokens, weight: Tensor, smoothing: float, word_sets: Tenso
 
 
 def by_set(tokens: Tokens, weight: Tensor, word_sets: Tensor) -> Iterator[tuple[Tensor, Tokens, Tensor]]:
-    """The tokens of each set as if its words were the vocabulary: which ones they are, they themselves with labels
-    counted in the set, and the rows of `weight` that belong to it."""
+    """For each set: mask of its tokens, the tokens with labels renumbered within the set, its rows of `weight`."""
     for number in tokens.sets.unique():
         here, words = tokens.sets == number, word_sets[number]
         words = words[words >= 0].sort().values
@@ -132,9 +131,9 @@ def by_set(tokens: Tokens, weight: Tensor, word_sets: Tensor) -> Iterator[tuple[
 
 
 def bound_losses(tokens: Tokens, weight: Tensor, smoothing: float, word_sets: Tensor) -> Tensor:
-    """Loss of each token among the words that may stand at its place, `(N,)` float32.
+    """Loss of each token among the words allowed at its position, `(N,)` float32.
 
-    Only these words' logits are computed. A word that stands alone at its place costs nothing.
+    Only the logits of these words are computed. If only one word is allowed, the loss is 0.
     """
     words, places = word_sets.unique(return_inverse=True)  # −1 first, if there is any
     rows, losses = weight[words.clamp(min=0)], tokens.features.new_zeros(len(tokens.labels), dtype=torch.float32)
@@ -172,7 +171,7 @@ class FusedCrossEntropy(torch.autograd.Function):
         features_grad = torch.empty_like(features) if wants_features else None
         weight_grad = torch.zeros_like(weight) if wants_weight else None
         total = features.new_zeros((), dtype=torch.float32)
-        features, weight = in_autocast_dtype(features, weight)  # once, and not in each product
+        features, weight = in_autocast_dtype(features, weight)  # once instead of in each product
         step = TOKENS_PER_CHUNK_OF_VOCABULARY if wants_weight else TOKENS_PER_CHUNK
         for start in range(0, labels.shape[0], step):
             part = slice(start, start + step)
@@ -182,7 +181,7 @@ class FusedCrossEntropy(torch.autograd.Function):
                 features_grad[part] = linear(logits_grad, weight.T)
             if wants_weight:
                 weight_grad += linear(logits_grad.T, features[part].T)
-            del logits_grad  # or it would still exist while the next chunk is computed
+            del logits_grad  # otherwise it would exist while the next chunk is computed
         ctx.save_for_backward(features_grad, weight_grad)
         return total
 
@@ -203,7 +202,7 @@ def loss_of_chunk(features: Tensor, weight: Tensor, target: Tensor, smoothing: f
     loss = (1 - smoothing - spread) * nll.sum()
     if smoothing:
         loss += spread * (weight.shape[0] * log_normalizer.sum() - logits.sum())
-        probabilities.sub_(spread)  # the factors of a token add up to one
+        probabilities.sub_(spread)  # the factors of a token sum to one
     probabilities.scatter_add_(-1, target, torch.full_like(nll, smoothing + spread - 1))
     return loss, probabilities.to(features.dtype)
 

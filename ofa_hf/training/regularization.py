@@ -1,4 +1,4 @@
-"""Dropout and stochastic depth of a run, set on modules: `model.config` keeps what the checkpoint says of itself."""
+"""Dropout and stochastic depth of a run, set on modules; `model.config` keeps the values of the checkpoint."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def regularize(model: OFAForConditionalGeneration, args: FinetuneArguments) -> N
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
-    """Set what `config.dropout` sets; the dropout of attention weights and activations stays as it is."""
+    """Set the dropout of `config.dropout`; that of attention weights and activations is unchanged."""
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "dropout":
             module.p = rate

@@ -1,4 +1,4 @@
-"""Save a finished run as a Hub-ready folder that says how the model was trained and how it scored."""
+"""Save a finished run as a Hub-ready folder with a record of training and scores."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def save_result(trainer: Seq2SeqTrainer, metrics: dict[str, float]) -> None:
 
 
 def keep_vqgan(trainer: Seq2SeqTrainer, folder: str | Path) -> None:
-    """Give the folder of a model that draws the VQGAN of the model that it was trained from; on one disk as links."""
+    """Copy the VQGAN of the base model to the folder of a model that draws, as hard links if possible."""
     tasks, target = map(trainer.processor.find_task, trainer.processor.tasks), Path(folder) / VQGAN_FOLDER
     if target.is_dir() or all(task.answer != "image" for task in tasks):
         return

@@ -17,7 +17,7 @@ from torch import Tensor
 
 VALUES, WRITTEN = "values.bin", "written.bin"
 FLUSH_BYTES = 256 * 2**20  # rows wait until they fill this many bytes, or
-FLUSH_SECONDS = 10.0  # this long, before they are synced to disk and marked as written
+FLUSH_SECONDS = 10.0  # for this many seconds, before they are synced to disk and marked as written
 
 
 class RowStore:

@@ -29,8 +29,8 @@ class RunData:
     """The rows of a run.
 
     Args:
-        train, test: rows to train on, and to evaluate on if there are any; of several tasks with files of their own
-            one data set for each.
+        train, test: rows to train on, and to evaluate on if there are any; a data set per task if several tasks have
+            their own files.
     """
 
     train: Rows | dict[str, datasets.Dataset]
@@ -104,7 +104,7 @@ def files_of(args: FinetuneArguments, name: str) -> Files:
 def code_maker(
     args: FinetuneArguments, processor: OFAProcessor, task: Task, trainer_args: Seq2SeqTrainingArguments | None
 ) -> Callable[[datasets.Dataset], datasets.Dataset]:
-    """What turns the images of rows into codes; it leaves rows alone that are not for drawing, or have codes.
+    """Returns a function that turns images into codes; it does not change rows for other tasks or with codes.
 
     Raises:
         UserError: the run needs a VQGAN that the model does not have, or streams its data.
@@ -131,14 +131,14 @@ def code_maker(
 
 
 def form_of(args: FinetuneArguments) -> TableForm:
-    """What the arguments say about tables."""
+    """The arguments about tables."""
     return TableForm(
         args.encoding, args.separator, args.image_column, args.target_column, args.id_column, args.cache_dir
     )
 
 
 def targets_of(args: FinetuneArguments, task: Task, processor: OFAProcessor | None = None) -> TargetForm:
-    """What the arguments and the task say about targets."""
+    """The targets for these arguments and this task."""
     if task.answer == "image" and processor is not None:
         width, height = processor.model_size(task)
         number = (width // PIXELS_PER_CODE) * (height // PIXELS_PER_CODE)
@@ -164,7 +164,7 @@ def load_split(args: FinetuneArguments, task: Task, split: str) -> datasets.Data
 
 
 def stream_split(args: FinetuneArguments, task: Task) -> datasets.IterableDataset:
-    """The training split of `dataset_name` as rows of the task that are read while training."""
+    """The training split of `dataset_name`, streamed as rows of the task."""
     refuse_text_tables(args.dataset_name)
     if is_saved_to_disk(args.dataset_name):
         rows = datasets.load_from_disk(args.dataset_name)
@@ -178,7 +178,7 @@ def stream_split(args: FinetuneArguments, task: Task) -> datasets.IterableDatase
 
 
 def refuse_text_tables(name: str) -> None:
-    """Raises `UserError` if a local data set is CSV, whose loader takes NA for nothing and 00123 for 123."""
+    """Raises `UserError` if a local data set is CSV, whose loader turns NA into None and 00123 into 123."""
     path = Path(name)
     tables = [path] if path.is_file() else sorted(path.glob("*.[ct]sv")) if path.is_dir() else []
     if tables and not is_saved_to_disk(name):

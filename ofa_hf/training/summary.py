@@ -1,4 +1,4 @@
-"""Describe a run in a short block of text before it starts."""
+"""A short summary of a run before it starts."""
 
 import shutil
 from collections.abc import Sequence
@@ -7,7 +7,15 @@ from pathlib import Path
 import torch
 from datasets import Dataset, IterableDataset
 
-from ofa_hf.checking.text_check import TextFaults, are_sentences, check_texts, drawn_field, texts_of, unknown_to
+from ofa_hf.checking.text_check import (
+    TextFaults,
+    are_sentences,
+    check_texts,
+    drawn_field,
+    texts_of,
+    unknown_to,
+    vocabulary_of,
+)
 from ofa_hf.data import count_targets, report_of
 from ofa_hf.errors import UserError
 from ofa_hf.training.arguments import FinetuneArguments
@@ -23,7 +31,7 @@ def describe_run(args: FinetuneArguments, trainer, data: RunData) -> str:
         **describe_tasks(args, trainer.processor, data),
         "trained": describe_locks(args),
         "data": describe_data(data.train),
-        "scored on": "nothing" if data.test is None else describe_data(data.test),
+        "scored on": "no data" if data.test is None else describe_data(data.test),
         "batch": describe_batch(args, trainer.args),
         "steps": describe_steps(trainer),
         "device": describe_device(trainer.args),
@@ -34,18 +42,18 @@ def describe_run(args: FinetuneArguments, trainer, data: RunData) -> str:
 
 
 def describe_texts(data: RunData, processor) -> str:
-    """What is odd about the targets to train on, in one line."""
+    """Summarize what is odd about the targets to train on, in one line."""
     rows = data.train if isinstance(data.train, dict) else {None: data.train}
     found, unknown = TextFaults(), unknown_to(processor.tokenizer)
     for name, part in rows.items():
         if isinstance(part, Dataset):
             task = processor.find_task(name)
-            found += check_texts(texts_of(part, drawn_field(task)), unknown, are_sentences(task))
-    return f"Data: {found.line() or 'nothing odd in the texts'}. `ofa-hf check` looks at the images too."
+            found += check_texts(texts_of(part, drawn_field(task)), vocabulary_of(task, unknown), are_sentences(task))
+    return f"Data: {found.line() or 'the texts look fine'}. `ofa-hf check` also checks the images."
 
 
 def describe_tasks(args: FinetuneArguments, processor, data: RunData) -> dict[str, str]:
-    """The question of the task; of several tasks or columns a line each."""
+    """The question of the task, or a line for each of several tasks or columns."""
     if args.columns:
         found = describe_columns({name: processor.tasks[name] for name in args.columns}, data.train)
         return {f"column {name}": text for name, text in found.items()}
@@ -86,12 +94,12 @@ def describe_data(rows: Dataset | IterableDataset | dict[str, Dataset]) -> str:
 def describe_batch(args: FinetuneArguments, trainer_args) -> str:
     rows, targets = trainer_args.per_device_train_batch_size, args.targets_per_row
     steps, processes = trainer_args.gradient_accumulation_steps, trainer_args.world_size
-    factors = f"{rows} rows × {targets} targets × {steps} accumulated × {processes} processes"
+    factors = f"{rows} rows × {targets} targets × {steps} accumulation steps × {processes} processes"
     return f"{rows * targets * steps * processes:,} targets = {factors}"
 
 
 def describe_cache(encoder) -> dict[str, str]:
-    """What the encoder cache keeps, its size, and how much of it exists already. Empty without a cache."""
+    """Content and size of the encoder cache, and how much of it exists already. Empty without a cache."""
     if encoder is None or not encoder.plans:
         return {}
     plans, parent = encoder.plans, encoder.plans[0].folder.parent
@@ -107,10 +115,10 @@ def describe_cache(encoder) -> dict[str, str]:
 def describe_steps(trainer) -> str:
     args = trainer.args
     if isinstance(trainer.train_dataset, torch.utils.data.IterableDataset):
-        return f"{args.max_steps:,}, {args.warmup_steps:,} of them warm-up"
+        return f"{args.max_steps:,}, {args.warmup_steps:,} for warm-up"
     per_epoch = max(1, -(-len(trainer.get_train_dataloader()) // args.gradient_accumulation_steps))
     total = args.max_steps if args.max_steps > 0 else -(-per_epoch * args.num_train_epochs // 1)
-    return f"{int(total):,}, {per_epoch:,} an epoch, {args.warmup_steps:,} of them warm-up"
+    return f"{int(total):,}, {per_epoch:,} per epoch, {args.warmup_steps:,} for warm-up"
 
 
 def describe_device(trainer_args) -> str:

@@ -30,7 +30,7 @@ MAX_ANSWERS = 100_000  # of a list that is made of the data
 
 
 def load_task_processor(args: FinetuneArguments) -> OFAProcessor:
-    """The model's processor with the run's tasks, the first of which is its default. Those that it lacks are added.
+    """The model's processor with the tasks of the run, the first of which becomes its default.
 
     Raises:
         UserError: there is no such model or task, or a metric needs a package that is not installed.
@@ -58,7 +58,7 @@ def load_task_processor(args: FinetuneArguments) -> OFAProcessor:
 
 
 def drawing_tasks(tasks: Iterable[Task]) -> list[Task]:
-    """Those of the tasks that draw images, which have no metric."""
+    """The tasks that draw images, which have no metric."""
     return [task for task in tasks if task.answer == "image"]
 
 
@@ -95,7 +95,7 @@ def with_image_size(processor: OFAProcessor, args: FinetuneArguments) -> OFAProc
     """A processor whose drawing tasks have the size that the run asks for, which the model has places for.
 
     Raises:
-        UserError: no task draws, or the model has no places for images of this size.
+        UserError: no task draws, or the model has no positions for images of this size.
     """
     drawing = drawing_tasks(tasks_of_run(args, processor))
     if not drawing:
@@ -116,13 +116,13 @@ def with_image_size(processor: OFAProcessor, args: FinetuneArguments) -> OFAProc
 
 
 def fit_window(model, processor: OFAProcessor, tasks: Iterable[Task]) -> None:
-    """Give a model's codes their places in images of the size that its processor draws."""
+    """Set the positions of image codes in a model to the image size of its processor."""
     for task in drawing_tasks(tasks):
         model.config.code_image_size = processor.model_size(task)[0]
 
 
 def with_tasks(processor: OFAProcessor, tasks: Mapping[str, Mapping[str, Any]]) -> OFAProcessor:
-    """A processor with more tasks, or other settings of those that it has; the first of them is its default.
+    """A processor with more tasks, or with other settings of its tasks; the first of them is its default.
 
     Raises:
         UserError: a task that is not defined, or not in the processor's language.
@@ -153,7 +153,7 @@ def tasks_of_run(args: FinetuneArguments, processor: OFAProcessor) -> list[Task]
 
 
 def choices_of(processor: OFAProcessor, file: str) -> list[str]:
-    """The answers of a file, one a line, that the model can choose; what is left out is logged.
+    """The answers in a file, one per line, that the model can choose; the others are logged.
 
     Raises:
         UserError: the file cannot be read, or none of its answers can be chosen.
@@ -173,7 +173,7 @@ def with_choices(
         labels: other names of these answers.
 
     Raises:
-        UserError: the vocabulary cannot write an answer, or two are the same to it.
+        UserError: an answer is not in the vocabulary, or two are the same in it.
     """
     name, default = name or processor.default_task, processor.default_task
     choices = list(choices)
@@ -188,7 +188,7 @@ def with_choices(
 
 
 def with_answers_of_data(processor: OFAProcessor, args: FinetuneArguments, data: RunData) -> OFAProcessor:
-    """A processor whose columns and lists without answers know the answers that the data has.
+    """A processor whose columns and empty lists get the answers in the data.
 
     Raises:
         UserError: a task needs a list, but the data is streamed or has no usable answers.
@@ -205,7 +205,7 @@ def with_answers_of_data(processor: OFAProcessor, args: FinetuneArguments, data:
 
 
 def answers_in(rows: Dataset) -> Counter:
-    """How often each target comes. The images are not read."""
+    """Counts of the targets. The images are not read."""
     return Counter(target for row in rows.select_columns("targets") for target in row["targets"])
 
 
@@ -214,7 +214,7 @@ def list_of(processor: OFAProcessor, task: Task, answers: Counter) -> tuple[list
     if not 2 <= len(answers) <= MAX_ANSWERS:
         raise UserError(
             f"The task {task.name} chooses among answers, but the data has {len(answers):,} different ones. Pass "
-            f"them as choices_file, an answer a line."
+            f"them as choices_file, with one answer per line."
         )
     try:
         usual = closed_list(processor, answers)
@@ -224,7 +224,7 @@ def list_of(processor: OFAProcessor, task: Task, answers: Counter) -> tuple[list
 
 
 def with_task_metric(trainer_args: Seq2SeqTrainingArguments, *tasks: Task) -> Seq2SeqTrainingArguments:
-    """A copy of the arguments with the metric of the run's tasks where they leave the choice to them."""
+    """A copy of the arguments in which `metric_for_best_model` is that of the tasks unless it was given."""
     trainer_args = copy.copy(trainer_args)
     if trainer_args.metric_for_best_model == TASK_METRIC:
         scored = [task for task in tasks if task.answer != "image"]

@@ -1,4 +1,4 @@
-"""transformers' Trainer with OFA's loss, batches whose targets share a row, and scores at evaluation."""
+"""transformers' Trainer with OFA's loss, several targets per row, and scores at evaluation."""
 
 import copy
 import math
@@ -59,7 +59,7 @@ class FairseqAdamW(torch.optim.AdamW):
 
 @cache
 def let_torch_load_to_numbered_cpus() -> None:
-    """Let torch load to `cpu:0`, the device to which transformers 4 loads the optimizer of several processes."""
+    """Allow torch to load to `cpu:0`, where transformers 4 loads optimizers in runs with several processes."""
     torch.serialization.register_package(
         30, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
     )
@@ -74,7 +74,7 @@ class OFATrainer(Seq2SeqTrainer):
     Args:
         finetune_args: options of the loss and of the evaluation.
         processor: the model's; its default task is the one that is trained. Saved with every checkpoint.
-        encoder: runs the locked encoder outside the model's `forward`.
+        encoder: runs the locked encoder outside of the model's `forward`.
         others: as for `Seq2SeqTrainer`. Data sets are `GroupedTargets`, so an item is a row with some of its targets.
     """
 
@@ -91,7 +91,7 @@ class OFATrainer(Seq2SeqTrainer):
         self.finetune_args = finetune_args
         self.processor = processor
         self.last_predictions: dict[str, str] = {}
-        self._last_loss: tuple[int, Tensor] | None = None  # step and its loss, not checked yet
+        self._last_loss: tuple[int, Tensor] | None = None  # step and its loss, to be checked later
         if finetune_args.adam_epsilon_as_fairseq:
             self.optimizer_cls_and_kwargs = FairseqAdamW, self._adamw_arguments()
 
@@ -105,10 +105,10 @@ class OFATrainer(Seq2SeqTrainer):
 
     def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not isinstance(dataset, (GroupedTargets, MixedTargets)):  # batches of the caller's own
+        if not isinstance(dataset, (GroupedTargets, MixedTargets)):  # custom batches of the caller
             return super()._get_train_sampler(dataset)
         sampler = self._sampler(dataset, self.finetune_args.targets_per_row, shuffle=True)
-        self.remove_callback(SetSamplerEpoch)  # of an earlier call of train()
+        self.remove_callback(SetSamplerEpoch)  # from an earlier call of train()
         self.add_callback(SetSamplerEpoch(sampler))
         return sampler
 
@@ -164,7 +164,7 @@ class OFATrainer(Seq2SeqTrainer):
         return super().compute_loss(model, inputs | without_logits(inputs["labels"]), *args, **kwargs)
 
     def _encoded(self, inputs: dict[str, Any], dataset) -> dict[str, Any]:
-        """Inputs of `forward`, with images replaced by the locked encoder's results, or shared by several rows."""
+        """Inputs of `forward`, with images replaced by results of the locked encoder or shared by several rows."""
         if self.encoder is None:
             return self._with_shared_images(inputs)
         return self.encoder(self.accelerator.unwrap_model(self.model), inputs, getattr(dataset, "encoded", None))
@@ -182,7 +182,7 @@ class OFATrainer(Seq2SeqTrainer):
             return {**inputs, "image_embeds": encoder.embed_image_cells(images)[rows]}
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
-        self._refuse_bad_loss()  # of the previous step: reading this step's would wait for the device
+        self._refuse_bad_loss()  # loss of the previous step: reading the current one would wait for the device
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._last_loss = self.state.global_step + 1, loss
         return loss
@@ -230,7 +230,7 @@ class OFATrainer(Seq2SeqTrainer):
         keep_vqgan(self, output_dir or self.args.output_dir)
 
     def restore_settings(self) -> None:
-        """Undo what the Trainer changes in the model's configs (`use_cache`, the form of `eos_token_id`)."""
+        """Undo the Trainer's changes to the model's configs (`use_cache`, the type of `eos_token_id`)."""
         model = self.accelerator.unwrap_model(self.model)
         for config, before in zip((model.config, model.generation_config), self._settings_before, strict=True):
             vars(config).update(copy.deepcopy(before))
@@ -256,7 +256,7 @@ class OFATrainer(Seq2SeqTrainer):
     def _resuming(self, checkpoint: str | None) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # from any of the libraries that read it
+        except Exception as error:  # any library that reads a checkpoint can raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise UserError(
                 f"Cannot resume from {checkpoint}: {reason}. It must be complete and come from a run of the same "
@@ -265,7 +265,7 @@ class OFATrainer(Seq2SeqTrainer):
             ) from error
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        """Do not warn about the names that share the word embedding, which is saved once."""
+        """Do not warn about names that share the word embedding, which is saved once."""
         tied = {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}
         names = self.model.named_parameters(remove_duplicate=False)
         shared = {name for name, parameter in names if id(parameter) in tied}
@@ -308,7 +308,7 @@ class OFATrainer(Seq2SeqTrainer):
         answered: dict[str | None, tuple[dict, dict]] = {}
         for task, part in parts.items():
             if self.processor.find_task(task).answer == "image":
-                continue  # drawn images are scored by CLIP, see `ofa-hf evaluate`
+                continue  # drawn images are scored with CLIP by `ofa-hf evaluate`
             number = min(self.finetune_args.eval_rows or len(part), len(part))
             predictions = self._predict(part, task, number)
             for name, references in references_of(part.dataset, number, task).items():

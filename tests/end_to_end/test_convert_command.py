@@ -10,7 +10,7 @@ import small_checkpoints
 import torch
 
 from ofa_hf.cli import main
-from ofa_hf.conversion.verify import STRANGER, fixed_image
+from ofa_hf.conversion.verify import WITHOUT_PACKAGE, fixed_image
 from ofa_hf.fresh_process import run_fresh
 
 
@@ -65,7 +65,7 @@ def test_the_command_converts_an_english_file_and_captions_without_the_package(t
     assert account["checkpoint"]["prompt"] == " what does the image describe?"
     fixed_image().save(tmp_path / "image.png")
     request = {"folder": str(tmp_path / "out"), "threads": 1, "images": [str(tmp_path / "image.png")], "pipeline": {}}
-    answer = run_fresh(STRANGER, request, scratch=tmp_path, failure="{reason}")
+    answer = run_fresh(WITHOUT_PACKAGE, request, scratch=tmp_path, failure="{reason}")
     (text,) = answer["texts"]
     assert text == text.strip()
     assert "\u0120" not in text  # blanks, not the tokenizer's own sign for them

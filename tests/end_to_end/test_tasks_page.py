@@ -47,10 +47,10 @@ def workplace(tmp_path_factory):
 def quick_pipeline(monkeypatch):
     """`transformers.pipeline` with this package's classes; `test_tasks_without_package.py` runs the real one."""
 
-    def pipeline(name: str, model: str, trust_remote_code: bool, task: str = ""):
+    def pipeline(task: str, *, model: str, trust_remote_code: bool):  # no more than the real one takes
         assert trust_remote_code
         loaded = load_model(model, device="cpu")
-        kind = getattr(ofa_hf, PIPELINE_CLASSES[name])
+        kind = getattr(ofa_hf, PIPELINE_CLASSES[task])
         return kind(model=loaded.model, processor=loaded.processor, max_new_tokens=6)
 
     monkeypatch.setattr(transformers, "pipeline", pipeline)

@@ -1,6 +1,6 @@
 """The small network with the recorded weights, run once per case.
 
-`OFA_DOOR=closed` runs these tests with the door to fast code closed, so that plain torch computes everything.
+`OFA_FAST=0` switches fast CPU code off for these tests, so that plain torch computes everything.
 """
 
 import os
@@ -11,12 +11,12 @@ from fixtures.stages import remembering
 
 
 @pytest.fixture(scope="session", autouse=True)
-def door():
+def fast_code():
     from ofa_hf import fast_ofa
 
-    fast_ofa.IS_OPEN = os.environ.get("OFA_DOOR") != "closed"
+    fast_ofa.ENABLED = os.environ.get("OFA_FAST") != "0"
     yield
-    fast_ofa.IS_OPEN = True
+    fast_ofa.ENABLED = True
 
 
 @pytest.fixture(scope="session")

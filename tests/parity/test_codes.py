@@ -18,7 +18,7 @@ from ofa_hf.training.losses import smoothed_cross_entropy
 
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "golden_gen"
-IS_CLOSED = os.environ.get("OFA_DOOR") == "closed"
+IS_PLAIN = os.environ.get("OFA_FAST") == "0"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the recordings in ../shared/golden_gen, not here")
 
 
@@ -103,7 +103,7 @@ def settings_of(search: dict) -> dict:
 
 def assert_found(search: dict, best: list[dict]) -> None:
     settings = settings_of(search)
-    if "num_beams" in settings and IS_CLOSED:
+    if "num_beams" in settings and IS_PLAIN:
         settings["output_scores"] = True  # transformers' own search keeps the scores of texts only then
     found = generate(search, **settings)
     per_text = len(found.sequences) // len(search["src"])
@@ -114,10 +114,10 @@ def assert_found(search: dict, best: list[dict]) -> None:
 
 
 def scores_of(found, search: dict) -> torch.Tensor:
-    """Scores of found codes; transformers' own sampling, which the closed door leads to, tells none."""
+    """Scores of found codes; transformers' own sampling, which runs without fast code, returns none."""
     if "sequences_scores" in found:
         return found.sequences_scores
-    assert IS_CLOSED
+    assert IS_PLAIN
     length = search["args"]["max_len_b"]
     masks = torch.ones(len(found.sequences), dtype=torch.bool)
     model, words = build_model(search["code_image_size"]), codes_of(length).words
@@ -180,7 +180,7 @@ def test_samples_are_codes_among_the_best_and_a_seed_brings_them_again():
     assert torch.allclose(scores_of(found[0], search), scores, atol=SCORES)
 
 
-@pytest.mark.skipif(IS_CLOSED, reason="with the door closed there is one loop")
+@pytest.mark.skipif(IS_PLAIN, reason="without fast code there is only one loop")
 def test_another_loop_of_transformers_finds_the_same_codes():
     search = RECORDED["search"]["i64/beam1"]
     ours = generate(search)
@@ -189,7 +189,7 @@ def test_another_loop_of_transformers_finds_the_same_codes():
     assert torch.equal(ours.sequences, theirs.sequences)
 
 
-@pytest.mark.skipif(IS_CLOSED, reason="fast steps are behind the door")
+@pytest.mark.skipif(IS_PLAIN, reason="fast code is switched off")
 def test_codes_are_decoded_by_fast_steps_in_memory_that_does_not_grow():
     cache = generate(RECORDED["search"]["i64/topk1"], do_sample=True, num_return_sequences=2)
     cache = next(value for value in cache.values() if isinstance(value, StepCache))
@@ -260,7 +260,7 @@ def test_without_a_range_any_word_can_win():
     assert found[0, 1:].tolist() == search["hypos"][0][0]["tokens"]
 
 
-@pytest.mark.skipif(IS_CLOSED, reason="fast steps are behind the door")
+@pytest.mark.skipif(IS_PLAIN, reason="fast code is switched off")
 def test_in_bfloat16_the_cache_of_codes_is_float32_and_scores_stay_near():
     search, model = RECORDED["search"]["i64/topk1"], copy.deepcopy(build_model(64)).bfloat16()
     masks = torch.ones(len(search["src"]), dtype=torch.bool)

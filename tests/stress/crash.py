@@ -25,7 +25,7 @@ from ofa_hf.cli import main as ofa_hf
 
 
 FILL_LEVELS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)  # free space at the start, of what the job needs
-WORDS_OF_A_FULL_DISK = ("Free some", "Make room")
+WORDS_OF_A_FULL_DISK = ("Free some",)
 
 
 class Job:

@@ -90,11 +90,11 @@ def slow_halves(monkeypatch):
 
 
 @pytest.fixture
-def closed_door(monkeypatch):
+def plain_torch(monkeypatch):
     """Everything is computed by plain torch."""
     from ofa_hf import fast_ofa
 
-    monkeypatch.setattr(fast_ofa, "IS_OPEN", False)
+    monkeypatch.setattr(fast_ofa, "ENABLED", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A full disk is recognised whoever tells of it, and told in one clear line."""
+"""A full disk is recognized whoever tells of it, and told in one clear line."""
 
 import errno
 import sqlite3
@@ -20,7 +20,7 @@ from ofa_hf.errors import UserError, explain_full_disk, is_full_disk, text_of_os
     ],
     ids=["device", "quota", "sqlite", "torch position", "torch write", "safetensors and tokenizers"],
 )
-def test_a_full_disk_is_recognised_and_told_with_what_to_do(error):
+def test_a_full_disk_is_recognized_and_told_with_what_to_do(error):
     assert is_full_disk(error)
     with (
         pytest.raises(UserError, match="^The disk that holds a/b is full. Free some.$"),

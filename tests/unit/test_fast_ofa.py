@@ -29,7 +29,7 @@ def test_linear_gives_the_gradients_torch_gives(monkeypatch):
     found = [x.grad.clone(), layer.weight.grad.clone(), layer.bias.grad.clone()]
     x.grad = None
     layer.zero_grad()
-    monkeypatch.setattr(kernels, "IS_OPEN", False)
+    monkeypatch.setattr(kernels, "ENABLED", False)
     (layer(x) ** 2).sum().backward()
     for mine, plain in zip(found, [x.grad, layer.weight.grad, layer.bias.grad], strict=True):
         torch.testing.assert_close(mine, plain, **TOLERANCE)
@@ -152,7 +152,7 @@ def test_weights_of_other_kinds_are_not_reordered(monkeypatch):
     assert not kernels.can_reorder(weight.half())
     assert not kernels.can_reorder(weight.double())
     assert not kernels.can_reorder(weight, weight.bfloat16())
-    monkeypatch.setattr(kernels, "IS_OPEN", False)
+    monkeypatch.setattr(kernels, "ENABLED", False)
     assert not kernels.can_reorder(weight)
 
 
@@ -207,12 +207,12 @@ def test_folding_notices_new_statistics(trunk):
         torch.testing.assert_close(after, trunk(pixel_values), rtol=1e-3, atol=1e-4)
 
 
-def test_nothing_is_folded_with_gradients_in_training_or_behind_a_closed_door(trunk, monkeypatch):
+def test_nothing_is_folded_with_gradients_in_training_or_without_fast_code(trunk, monkeypatch):
     pixel_values, memo = torch.randn(1, 3, 32, 32), kernels.WeightMemo()
     assert torch.equal(kernels.trunk_features(trunk, pixel_values, memo), trunk(pixel_values))
     with torch.no_grad():
         assert not torch.equal(kernels.trunk_features(trunk, pixel_values, memo), trunk(pixel_values))
-        monkeypatch.setattr(kernels, "IS_OPEN", False)
+        monkeypatch.setattr(kernels, "ENABLED", False)
         assert torch.equal(kernels.trunk_features(trunk, pixel_values, memo), trunk(pixel_values))
 
 
@@ -265,11 +265,11 @@ def test_torchs_attention_is_used_where_no_bias_is_trained(monkeypatch):
     with torch.no_grad():
         assert kernels.attention_function("sdpa", query, bias, dropout=0.0) is torchs
         assert kernels.attention_function("sdpa", query.bfloat16(), bias, 0.0) is kernels.product_attention
-    monkeypatch.setattr(kernels, "IS_OPEN", False)
+    monkeypatch.setattr(kernels, "ENABLED", False)
     assert kernels.attention_function("sdpa", query, bias, dropout=0.0) is torchs
 
 
-# ------------------------------------------------------------------------------------------------ the whole door
+# ------------------------------------------------------------------------------------------------ all fast code
 
 SEARCHES = (
     {},
@@ -294,7 +294,7 @@ STARTS = (
 
 @pytest.mark.parametrize("search", SEARCHES, ids=str)
 @pytest.mark.parametrize("start", STARTS, ids=str)
-def test_texts_are_the_same_with_the_door_closed(tiny_model, tiny_batch, monkeypatch, search, start):
+def test_texts_are_the_same_without_fast_code(tiny_model, tiny_batch, monkeypatch, search, start):
     rows = 1 if "prompt_lookup_num_tokens" in search else 2
     inputs = {name: tiny_batch[name][:rows] for name in ("input_ids", "pixel_values")}
     inputs |= {name: torch.tensor(value[:rows]) for name, value in start.items()}
@@ -302,7 +302,7 @@ def test_texts_are_the_same_with_the_door_closed(tiny_model, tiny_batch, monkeyp
     settings = GenerationConfig(**ids, **search, max_length=10, return_dict_in_generate=True)
     outputs = []
     for is_open in (True, False):
-        monkeypatch.setattr(kernels, "IS_OPEN", is_open)
+        monkeypatch.setattr(kernels, "ENABLED", is_open)
         torch.manual_seed(0)
         outputs.append(tiny_model.generate(**inputs, generation_config=settings))
     opened, closed = outputs
@@ -312,11 +312,11 @@ def test_texts_are_the_same_with_the_door_closed(tiny_model, tiny_batch, monkeyp
             torch.testing.assert_close(opened[name], closed[name], rtol=1e-3, atol=1e-3)
 
 
-def test_half_precision_is_as_exact_with_the_door_open(tiny_model, tiny_batch, monkeypatch):
+def test_half_precision_is_as_exact_with_fast_code(tiny_model, tiny_batch, monkeypatch):
     half = copy.deepcopy(tiny_model).bfloat16()
     halved = {**tiny_batch, "pixel_values": tiny_batch["pixel_values"].bfloat16()}
     with torch.no_grad():
         exact, opened = tiny_model(**tiny_batch).logits, half(**halved).logits
-        monkeypatch.setattr(kernels, "IS_OPEN", False)
+        monkeypatch.setattr(kernels, "ENABLED", False)
         closed = half(**halved).logits
     assert (opened - exact).norm() < 1.5 * (closed - exact).norm()

@@ -27,5 +27,5 @@ def test_texts_without_padding_and_padding_without_texts_stay_as_they_are(mask):
     assert find_real_tokens(mask) is None
 
 
-def test_nothing_is_removed_behind_a_closed_door(closed_door):
+def test_nothing_is_removed_without_fast_code(plain_torch):
     assert find_real_tokens(MASK) is None

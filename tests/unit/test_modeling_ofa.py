@@ -372,7 +372,7 @@ def test_old_state_dict_with_duplicates_and_constants_loads_with_nothing_amiss(t
 
 
 class EightBit(torch.nn.Module):
-    """A linear layer as quantisers leave it: whole numbers in `weight`."""
+    """A linear layer as quantizers leave it: whole numbers in `weight`."""
 
     def __init__(self, linear: torch.nn.Linear):
         super().__init__()
@@ -385,7 +385,7 @@ class EightBit(torch.nn.Module):
         return torch.nn.functional.linear(states, self.weight.to(states.dtype) * self.scale, self.bias)
 
 
-def test_linear_layers_may_be_quantised(tiny_model, inputs, texts, reference):
+def test_linear_layers_may_be_quantized(tiny_model, inputs, texts, reference):
     model = copy.deepcopy(tiny_model)
     for module in list(model.modules()):
         for name, child in module.named_children():

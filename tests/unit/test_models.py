@@ -59,7 +59,7 @@ def test_weights_that_do_not_match_the_config_are_refused_by_name(folder, change
 
 def test_weights_that_are_no_numbers_are_refused(folder):
     change_weights(folder, lambda weights: weights[FC1].view(-1)[3:5].fill_(torch.nan))
-    with pytest.raises(UserError, match=rf"no numbers \(NaN\) in {FC1}"):
+    with pytest.raises(UserError, match=rf"contain NaN: {FC1}"):
         load_model(folder, device="cpu")
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_or_foreign_folder_is_refused_in_one_line(folder, file, text, 
 def test_a_folder_without_its_vocabulary_is_refused_instead_of_answering_nothing(folder):
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.txt").unlink(missing_ok=True)  # which transformers 4 writes too
-    with pytest.raises(UserError, match="(knows no words|cannot be loaded)"):  # transformers 4 or 5
+    with pytest.raises(UserError, match="(has only special tokens|cannot be loaded)"):  # transformers 4 or 5
         load_processor(folder)
 
 

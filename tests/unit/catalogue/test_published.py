@@ -11,7 +11,7 @@ from ofa_hf.catalogue.published import (
     checkpoint_generation,
     find_published,
     nearest_names,
-    recognise_task,
+    recognize_task,
 )
 from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import TASKS
@@ -39,57 +39,57 @@ def test_official_settings_count_the_start_token_and_the_end():
     assert settings["end_at_max_length"] is True
 
 
-def test_the_task_is_recognised_from_the_settings_then_the_name():
-    defaults, _ = recognise_task({"task": "refcoco", "patch_image_size": 512}, "x.pt")
+def test_the_task_is_recognized_from_the_settings_then_the_name():
+    defaults, _ = recognize_task({"task": "refcoco", "patch_image_size": 512}, "x.pt")
     assert (defaults.task, defaults.image_size, defaults.generation["max_length"]) == ("grounding", 512, 6)
     assert "{text}" in defaults.prompt
-    defaults, reason = recognise_task({"task": "caption", "patch_image_size": 384}, "x.pt")
+    defaults, reason = recognize_task({"task": "caption", "patch_image_size": 384}, "x.pt")
     assert (defaults.image_size, defaults.generation["num_beams"]) == (384, 8)
     assert reason == "setting task=caption"
-    defaults, _ = recognise_task({"task": "unify_task", "patch_image_size": 384}, "x.pt")
+    defaults, _ = recognize_task({"task": "unify_task", "patch_image_size": 384}, "x.pt")
     assert defaults.image_size == 480  # 384 is the size of pretraining
-    assert recognise_task({}, "ofa_cn_ocr_large.pt")[0].task == "ocr"
-    assert recognise_task({}, "mine.pt")[0].task == "caption"
+    assert recognize_task({}, "ofa_cn_ocr_large.pt")[0].task == "ocr"
+    assert recognize_task({}, "mine.pt")[0].task == "caption"
 
 
-def test_english_checkpoints_are_recognised_too():
-    defaults, _ = recognise_task({"task": "caption", "arch": "ofa_huge"}, "x.pt", "en")
+def test_english_checkpoints_are_recognized_too():
+    defaults, _ = recognize_task({"task": "caption", "arch": "ofa_huge"}, "x.pt", "en")
     assert (defaults.prompt, defaults.generation["num_beams"]) == (" what does the image describe?", 10)
     assert (defaults.generation["length_penalty"], defaults.generation["beam_temperature"]) == (0.98, 0.98)
-    defaults, _ = recognise_task({"task": "caption", "arch": "ofa_base"}, "x.pt", "en")
+    defaults, _ = recognize_task({"task": "caption", "arch": "ofa_base"}, "x.pt", "en")
     assert (defaults.generation["num_beams"], "length_penalty" in defaults.generation) == (5, False)
-    assert recognise_task({"task": "unify_task"}, "ofa_base.pt", "en")[1] == "name ofa_base.pt"
-    assert recognise_task({}, "ofa_base.pt", "zh")[0].language == "zh"  # the vocabulary decides
+    assert recognize_task({"task": "unify_task"}, "ofa_base.pt", "en")[1] == "name ofa_base.pt"
+    assert recognize_task({}, "ofa_base.pt", "zh")[0].language == "zh"  # the vocabulary decides
 
 
 @pytest.mark.parametrize("task", ["speech", 3])
 def test_a_task_that_nobody_has_here_is_refused(task):
     with pytest.raises(UserError, match=f"x.pt was trained for the task '{task}'.*--task: caption, grounding"):
-        recognise_task({"task": task}, "x.pt", "en")
+        recognize_task({"task": task}, "x.pt", "en")
 
 
 def test_a_setting_whose_task_has_no_row_is_refused(monkeypatch):
     monkeypatch.setitem(SETTINGS, "vqa_en", replace(SETTINGS["vqa_en"], prompt=""))
     with pytest.raises(UserError, match="vqa_gen"):
-        recognise_task({"task": "vqa_gen"}, "vqa_base_best.pt", "en")
+        recognize_task({"task": "vqa_gen"}, "vqa_base_best.pt", "en")
 
 
 def test_a_language_model_without_a_task_is_refused_unless_one_is_given():
     with pytest.raises(UserError, match="trained for the task 'language model'"):
-        recognise_task({}, "ofa_tiny_plaintext.pt", "en")
-    assert recognise_task({}, "ofa_tiny_plaintext.pt", "en", "summarization")[0].task == "summarization"
+        recognize_task({}, "ofa_tiny_plaintext.pt", "en")
+    assert recognize_task({}, "ofa_tiny_plaintext.pt", "en", "summarization")[0].task == "summarization"
 
 
 def test_the_users_task_wins_and_must_have_a_prompt_in_the_language():
-    defaults, reason = recognise_task({"task": "my_task", "patch_image_size": 256}, "x.pt", "en", "vqa")
+    defaults, reason = recognize_task({"task": "my_task", "patch_image_size": 256}, "x.pt", "en", "vqa")
     assert (defaults.task, defaults.image_size, reason) == ("vqa", 256, "the task was given")
     with pytest.raises(UserError, match="no task 'entailment' for a checkpoint whose language is 'zh'.*caption"):
-        recognise_task({}, "x.pt", "zh", "entailment")
+        recognize_task({}, "x.pt", "zh", "entailment")
 
 
 def test_arguments_say_how_answers_start_and_how_colors_are_scaled():
     def changes(**arguments):
-        return recognise_task(arguments, "x.pt", "en")[0].changes
+        return recognize_task(arguments, "x.pt", "en")[0].changes
 
     assert changes(task="vqa_gen", prompt_type="prev_output") == {}
     assert changes(task="vqa_gen", prompt_type="none") == {"starts_with": ""}

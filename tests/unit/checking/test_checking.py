@@ -106,6 +106,13 @@ def test_a_check_counts_what_finetune_would_train_on(shop, tmp_path):
     assert "the same as x\\0.jpg" in check.text()
 
 
+def test_boxes_are_not_looked_up_in_the_vocabulary(shop, tmp_path):
+    (tmp_path / "boxes.csv").write_text('image,text,box\n0.jpg,红,"1,2,30,40"\n', encoding="utf-8")
+    form = TableForm(cache_dir=str(tmp_path / "cache"))
+    check = check_data(tmp_path / "boxes.csv", shop, TASKS["grounding"], form=form, unknown=set)  # lacks everything
+    assert (check.rows["targets"], check.characters) == ([["1,2,30,40"]], {})
+
+
 def test_images_that_are_in_both_sets_are_found_by_content(shop, tmp_path):
     test = tmp_path / "test"
     test.mkdir()

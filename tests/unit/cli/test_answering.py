@@ -250,7 +250,7 @@ def test_other_tasks_of_the_checkpoint_are_named_and_asked(ask, shop, tmp_path):
     status, _, err = ask("caption", "shop", "--task", "region", "--field", "box=1,2,61,40", *SHORT)
     assert (status, err.count("does not fit an image of 60×50 pixels")) == (1, 1)  # the others are wider
     status, _, err = ask("caption", "shop", "--task", "region", "--field", "box=left", *SHORT)
-    assert (status, "is no box" in err) == (1, True)
+    assert (status, "is not a box" in err) == (1, True)
     (tmp_path / "s.csv").write_text("sentence\n真不错\n", encoding="utf-8")
     _, out, _ = ask("classify", "s.csv", "--task", "sst2")
     assert out.strip() in ("好看", "很")

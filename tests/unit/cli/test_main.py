@@ -62,7 +62,7 @@ def test_a_full_disk_is_one_line_that_says_what_to_do(probe, capsys):
     assert cli.main(["probe"]) == 1
     line = capsys.readouterr().err
     assert line.startswith("ofa-hf probe: The disk is full")
-    assert "Free some room" in line
+    assert "Free some space" in line
 
 
 def test_a_fault_of_the_code_keeps_its_traceback(probe):

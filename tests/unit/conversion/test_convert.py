@@ -132,7 +132,7 @@ def test_a_pointer_of_git_lfs_is_named_as_such(official_file, legacy_folder, voc
 
 def test_a_file_without_the_image_part_is_a_language_model(official_weights, arguments, vocab_file, out, tmp_path):
     weights = {name: tensor for name, tensor in official_weights.items() if "embed_images" not in name}
-    with pytest.raises(UserError, match="no image part .* language model for text alone"):
+    with pytest.raises(UserError, match="no image part .* language model for text only"):
         convert_quickly(save_official(tmp_path / "plain.pt", weights, arguments), out, vocab_file)
 
 
@@ -240,7 +240,7 @@ def test_a_failed_replacement_keeps_the_earlier_conversion(official_file, vocab_
 def test_a_full_disk_is_said_before_anything_is_written(official_file, vocab_file, out, monkeypatch):
     usage = shutil.disk_usage(out.parent.parent)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match="Make room"):
+    with pytest.raises(UserError, match="Free some space"):
         convert_quickly(official_file, out, vocab_file)
     assert nothing_was_left(out)
 
@@ -270,7 +270,7 @@ def test_a_disk_that_fills_up_while_a_library_writes_is_told_and_leaves_nothing(
         raise Exception("No space left on device (os error 28)")  # as tokenizers and safetensors say it
 
     monkeypatch.setattr(OFAProcessor, "save_pretrained", write)
-    with pytest.raises(UserError, match=r"The disk that holds .* is full\. Free some room"):
+    with pytest.raises(UserError, match=r"The disk that holds .* is full\. Free some space"):
         convert_quickly(official_file, out, vocab_file)
     assert nothing_was_left(out)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from ofa_hf import OFAConfig, OFAProcessor
 from ofa_hf.conversion.convert import ConversionAccount, convert
 from ofa_hf.conversion.sources import open_source
-from ofa_hf.conversion.tasks import name_pipelines, recognise_task
+from ofa_hf.conversion.tasks import name_pipelines, recognize_task
 from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import TASKS
 
@@ -132,13 +132,13 @@ def test_an_ocr_checkpoint_reads_images_in_their_own_shape(convert_as):
 
 def test_a_task_of_another_language_needs_a_prompt(official_weights, arguments, tmp_path):
     source = open_source(small_checkpoints.write_official(tmp_path / "x.pt", official_weights, arguments))
-    defaults, reason = recognise_task(source, "zh", "image_generation", "画出：{text}")
+    defaults, reason = recognize_task(source, "zh", "image_generation", "画出：{text}")
     assert (defaults.task, defaults.language, reason) == (
         "image_generation",
         "zh",
         "the task and its prompt were given",
     )
     with pytest.raises(UserError, match="There is no task 'image_generation' for a checkpoint whose language is 'zh'"):
-        recognise_task(source, "zh", "image_generation")
+        recognize_task(source, "zh", "image_generation")
     with pytest.raises(UserError, match="There is no task 'sculpture'"):
-        recognise_task(source, "zh", "sculpture", "刻出：{text}")
+        recognize_task(source, "zh", "sculpture", "刻出：{text}")

@@ -96,7 +96,7 @@ def test_a_description_that_does_not_fit_is_refused(files, values, message):
 )
 def test_a_hostile_description_is_refused(files, value):
     files[1].write_text(json.dumps(small_checkpoints.VQGAN_CONFIG).replace("[1, 1, 1, 2]", value), encoding="utf-8")
-    with pytest.raises(UserError, match="is no YAML|no usable value for ch_mult"):
+    with pytest.raises(UserError, match="is not YAML|no usable value for ch_mult"):
         VQGANSource(*files)
 
 
@@ -153,7 +153,7 @@ def test_missing_and_foreign_files_are_named(files, tmp_path):
     with pytest.raises(UserError, match="No model.yaml at"):
         VQGANSource(files[0], tmp_path / "nothing.yaml")
     files[1].write_text("a: [", encoding="utf-8")
-    with pytest.raises(UserError, match="is no YAML"):
+    with pytest.raises(UserError, match="is not YAML"):
         VQGANSource(*files)
     files[1].write_text("model: {params: 3}", encoding="utf-8")
     with pytest.raises(UserError, match="does not describe a VQGAN"):
@@ -233,7 +233,7 @@ def test_a_full_disk_is_not_a_damaged_archive(files, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("shutil.copyfileobj", fail)
-    with pytest.raises(UserError, match="The disk that holds .* is full. Free some room"):
+    with pytest.raises(UserError, match="The disk that holds .* is full. Free some space"):
         convert(tmp_path / "a.zip", tmp_path / "out")
     assert not list(tmp_path.glob("[.]ofa_hf*"))
     assert not (tmp_path / "out").exists()

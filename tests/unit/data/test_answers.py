@@ -26,7 +26,7 @@ def test_boxes_are_cut_by_a_pixel_and_refused_beyond():
     for box in ("0,0,32,20", "10,5,10,9", "20,5,10,9", "40,40,50,50"):
         with pytest.raises(ValueError, match="does not fit an image of 30×20 pixels"):
             fit_box(box, (30, 20))
-    with pytest.raises(ValueError, match="'a,b' is no box"):
+    with pytest.raises(ValueError, match="'a,b' is not a box"):
         fit_box("a,b", (30, 20))
     assert fit_box("0,0,900,20", None) == "0,0,900,20"
 

@@ -17,5 +17,5 @@ def test_boxes_of_every_form_are_compared_with_the_best_reference():
 
 
 def test_a_reference_that_is_no_box_is_named():
-    with pytest.raises(UserError, match="The reference of a is no box. 'red' is no box. Accepted: xmin,ymin"):
+    with pytest.raises(UserError, match="The reference of a is not a box. 'red' is not a box. Accepted: xmin,ymin"):
         score_boxes({"a": BOX}, {"a": ["red"]})

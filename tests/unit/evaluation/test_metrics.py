@@ -46,7 +46,7 @@ def test_what_cannot_be_scored_is_refused(monkeypatch):
         find_metric("nothing")
     with pytest.raises(UserError, match="The metric caption cannot score the task x, whose answers are boxes"):
         metric_of(Task("x", {"zh": "?"}, answer="boxes", metric="caption"))
-    with pytest.raises(UserError, match="The metric box cannot score the task x, whose answers are no boxes"):
+    with pytest.raises(UserError, match="The metric box cannot score the task x, whose answers are not boxes"):
         metric_of(Task("x", {"zh": "?"}, metric="box"))
     monkeypatch.setitem(metrics.METRICS, "rouge", replace(METRICS["rouge"], needs="no_such_module"))
     with pytest.raises(UserError, match=r"needs the package no_such_module. Install it with `pip install 'ofa-hf\[sc"):

@@ -1,4 +1,4 @@
-"""Int8 weights by torchao: what is quantised, that the Auto classes load them, and what the export says."""
+"""Int8 weights by torchao: what is quantized, that the Auto classes load them, and what the export says."""
 
 import pytest
 import tiny_shop
@@ -34,29 +34,29 @@ def logits(model, inputs) -> torch.Tensor:
     return model.eval()(**inputs).logits
 
 
-def is_quantised(module: torch.nn.Module) -> bool:
+def is_quantized(module: torch.nn.Module) -> bool:
     return type(module.weight).__name__ == "Int8Tensor"
 
 
 @pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
-def test_any_folder_can_be_quantised_while_it_is_loaded(folder, inputs, kind):
+def test_any_folder_can_be_quantized_while_it_is_loaded(folder, inputs, kind):
     """By the Auto class of a stranger, with torchao's own settings."""
     config = transformers.TorchAoConfig(getattr(quantization, kind)())
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, quantization_config=config)
     plain = OFAForConditionalGeneration.from_pretrained(folder)
-    assert is_quantised(model.decoder.layers[0].fc1)
+    assert is_quantized(model.decoder.layers[0].fc1)
     torch.testing.assert_close(logits(model, inputs), logits(plain, inputs), rtol=0, atol=0.1)
     assert model.generate(**{**inputs, "decoder_input_ids": None}, num_beams=3).shape[0] == 2
 
 
 @pytest.mark.parametrize("parts", ["all", "decoder"])
-def test_layers_are_quantised_and_shared_embedding_and_positions_are_not(folder, parts):
+def test_layers_are_quantized_and_shared_embedding_and_positions_are_not(folder, parts):
     model = OFAForConditionalGeneration.from_pretrained(folder, quantization_config=int8_config(parts))
-    assert is_quantised(model.encoder.layers[0].fc1) == (parts == "all")
+    assert is_quantized(model.encoder.layers[0].fc1) == (parts == "all")
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    quantised = {name for name in linear if is_quantised(model.get_submodule(name))}
-    assert {name for name in linear if name.startswith("decoder.layers.")} <= quantised
-    assert all(".layers." in name for name in quantised)
+    quantized = {name for name in linear if is_quantized(model.get_submodule(name))}
+    assert {name for name in linear if name.startswith("decoder.layers.")} <= quantized
+    assert all(".layers." in name for name in quantized)
     assert model.decoder.output_projection.weight is model.encoder.embed_tokens.weight
 
 
@@ -65,7 +65,7 @@ def test_a_saved_folder_gives_the_same_logits_through_the_auto_class(folder, inp
     model = OFAForConditionalGeneration.from_pretrained(folder, quantization_config=int8_config())
     model.save_pretrained(tmp_path / "saved")
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved", trust_remote_code=True)
-    assert is_quantised(loaded.encoder.layers[0].fc1)
+    assert is_quantized(loaded.encoder.layers[0].fc1)
     assert loaded.decoder.output_projection.weight is loaded.encoder.embed_tokens.weight
     assert torch.equal(logits(loaded, inputs), logits(model, inputs))
 
@@ -78,12 +78,12 @@ def test_transformers_4_is_told_what_to_do_instead(folder, tmp_path):
 
 
 @saves_int8
-def test_weights_that_are_quantised_are_not_quantised_again(folder, tmp_path):
+def test_weights_that_are_quantized_are_not_quantized_again(folder, tmp_path):
     model = OFAForConditionalGeneration.from_pretrained(folder, quantization_config=int8_config())
     model.save_pretrained(tmp_path / "int8")
     for file in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
         (tmp_path / "int8" / file).write_bytes((folder / file).read_bytes())
-    with pytest.raises(UserError, match="quantised already"):
+    with pytest.raises(UserError, match="quantized already"):
         export_int8(str(tmp_path / "int8"), tmp_path / "out")
 
 

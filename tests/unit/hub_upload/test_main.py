@@ -64,13 +64,15 @@ def test_the_card_alone_is_written_into_the_folder(model_folder, tmp_path, capsy
     [
         (("publish", "no/such/file.pt"), "No checkpoint at no/such/file.pt"),
         (("upload", "MODEL", "--repo-id", "tiny"), "has no owner"),
-        (("upload", "MODEL", "--repo-id", "a/b/c"), "no name for a repository"),
+        (("upload", "MODEL", "--repo-id", "a/b/c"), "not a valid repository name"),
         (("upload", "MODEL", "--repo-id", "other/tiny", "--upload"), "403"),
-        (("verify", "MODEL", "--transformers", "nowhere"), "holds no transformers"),
+        (("verify", "MODEL", "--transformers", "nowhere"), "does not contain transformers"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_status_1(hub, model_folder, tmp_path, capsys, monkeypatch, words, told):
-    monkeypatch.setattr("ofa_hf.publishing.verify.ask_stranger", lambda folder, overlay: dict.fromkeys(FIELDS, ""))
+    monkeypatch.setattr(
+        "ofa_hf.publishing.verify.load_without_package", lambda folder, overlay: dict.fromkeys(FIELDS, "")
+    )
     words = [model_folder if word == "MODEL" else word for word in words]
     status, output = run(capsys, *words, "--work", tmp_path / "work")
     assert status == 1

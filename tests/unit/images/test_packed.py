@@ -96,5 +96,5 @@ def test_links_in_an_archive_are_files_and_what_is_left_out_is_counted_each_time
 
 def test_a_file_that_is_no_archive_is_said_in_few_words(tmp_path):
     (tmp_path / "half.zip").write_bytes(b"PK\x03\x04half")
-    with pytest.raises(UserError, match=r"cannot be unpacked \(it is no complete zip or tar file\)"):
+    with pytest.raises(UserError, match=r"cannot be unpacked \(it is not a complete zip or tar file\)"):
         unpacked(tmp_path / "half.zip", tmp_path / "cache")

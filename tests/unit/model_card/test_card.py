@@ -56,7 +56,7 @@ def test_each_task_stands_in_the_card_with_its_prompt_pipeline_and_metric(model_
         ("ocr", "image-to-text", "Accuracy"),
     ]
     assert "{text}" in rows[0][1]
-    assert "one box for every phrase" in text
+    assert "a box for every phrase" in text
     assert ModelCard(text).data.pipeline_tag == "zero-shot-object-detection"
 
 
@@ -90,7 +90,7 @@ def test_published_scores_name_their_page_and_stay_out_of_the_metadata(model_fol
     text = current_card(model_folder)
     assert "CIDEr-D 50.70" in text
     assert "checkpoints_cn.md" in text
-    assert "Not measured here: these are their authors'" in text
+    assert "Not measured here: these are the authors'" in text
     assert ModelCard(text).data.eval_results is None
 
 

@@ -217,7 +217,7 @@ def questions_about(images) -> list[dict]:
 
 @pytest.mark.parametrize("is_open", [True, False])
 def test_questions_about_one_image_decode_it_once_and_run_the_resnet_once(loaded, monkeypatch, is_open):
-    monkeypatch.setattr(fast_ofa, "IS_OPEN", is_open)
+    monkeypatch.setattr(fast_ofa, "ENABLED", is_open)
     processor, decoded, embedded = with_tasks(loaded, **SEVERAL), [], []
     load, embed = loop.load_image, loaded.model.encoder.embed_image_cells
     monkeypatch.setattr(loop, "load_image", lambda image: decoded.append(image) or load(image))

@@ -351,7 +351,7 @@ def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_pa
         ({"model": str(bare)}, "has no folder vqgan"),
         ({"task": "caption"}, "does not draw: its tasks are image_generation"),
         ({"clip": str(tmp_path)}, "The CLIP .* cannot be loaded .* Give a folder or Hub id of a CLIP"),
-        ({"clip": str(tmp_path / "none")}, "The CLIP .*none is no folder"),
+        ({"clip": str(tmp_path / "none")}, "The CLIP .*none is not a folder"),
     ]
     for change, message in cases:
         values = {"texts": ["red hat"], "model": str(drawer), "output": str(tmp_path / "out"), **change}

@@ -18,7 +18,7 @@ def stranger(*captions):
 
 
 def test_weights_are_compared_with_their_source_number_by_number(model_folder, checkpoints, monkeypatch):
-    monkeypatch.setattr(verify, "ask_stranger", stranger("红", "红"))
+    monkeypatch.setattr(verify, "load_without_package", stranger("红", "红"))
     source = checkpoints / "tiny.pt"
     assert verify.verify_folder(model_folder, source)[0].equal_to_source == 326
     weights = load_file(model_folder / "model.safetensors")
@@ -30,7 +30,7 @@ def test_weights_are_compared_with_their_source_number_by_number(model_folder, c
 
 def test_versions_that_caption_differently_are_an_error(model_folder, tmp_path, monkeypatch):
     (tmp_path / "overlay" / "transformers").mkdir(parents=True)
-    monkeypatch.setattr(verify, "ask_stranger", stranger("红", "绿"))
+    monkeypatch.setattr(verify, "load_without_package", stranger("红", "绿"))
     with pytest.raises(UserError, match="different answers"):
         verify.verify_folder(model_folder, overlays=[tmp_path / "overlay"])
 
@@ -39,7 +39,7 @@ def test_what_cannot_draw_for_want_of_a_library_is_said_and_is_no_difference(mod
     (tmp_path / "overlay" / "transformers").mkdir(parents=True)
     told = iter([{"text": "image of 64 x 64 pixels"}, {"text": "", "not_asked": "Drawing needs diffusers"}])
     facts = {"transformers": "5", "huggingface_hub": "2", "equal_tensors": 3}
-    monkeypatch.setattr(verify, "ask_stranger", lambda folder, overlay: {**facts, **next(told)})
+    monkeypatch.setattr(verify, "load_without_package", lambda folder, overlay: {**facts, **next(told)})
     drawn, loaded = verify.verify_folder(model_folder, overlays=[tmp_path / "overlay"])
     assert drawn.line().endswith("answer 'image of 64 x 64 pixels'")
     assert loaded.line().endswith("not asked: Drawing needs diffusers")

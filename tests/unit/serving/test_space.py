@@ -122,7 +122,7 @@ def test_a_private_model_needs_a_secret_and_that_is_said(hub, tmp_path, capsys):
     ("words", "told"),
     [
         (("space", "tiny", "--repo-id", "shop/page"), "'tiny' has no owner"),
-        (("space", "shop/tiny", "--repo-id", "a b/c"), "no name for a repository"),
+        (("space", "shop/tiny", "--repo-id", "a b/c"), "not a valid repository name"),
         (("space", "shop/gone", "--repo-id", "shop/page", "--upload"), "publish this one first"),
         (("space", "shop/legacy", "--repo-id", "shop/page", "--upload"), "has no pipeline_ofa.py"),
         (("space", "shop/tiny", "--repo-id", "other/page", "--upload"), "403"),

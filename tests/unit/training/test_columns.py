@@ -1,4 +1,4 @@
-"""Promises of `ofa_hf.training.columns`: closed lists are recognised, and the usual spelling is the one that stays."""
+"""Promises of `ofa_hf.training.columns`: closed lists are recognized, and the usual spelling is the one that stays."""
 
 from collections import Counter
 

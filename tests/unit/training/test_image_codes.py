@@ -118,7 +118,7 @@ def test_a_full_disk_is_explained(make, rows, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(RowStore, "write", write)
-    with pytest.raises(UserError, match="is full. The codes that are there stay valid"):
+    with pytest.raises(UserError, match="is full. The existing codes stay valid"):
         make()(rows)
 
 

@@ -1,6 +1,6 @@
-"""What a stranger does with a Hub-ready folder: load it through the Auto classes, compute, caption.
+"""Use a Hub-ready folder as people without this package do: load it through the Auto classes, compute, caption.
 
-`ofa_hf.fresh_process.run_fresh` runs this where the package cannot be imported; it shares no code with it on purpose.
+`ofa_hf.fresh_process.run_fresh` runs this file where the package cannot be imported; it shares no code with it.
 """
 
 import time
@@ -14,20 +14,20 @@ def main(request: dict) -> dict:
     """Use a folder.
 
     Args:
-        request: `folder`, `threads`, and as wished
+        request: `folder`, `threads`, and optionally
             `dtype`: of the weights, by default float32; "auto" as stored.
-            `auto_classes`: further Auto classes of transformers that must load the folder.
+            `auto_classes`: more Auto classes of transformers that must load the folder.
             `exact`: compare each loaded tensor with the files.
-            `inputs`, `outputs`: safetensors files; of the first, `logits` go into the second.
-            `images`: image files; `input_ids` and `pixel_values` of the first go into `outputs`.
-            `text`: goes with the images instead of the checkpoint's prompt, or the values of its slots.
-            `greedy`: generate from each image without a beam.
-            `pipeline`: keywords of a call of the pipeline image-to-text for each image.
-            `call`: of any pipeline: its `name`, the arguments `given` and `asked`.
+            `inputs`, `outputs`: safetensors files; `logits` of the inputs are written to the outputs.
+            `images`: image files; `input_ids` and `pixel_values` of the first are written to `outputs`.
+            `text`: text or slot values for the images, instead of the checkpoint's prompt.
+            `greedy`: generate from each image with greedy search.
+            `pipeline`: keywords for a call of the image-to-text pipeline on each image.
+            `call`: a call of any pipeline: its `name`, the arguments `given` and `asked`.
 
     Returns:
-        versions, `load_seconds`, and what was asked for: `equal_tensors`, `tokens`, `texts`, `answers`, or why there
-        are none, `not_asked`.
+        versions, `load_seconds`, and the requested results: `equal_tensors`, `tokens`, `texts`, and `answers` or the
+        reason why there are none, `not_asked`.
 
     Raises:
         ValueError: weights are missing, left over or not what the files hold, or the code is not the folder's.
@@ -60,7 +60,7 @@ def main(request: dict) -> dict:
         pipe = load_pipeline(folder, call["name"])
         try:
             found = pipe(*call["given"], **call["asked"])
-        except ImportError as error:  # of a library that only drawing needs
+        except ImportError as error:  # a library that only drawing needs is missing
             found, answer["not_asked"] = [], str(error)
         answer["answers"] = [{name: written(value) for name, value in one.items()} for one in found]
     return answer
@@ -72,7 +72,7 @@ def written(value):
 
 
 def load_model(folder: str, dtype: str):
-    """The model with nothing missing and nothing left over, by the folder's own code."""
+    """The model, loaded with the folder's code; no weights may be missing or left over."""
     from transformers import AutoModelForImageTextToText
 
     model, info = AutoModelForImageTextToText.from_pretrained(
@@ -87,7 +87,7 @@ def load_model(folder: str, dtype: str):
 
 
 def count_equal_tensors(model, folder: str) -> int:
-    """Number of tensors of the files, all of which the loaded model must hold unchanged; outputs cannot show all."""
+    """Number of tensors in the files; the loaded model must have all of them unchanged."""
     import torch
     from safetensors import safe_open
 
@@ -96,7 +96,7 @@ def count_equal_tensors(model, folder: str) -> int:
         with safe_open(file, framework="pt") as written:
             names = list(written.keys())
         for index, name in enumerate(names):
-            if index % TENSORS_AT_ONCE == 0:  # mapped anew, so that not all of it is in memory twice
+            if index % TENSORS_AT_ONCE == 0:  # map the file again, so that its pages are not all in memory
                 written = safe_open(file, framework="pt")
             if not torch.equal(loaded[name], written.get_tensor(name).to(loaded[name].dtype)):
                 raise ValueError(f"{name} is not what {file.name} holds")
