@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, Pipeline
+from transformers import LogitsProcessor, LogitsProcessorList, Pipeline
 from transformers.utils import logging
 
 from .image_loading_ofa import load_image
@@ -721,7 +721,8 @@ class OFATextToImagePipeline(OFAPipeline):
             seed: the same seed draws a text again, whatever is drawn before it; by default each call draws anew.
             image_decoder: a `diffusers.VQModel` in place of the checkpoint's.
             on_step: called after each code with the steps done and those of the whole text, `(40, 1026)`; what it
-                raises ends the call. A beam search calls it once, at its end.
+                raises ends the call.
+            notice_language: log once that a text is in another language than the checkpoint reads; on by default.
             task, kwargs: a task of the checkpoint, and settings of `generate`: `do_sample=False` takes the best code
                 at each place, `num_beams=5` searches, `top_k` and `temperature` change the samples.
 
@@ -744,6 +745,7 @@ class OFATextToImagePipeline(OFAPipeline):
         seed: int | None = None,
         image_decoder: Any = None,
         on_step: Callable[[int, int], object] | None = None,
+        notice_language: bool | None = None,
         generate_kwargs: dict | None = None,
         **kwargs,
     ) -> tuple[dict, dict, dict]:
@@ -752,20 +754,21 @@ class OFATextToImagePipeline(OFAPipeline):
         kwargs = {name: value for name, value in kwargs.items() if name not in OF_OTHER_MODELS}
         decoding = _given(task=task, image_decoder=image_decoder)
         drawing = {**_given(num_images=num_images, seed=seed, on_step=on_step), **(generate_kwargs or {}), **kwargs}
-        return decoding, {**_given(task=task), **drawing}, decoding
+        reading = {**decoding, **_given(notice_language=notice_language)}
+        return reading, {**_given(task=task), **drawing}, decoding
 
-    def preprocess(self, inputs: Any, task: str | None = None, image_decoder: Any = None) -> dict:
+    def preprocess(
+        self, inputs: Any, task: str | None = None, image_decoder: Any = None, notice_language: bool = True
+    ) -> dict:
         name = self._task_for(task)
         text = inputs["text"] if isinstance(inputs, Mapping) and "text" in inputs else inputs
         check_description(text)
         check_image_decoder(image_decoder or self._image_decoder(), self.processor.codes()[1])
         check_window(self.processor, name, self.model.config)
-        encoded = self.processor.encode_question(text, name)
+        encoded = self.processor.encode_question(text, name, notice_language=notice_language)
         length, limit = encoded["input_ids"].shape[1], self.processor.max_prompt_tokens
         if length > limit:
-            raise ValueError(
-                f"The text {text[:60]!r}… has {length:,} tokens with its prompt, of {limit:,}. Shorten it."
-            )
+            raise TextTooLong(text, length, limit, "tokens")
         return dict(encoded)
 
     def _image_decoder(self) -> Any:
@@ -790,7 +793,9 @@ class OFATextToImagePipeline(OFAPipeline):
         at_once = IMAGES_PER_BATCH if _setting(self.model, "do_sample", settings) else num_images
         found, scores = [], []
         steps = Steps(on_step, settings["max_length"] * math.ceil(num_images / at_once)) if on_step else None
-        if steps and not is_search:  # to which transformers gives no streamer
+        if steps and is_search:  # to which transformers gives no streamer
+            settings["logits_processor"] = LogitsProcessorList([*settings["logits_processor"], steps])
+        elif steps:
             settings["streamer"] = steps
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=seed is not None):
@@ -823,8 +828,8 @@ class OFATextToImagePipeline(OFAPipeline):
         return [{"image": image, "score": score} for image, score in zip(images, scores.tolist(), strict=True)]
 
 
-class Steps:
-    """Counts the steps of a drawing: what `generate` takes for a streamer.
+class Steps(LogitsProcessor):
+    """Counts the steps of a drawing: a streamer for samples, and a logits processor that changes nothing for searches.
 
     Args:
         on_step: called with the steps done and the total.
@@ -836,6 +841,10 @@ class Steps:
     def put(self, value: Any) -> None:
         self.done += 1
         self.on_step(self.done, self.total)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.put(input_ids)
+        return scores
 
     def end(self) -> None:
         pass
@@ -861,6 +870,22 @@ def check_window(processor: Any, task: str, config: Any) -> None:
         )
 
 
+class TextTooLong(ValueError):
+    """A text is longer than the model can read.
+
+    Args:
+        length, limit: of the text, and the most there may be.
+        unit: of both, "words" or "tokens".
+    """
+
+    def __init__(self, text: str, length: int, limit: int, unit: str):
+        self.length, self.limit, self.unit = length, limit, unit
+        counted = "tokens, its prompt included" if unit == "tokens" else unit
+        super().__init__(
+            f"The text {text[:60]!r}… has {length:,} {counted}. The model reads at most {limit:,}. Shorten the text."
+        )
+
+
 def check_description(text: Any) -> None:
     """Check a text that is to be drawn.
 
@@ -870,7 +895,4 @@ def check_description(text: Any) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"Drawing needs a text, but got {repr(text)[:100]}. Describe the image in a few words.")
     if (words := len(text.split())) > MAX_DESCRIPTION:
-        raise ValueError(
-            f"The text {text[:60]!r}… has {words} words. The model was trained on at most {MAX_DESCRIPTION}: shorten "
-            f"it."
-        )
+        raise TextTooLong(text, words, MAX_DESCRIPTION, "words")

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,15 +80,17 @@ def test_each_step_is_told_and_may_end_the_work(pipe):
     assert told == [(step, 66) for step in range(1, 67)]  # the start token, 64 codes, the end
     assert same(pipe("red hat", num_images=2, seed=7), alone)
     told.clear()
-    pipe("red hat", num_beams=2, on_step=lambda *step: told.append(step))
-    assert told == [(66, 66)]
+    beams = pipe("red hat", num_beams=2, on_step=lambda *step: told.append(step))
+    assert told == [(step, 66) for step in range(1, 67)]
+    assert same(pipe("red hat", num_beams=2), beams)
 
     def leave(done, total):
         if done == 5:
             raise KeyError("left")
 
-    with pytest.raises(KeyError, match="left"):
-        pipe("red hat", on_step=leave)
+    for options in ({}, {"num_beams": 2}):
+        with pytest.raises(KeyError, match="left"):
+            pipe("red hat", on_step=leave, **options)
 
 
 def test_the_score_of_an_image_is_that_of_its_codes_whichever_loop_draws_it(pipe, monkeypatch):
@@ -100,7 +103,12 @@ def test_the_score_of_an_image_is_that_of_its_codes_whichever_loop_draws_it(pipe
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "needs a text"), (None, "got None"), ("hat " * 65, "65 words"), ("x" * 60, "tokens with its prompt")],
+    [
+        ("", "needs a text"),
+        (None, "got None"),
+        ("hat " * 65, "65 words"),
+        ("x" * 60, "tokens, its prompt included. The model reads at most 60"),
+    ],
 )
 def test_texts_that_cannot_be_drawn_are_refused(pipe, text, message):
     with pytest.raises(ValueError, match=message):
@@ -273,7 +281,7 @@ def test_processes_share_the_texts_and_the_first_one_merges(drawer, tmp_path, mo
     for rank in (1, 0):
         fake = Processes({})
         fake.count, fake.rank = 2, rank
-        fake._all_of = lambda value: [value]
+        fake._all_of = lambda value: [request.settings() if value == {} else value]  # that of the first one
         monkeypatch.setattr(Processes, "__enter__", lambda own: own)
         monkeypatch.setattr(Processes, "__exit__", lambda own, *_: None)
         monkeypatch.setattr(text_to_image, "Processes", lambda fake=fake: fake)
@@ -287,12 +295,38 @@ def test_another_run_does_not_mix_with_it(drawer, tmp_path, monkeypatch):
     assert draw_files(request) == 0
     monkeypatch.setattr(text_to_image, "load_model", lambda *_, **__: pytest.fail("loaded"))
     shutil.copytree(drawer, tmp_path / "other")
-    changes = ({"texts": ["what"]}, {"seed": 1}, {"num_images": 2}, {"options": {"top_k": 3}})
-    for change in (*changes, {"model": str(tmp_path / "other")}):
-        other = DrawRequest(**{**vars(request), **change})
-        with pytest.raises(UserError, match="is of another run"):
-            draw_files(other)
+    settings = json.loads((tmp_path / "other" / "generation_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "other" / "generation_config.json").write_text(json.dumps(settings | {"top_k": 9}), encoding="utf-8")
+    changes = [
+        ({"texts": ["what"]}, "text 1 was 'red hat'"),
+        ({"seed": 1}, "with seed=42 instead of 1"),
+        ({"num_images": 2}, "with num_images=1 instead of 2"),
+        ({"options": {"top_k": 3}}, "with options={} instead of {'top_k': 3}"),
+        ({"model": str(tmp_path / "other")}, "with another model than .*other"),
+        ({"clip": "owner/clip"}, "with another CLIP than owner/clip"),
+    ]
+    for change, message in changes:
+        with pytest.raises(UserError, match=f"is of another run.*{message}"):
+            draw_files(replace(request, **change))
     assert draw_files(request) == 0
+
+
+def test_a_run_goes_on_with_a_model_that_was_moved_but_not_with_one_that_was_changed(drawer, tmp_path, capsys):
+    (tmp_path / "here" / "checkpoint-1").mkdir(parents=True)
+    shutil.copytree(drawer, tmp_path / "here", dirs_exist_ok=True)
+    request = DrawRequest(["red hat"], str(tmp_path / "here"), str(tmp_path / "out"), num_images=1)
+    assert draw_files(request) == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    (tmp_path / "there" / "README.md").write_text("mine", encoding="utf-8")
+    (tmp_path / "there" / "checkpoint-1" / "model.safetensors").write_bytes(b"of a training")
+    moved = replace(request, model=str(tmp_path / "there"), texts=["red hat", "what"])
+    assert draw_files(moved) == 0
+    assert "1 of 2 texts drawn, 0 not, 1 drawn before." in capsys.readouterr().err
+    weights = load_file(tmp_path / "there" / "vqgan" / "diffusion_pytorch_model.safetensors")
+    weights["quantize.embedding.weight"] += 1
+    save_file(weights, tmp_path / "there" / "vqgan" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match="with another model than .*there"):
+        draw_files(moved)
 
 
 def test_a_table_is_drawn_and_its_bad_rows_are_counted(drawer, tmp_path, capsys):
@@ -357,6 +391,20 @@ def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_pa
         values = {"texts": ["red hat"], "model": str(drawer), "output": str(tmp_path / "out"), **change}
         with pytest.raises(UserError, match=message):
             draw_files(DrawRequest(**values))
+        assert not (tmp_path / "out").exists()
+
+
+def test_where_nothing_can_be_drawn_nothing_is_written(drawer, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_to_image, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    assert draw_files(DrawRequest(["hat " * 65], str(drawer), str(tmp_path / "out"))) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_language_is_told_once(drawer, tmp_path, capfd):
+    assert (
+        main(["draw", "红色 hat", "--model", str(drawer), "--num-images", "1", "--output", str(tmp_path / "o")]) == 0
+    )
+    assert capfd.readouterr().err.count("Chinese") == 1
 
 
 def test_a_missing_extra_is_named(drawer, tmp_path, monkeypatch):
