@@ -33,6 +33,7 @@ PLAIN_SCORES = {
 }
 IMAGES_PER_BATCH = 16  # that are drawn together
 PHRASES_PER_BATCH = 16  # that are located together
+MAX_SEED = 2**63 - 1
 PIPELINE_NAMES = ("", "image-to-text", "image-text-to-text")  # what transformers passes as `task`
 OF_OTHER_MODELS = frozenset(  # what transformers' pipelines of these names take for theirs; nothing to do here
     "hypothesis_template tokenizer_kwargs truncation padding max_question_len clean_up_tokenization_spaces "
@@ -718,7 +719,8 @@ class OFATextToImagePipeline(OFAPipeline):
         Args:
             text: what to draw, at most 64 words, or a list of texts.
             num_images: samples of each text, 1 by default. A sample is independent of the others.
-            seed: the same seed draws a text again, whatever is drawn before it; by default each call draws anew.
+            seed: from 0 to 2**63 - 1. The same seed draws a text again, whatever is drawn before it; by default each
+                call draws anew.
             image_decoder: a `diffusers.VQModel` in place of the checkpoint's.
             on_step: called after each code with the steps done and those of the whole text, `(40, 1026)`; what it
                 raises ends the call.
@@ -736,6 +738,8 @@ class OFATextToImagePipeline(OFAPipeline):
         """
         text = kwargs.pop("inputs", text)
         kwargs.pop("batch_size", None)  # the images of a text are the batch
+        if isinstance(text, (list, tuple)) and not text:
+            return []
         return super().__call__(list(text) if isinstance(text, tuple) else text, **kwargs)
 
     def _sanitize_parameters(
@@ -749,8 +753,11 @@ class OFATextToImagePipeline(OFAPipeline):
         generate_kwargs: dict | None = None,
         **kwargs,
     ) -> tuple[dict, dict, dict]:
+        num_images = kwargs.pop("num_return_sequences", num_images)  # as other pipelines call it
         if num_images is not None and (type(num_images) is not int or num_images < 1):
             raise ValueError(f"num_images={num_images!r}. Accepted: a whole number from 1.")
+        if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
+            raise ValueError(f"seed={seed!r}. Accepted: a whole number from 0 to {MAX_SEED}.")
         kwargs = {name: value for name, value in kwargs.items() if name not in OF_OTHER_MODELS}
         decoding = _given(task=task, image_decoder=image_decoder)
         drawing = {**_given(num_images=num_images, seed=seed, on_step=on_step), **(generate_kwargs or {}), **kwargs}
@@ -784,13 +791,17 @@ class OFATextToImagePipeline(OFAPipeline):
         on_step: Callable[[int, int], object] | None = None,
         **generate_kwargs,
     ) -> dict:
-        settings = self._search_settings(self._task_for(task), generate_kwargs)
-        is_search = (_setting(self.model, "num_beams", settings) or 1) > 1
-        if is_search:
-            settings |= {"do_sample": False, "early_stopping": generate_kwargs.get("early_stopping", True)}
+        settings = self._drawing_settings(self._task_for(task), generate_kwargs)
+        num_beams, do_sample = (_setting(self.model, name, settings) for name in ("num_beams", "do_sample"))
+        is_search = (num_beams or 1) > 1
+        if num_images > (num_beams or 1) and not (do_sample and not is_search):
+            raise ValueError(
+                f"num_images={num_images}, but a search with {num_beams or 1} beams finds no more than that. Raise "
+                f"num_beams, lower num_images, or draw samples, with num_beams=1 and do_sample=True."
+            )
         leave_lost_threads()
         encoder_outputs = self.model.encode(**{name: model_inputs[name] for name in ("input_ids", "attention_mask")})
-        at_once = IMAGES_PER_BATCH if _setting(self.model, "do_sample", settings) else num_images
+        at_once = num_images if is_search else IMAGES_PER_BATCH
         found, scores = [], []
         steps = Steps(on_step, settings["max_length"] * math.ceil(num_images / at_once)) if on_step else None
         if steps and is_search:  # to which transformers gives no streamer
@@ -810,6 +821,16 @@ class OFATextToImagePipeline(OFAPipeline):
         if steps:
             steps.finish()
         return {"sequences": torch.cat(found), "scores": torch.cat(scores).float()}
+
+    def _drawing_settings(self, task: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Keywords of `generate`, with which it makes the codes of an image and nothing else."""
+        settings = self._search_settings(task, given)
+        if (_setting(self.model, "num_beams", settings) or 1) > 1:
+            settings |= {"do_sample": False, "early_stopping": given.get("early_stopping", True)}
+        if "generation_config" in given:  # which does not know images
+            of_task = self.processor.generation_kwargs(task)
+            settings |= {name: of_task[name] for name in ("max_length", "logits_processor")}
+        return settings
 
     def _scores(self, found: Any, encoder_outputs: Any, settings: Mapping[str, Any]) -> torch.Tensor:
         """Mean log-probabilities: those of the search, or computed anew where it gives none or others."""

@@ -20,7 +20,7 @@ from ofa_hf.errors import UserError, explain_full_disk
 from ofa_hf.files import file_digest, read_json, refuse_unwritable, write_image, write_json
 from ofa_hf.image_processing_ofa import VQGAN_FOLDER, check_image_decoder
 from ofa_hf.models import load_model, load_processor, read_tasks
-from ofa_hf.pipeline_ofa import OFATextToImagePipeline, check_description, check_window
+from ofa_hf.pipeline_ofa import MAX_SEED, OFATextToImagePipeline, check_description, check_window
 from ofa_hf.prediction.clip import ClipScorer
 from ofa_hf.prediction.outputs import SCORES, Format
 from ofa_hf.prediction.processes import Processes, open_answer_file
@@ -34,7 +34,6 @@ SETTINGS = "settings.json"  # of the run that a folder is of
 # Files of a model that decide what it draws, and of a CLIP that decide how it ranks.
 DECISIVE = ("*.safetensors", "pytorch_model*.bin", "*config.json", "tokenizer.json", "vocab.*", "merges.txt")
 GAP = 8  # pixels between the images of a sheet
-MAX_SEED = 2**63 - 1
 
 Key = tuple[str, str]  # number and text
 
@@ -236,10 +235,15 @@ def check_settings(request: DrawRequest) -> None:
             f"number from 0 to {MAX_SEED}."
         )
     beams, options = request.options.get("num_beams"), request.options
-    if beams is not None and beams != 1 and beams < request.num_images:
+    if beams is not None and beams < request.num_images:
         raise UserError(
-            f"A search with {beams} beams finds at most {beams} images, but {request.num_images} were asked for. "
-            f"Raise --num-beams, or lower --num-images."
+            f"A search with --num-beams {beams} finds at most as many images, but --num-images is "
+            f"{request.num_images}. Raise --num-beams, lower --num-images, or leave out --num-beams to draw samples."
+        )
+    if beams is not None and "top_k" in options:
+        raise UserError(
+            f"--top-k {options['top_k']} is for samples, but with --num-beams the best codes are searched. Leave out "
+            f"one of the two."
         )
     if options.get("top_k", 1) < 1 or not 0 < options.get("temperature", 1) < math.inf:
         raise UserError(

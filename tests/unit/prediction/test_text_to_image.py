@@ -72,6 +72,17 @@ def test_the_best_code_at_each_place_and_beams_need_no_seed(pipe):
     greedy, beams = pipe("red hat", do_sample=False), pipe("red hat", num_beams=3, num_images=2)
     assert len(beams) == 2
     assert beams[0]["score"] >= greedy[0]["score"] - 1e-5
+    for options in ({"num_beams": 2}, {"do_sample": False}):
+        with pytest.raises(ValueError, match="num_images=3, but a search with . beams finds no more"):
+            pipe("red hat", num_images=3, **options)
+
+
+def test_what_other_pipelines_take_is_taken_here(pipe):
+    expected = pipe("red hat", num_images=2, seed=7)
+    assert same(pipe("red hat", num_return_sequences=2, seed=7), expected)
+    settings = transformers.GenerationConfig(do_sample=True, top_k=256, num_beams=1)
+    assert same(pipe("red hat", num_images=2, seed=7, generation_config=settings, on_step=print), expected)
+    assert pipe([]) == []
 
 
 def test_each_step_is_told_and_may_end_the_work(pipe):
@@ -119,6 +130,12 @@ def test_texts_that_cannot_be_drawn_are_refused(pipe, text, message):
 def test_a_number_of_images_that_is_none_is_refused(pipe, number):
     with pytest.raises(ValueError, match="num_images=.* Accepted: a whole number from 1"):
         pipe("red hat", num_images=number)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "7", True])
+def test_a_seed_that_is_none_is_refused(pipe, seed):
+    with pytest.raises(ValueError, match="seed=.* Accepted: a whole number from 0"):
+        pipe("red hat", seed=seed)
 
 
 def test_a_window_that_the_model_has_no_places_for_is_refused(pipe, monkeypatch):
@@ -255,6 +272,14 @@ def test_the_command_draws_and_continues(drawer, tmp_path, capsys):
     assert len(lines_of(out)) == 2
 
 
+def test_one_beam_takes_the_best_codes(drawer, pipe, tmp_path):
+    out = tmp_path / "out"
+    options = ["--num-images", "1", "--num-beams", "1", "--output", str(out)]
+    assert main(["draw", "red hat", "--model", str(drawer), *options]) == 0
+    greedy = pipe("red hat", do_sample=False)[0]["image"]
+    assert Image.open(out / "0001-1.png").tobytes() == greedy.tobytes()
+
+
 def test_what_a_full_disk_interrupts_is_continued(drawer, tmp_path, monkeypatch):
     request = DrawRequest(["red hat", "what"], str(drawer), str(tmp_path / "out"), num_images=2)
     assert draw_files(DrawRequest(**{**vars(request), "output": str(tmp_path / "whole")})) == 0
@@ -376,7 +401,8 @@ def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_pa
         ({"texts": [str(table)]}, "no column text or caption or"),
         ({"texts": [str(table)], "column": "c"}, "no column c; it has a, b"),
         ({"texts": [" "]}, "Nothing to answer"),
-        ({"options": {"num_beams": 2}}, "finds at most 2 images, but 4 were asked for"),
+        ({"options": {"num_beams": 2}}, "--num-beams 2 finds at most as many images, but --num-images is 4"),
+        ({"options": {"num_beams": 4, "top_k": 9}}, "--top-k 9 is for samples"),
         ({"options": {"top_k": 0}}, "top_k=0"),
         ({"options": {"temperature": 0.0}}, "temperature=0.0"),
         ({"num_images": 0}, "at least one image"),
