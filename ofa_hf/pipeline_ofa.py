@@ -769,14 +769,10 @@ class OFATextToImagePipeline(OFAPipeline):
     ) -> dict:
         name = self._task_for(task)
         text = inputs["text"] if isinstance(inputs, Mapping) and "text" in inputs else inputs
-        check_description(text)
+        encoded = encode_description(self.processor, text, name, notice_language)
         check_image_decoder(image_decoder or self._image_decoder(), self.processor.codes()[1])
         check_window(self.processor, name, self.model.config)
-        encoded = self.processor.encode_question(text, name, notice_language=notice_language)
-        length, limit = encoded["input_ids"].shape[1], self.processor.max_prompt_tokens
-        if length > limit:
-            raise TextTooLong(text, length, limit, "tokens")
-        return dict(encoded)
+        return encoded
 
     def _image_decoder(self) -> Any:
         config = self.model.config
@@ -907,8 +903,11 @@ class TextTooLong(ValueError):
         )
 
 
-def check_description(text: Any) -> None:
-    """Check a text that is to be drawn.
+def encode_description(processor: Any, text: Any, task: str, notice_language: bool = True) -> dict[str, torch.Tensor]:
+    """A text that is to be drawn → the inputs of the model.
+
+    Args:
+        notice_language: as in `OFAProcessor.encode_question`.
 
     Raises:
         ValueError: it is no text, empty, or longer than the model was trained for.
@@ -917,3 +916,7 @@ def check_description(text: Any) -> None:
         raise ValueError(f"Drawing needs a text, but got {repr(text)[:100]}. Describe the image in a few words.")
     if (words := len(text.split())) > MAX_DESCRIPTION:
         raise TextTooLong(text, words, MAX_DESCRIPTION, "words")
+    encoded = processor.encode_question(text, task, notice_language=notice_language)
+    if (length := encoded["input_ids"].shape[1]) > processor.max_prompt_tokens:
+        raise TextTooLong(text, length, processor.max_prompt_tokens, "tokens")
+    return dict(encoded)

@@ -20,11 +20,12 @@ from ofa_hf.errors import UserError, explain_full_disk
 from ofa_hf.files import file_digest, read_json, refuse_unwritable, write_image, write_json
 from ofa_hf.image_processing_ofa import VQGAN_FOLDER, check_image_decoder
 from ofa_hf.models import load_model, load_processor, read_tasks
-from ofa_hf.pipeline_ofa import MAX_SEED, OFATextToImagePipeline, check_description, check_window
+from ofa_hf.pipeline_ofa import MAX_SEED, OFATextToImagePipeline, check_window, encode_description
 from ofa_hf.prediction.clip import ClipScorer
 from ofa_hf.prediction.outputs import SCORES, Format
 from ofa_hf.prediction.processes import Processes, open_answer_file
 from ofa_hf.prediction.questions import Inputs, Rows, find_rows, notes_of
+from ofa_hf.processing_ofa import OFAProcessor
 from ofa_hf.tasks_ofa import Task
 
 
@@ -132,7 +133,8 @@ class Job:
     def run(self, rows: Rows) -> int:
         """Draw what is not drawn yet; returns how many texts could not be, in all processes."""
         keys = [(str(number), text) for number, text in enumerate(rows.names, 1)]
-        mine = list(filter(self._can_be_drawn, self.processes.share(keys)))
+        can_be_drawn = partial(self._can_be_drawn, load_processor(self.request.model))
+        mine = list(filter(can_be_drawn, self.processes.share(keys)))
         drawn = before = 0
         if self.processes.total(len(mine))[0]:
             drawn, before = self.processes.total(*self._draw_missing(mine, keys))
@@ -143,9 +145,9 @@ class Job:
             say(f"{drawn:,} of {number:,} texts drawn, {skipped:,} not{already}.")
         return failed
 
-    def _can_be_drawn(self, key: Key) -> bool:
+    def _can_be_drawn(self, processor: OFAProcessor, key: Key) -> bool:
         try:
-            check_description(key[1])
+            encode_description(processor, key[1], self.task.name, notice_language=False)
         except ValueError as error:
             self._skip(key, error)
             return False
@@ -209,7 +211,7 @@ def load_drawer(task: Task, request: DrawRequest) -> tuple[OFATextToImagePipelin
         check_window(processor, task.name, OFAConfig.from_pretrained(request.model))
     except ValueError as error:
         raise UserError(str(error)) from error
-    scorer = ClipScorer(request.clip, request.device) if request.clip else None
+    scorer = None if request.clip is None else ClipScorer(request.clip, request.device)
     loaded = load_model(request.model, device=request.device, dtype=request.dtype)
     pipe = OFATextToImagePipeline(model=loaded.model, processor=loaded.processor, device=loaded.model.device)
     return pipe, decoder, scorer
@@ -229,11 +231,10 @@ def ranked(images: list[dict[str, Any]], text: str, scorer: ClipScorer | None) -
 
 def check_settings(request: DrawRequest) -> None:
     """Raises `UserError` for numbers with which nothing can be drawn."""
-    if request.num_images < 1 or not 0 <= request.seed <= MAX_SEED:
-        raise UserError(
-            f"num_images={request.num_images}, seed={request.seed}: at least one image is drawn, and a seed is a "
-            f"number from 0 to {MAX_SEED}."
-        )
+    if request.num_images < 1:
+        raise UserError(f"--num-images {request.num_images}: draw at least one image of each text.")
+    if not 0 <= request.seed <= MAX_SEED:
+        raise UserError(f"--seed {request.seed} is no seed. Accepted: whole numbers from 0 to {MAX_SEED}.")
     beams, options = request.options.get("num_beams"), request.options
     if beams is not None and beams < request.num_images:
         raise UserError(
@@ -245,11 +246,10 @@ def check_settings(request: DrawRequest) -> None:
             f"--top-k {options['top_k']} is for samples, but with --num-beams the best codes are searched. Leave out "
             f"one of the two."
         )
-    if options.get("top_k", 1) < 1 or not 0 < options.get("temperature", 1) < math.inf:
-        raise UserError(
-            f"top_k={options.get('top_k')}, temperature={options.get('temperature')}: samples are among at least 1 "
-            f"code, and the temperature is a number above 0."
-        )
+    if (top_k := options.get("top_k", 1)) < 1:
+        raise UserError(f"--top-k {top_k}: samples are chosen among at least 1 code.")
+    if not 0 < (temperature := options.get("temperature", 1)) < math.inf:
+        raise UserError(f"--temperature {temperature}: the temperature is a number above 0.")
 
 
 def drawing_task(request: DrawRequest) -> tuple[Task, str]:
