@@ -89,7 +89,7 @@ def read_folder(folder: str | Path) -> FolderFacts:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
-            f"There is not a folder {folder}. Pass a folder written by `ofa-hf convert` or `ofa-hf finetune`."
+            f"There is no folder {folder}. Pass a folder written by `ofa-hf convert` or `ofa-hf finetune`."
         )
     config, generation, processor, image_processor = (read_settings(folder / name) for name in SETTINGS_FILES)
     if config.get("model_type") != "ofa":

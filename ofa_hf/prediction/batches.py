@@ -135,14 +135,14 @@ class SharedImages:
 
 
 def check_scores(scores: Tensor) -> None:
-    """Refuse to go on where a model computes no numbers.
+    """Stop if a model computes NaN.
 
     Raises:
         UserError: a score is not a number.
     """
     if scores.isnan().any():
         raise UserError(
-            "The model computes no numbers (NaN): its activations overflow, or its training diverged. Load it with "
+            "The model computes NaN: its activations overflow, or its training diverged. Load it with "
             "dtype float32, or use an earlier checkpoint."
         )
 

@@ -90,7 +90,7 @@ def predict(
 
     Raises:
         UserError: the checkpoint has no such task, fewer beams than answers were asked for, there are no choices for
-            a task that needs them, or the model computes no numbers.
+            a task that needs them, or the model computes NaN.
     """
     prepare = _Preparation(model, processor, num_answers, generate)
     prepare.questions[None] = prepare.question(task, prompt, choices)

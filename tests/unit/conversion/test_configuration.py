@@ -88,7 +88,7 @@ def test_impossible_rates_are_refused(arguments, shapes, value):
 
 
 def test_a_file_without_ofa_weights_is_no_ofa_checkpoint():
-    with pytest.raises(UserError, match=r"no OFA checkpoint: it has no weight encoder.embed_tokens.weight"):
+    with pytest.raises(UserError, match=r"not an OFA checkpoint: it has no weight encoder.embed_tokens.weight"):
         config_from_fairseq({}, {"bert.embeddings.weight": (10, 10)}, "bert.bin")
 
 

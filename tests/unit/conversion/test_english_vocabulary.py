@@ -110,7 +110,7 @@ def test_a_folder_without_the_files_is_refused_by_name(tmp_path):
         ("encoder.json", "{", "cannot be read"),
         ("dict.txt", "999999 1\n", "cannot be read"),
         ("dict.txt", "0 1\n0 1\n", "lacks"),
-        ("vocab.bpe", "#version: 0.2\nr e d\n", "no pair of pieces"),
+        ("vocab.bpe", "#version: 0.2\nr e d\n", "not a pair of pieces"),
         ("vocab.bpe", "#version: 0.2\nz z\n", "lacks .'zz'"),
     ],
 )

@@ -147,7 +147,7 @@ def test_a_hostile_pickle_is_refused_by_name_wherever_it_hides(tmp_path, monkeyp
         ({}, "no weights"),
         ({"state_dict": {"a": torch.ones(1)}, "epoch": 3}, "state_dict, epoch"),
         ({"model": {"a": 3}}, "holds a"),
-        ({"model": {1: torch.ones(1)}}, "no OFA checkpoint"),
+        ({"model": {1: torch.ones(1)}}, "not an OFA checkpoint"),
     ],
 )
 def test_other_content_is_refused_for_what_it_is(tmp_path, value, said):

@@ -120,7 +120,7 @@ def test_a_bad_moment_of_the_hub_is_sat_out_and_leaves_one_commit(hub, model_fol
 @pytest.mark.parametrize("status", [500, 429, 409, 0])
 def test_a_hub_that_stays_bad_is_given_up_with_nothing_visible_and_the_next_run_mends_it(hub, model_folder, status):
     hub.faults.append(Fault(COMMIT, status))
-    with pytest.raises(UserError, match="shop/tiny was not published.*run the same command again") as error:
+    with pytest.raises(UserError, match="shop/tiny was not published.*Run the same command again") as error:
         publish_folder(model_folder, "shop/tiny")
     assert "\n" not in str(error.value)
     assert (str(status) if status else "connection broke") in str(error.value)
