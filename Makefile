@@ -37,7 +37,7 @@ unit/samples unit/tables unit/test_audit.py unit/test_errors.py unit/training/te
 $(addprefix unit/prediction/test_,coco.py drawing.py inputs.py output_files.py outputs.py processes.py reading.py) \
 $(addprefix stress/test_pieces.py::test_a_little_of,[attacks] [bombs] [checkpoints] [images]) \
 unit/test_files.py unit/test_fresh_process.py unit/test_house.py unit/test_image_loading_ofa.py unit/test_licences.py \
-unit/test_remote_code.py unit/test_inert_pickle.py unit/conversion/test_torch_file.py \
+unit/test_remote_code.py unit/test_inert_pickle.py unit/conversion/test_torch_file.py unit/conversion/test_archive.py \
 unit/prediction/test_ray_data.py unit/prediction/test_text_to_image.py unit/conversion/test_vqgan.py \
 unit/training/test_sharding.py parity/test_base_size.py end_to_end/test_benchmarks.py \
 end_to_end/test_caption_processes.py end_to_end/test_demo.py end_to_end/test_notebook.py end_to_end/test_wheel.py)

@@ -494,25 +494,38 @@ class OFAProcessor(ProcessorMixin):
         elif chosen.needs_image and text is not None and (images is None or task is not None):
             raise ValueError(self._why_no_answer(chosen, text))
         texts = self._texts(data, text, task)
-        if chosen.starts_with:  # the answer needs room after the question
-            limit = self.max_prompt_tokens - min(ROOM_FOR_ANSWER, self.max_prompt_tokens // 2)
-            text_options["max_length"] = min(text_options.get("max_length") or limit, limit)
         if texts is not None:
-            data.update(self._encode(texts, return_tensors, **text_options))
-        if places is not None:
-            data.update(_insert_places(data, places, self.tokenizer.eos_token_id))
-        if chosen.starts_with and texts is not None and text_target is None:
-            data.update(_start_of_answers(data, chosen.starts_with == "question", self.tokenizer))
-        if chosen.answer == "image" and texts is not None:
-            if text_target is not None:
-                raise ValueError(f"The task {chosen.name!r} answers with images, so it takes no text_target.")
-            masks = [True] * len(texts)
-            data["code_masks"] = masks if return_tensors is None else torch.tensor(masks)
+            data.update(self._text_inputs(chosen, texts, places, text_target is None, return_tensors, text_options))
         if text_target is not None:
             data["labels"] = self._labels(text_target, data, return_tensors)
         if not data:
             raise ValueError("OFAProcessor got neither images nor text nor text_target. Pass at least one of them.")
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _text_inputs(
+        self,
+        task: Task,
+        texts: list[str],
+        places: list[list[int]] | None,
+        is_question: bool,
+        return_tensors: str | None,
+        options: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Prompts with the location tokens of their boxes and, for questions without targets, the start of answers."""
+        if task.starts_with:  # the answer needs room after the question
+            limit = self.max_prompt_tokens - min(ROOM_FOR_ANSWER, self.max_prompt_tokens // 2)
+            options["max_length"] = min(options.get("max_length") or limit, limit)
+        data = dict(self._encode(texts, return_tensors, **options))
+        if places is not None:
+            data.update(_insert_places(data, places, self.tokenizer.eos_token_id))
+        if task.starts_with and is_question:
+            data.update(_start_of_answers(data, task.starts_with == "question", self.tokenizer))
+        if task.answer == "image":
+            if not is_question:
+                raise ValueError(f"The task {task.name!r} answers with images, so it takes no text_target.")
+            masks = [True] * len(texts)
+            data["code_masks"] = masks if return_tensors is None else torch.tensor(masks)
+        return data
 
     def encode_question(
         self,

@@ -19,7 +19,7 @@ from ofa_hf.image_loading_ofa import ImageError, load_image
 
 
 SMALL, EXTREME = "very small image", "very long or wide image"
-SAME, LEAKED = "image that is there twice", "image that is in the test set too"
+SAME, LEAKED = "duplicate image", "image also in the test set"
 SMALLEST_SIDE = 32  # pixels
 LONGEST_SHAPE = 5.0  # long side ÷ short side
 EXAMPLES = 3

@@ -34,7 +34,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"ofa-hf review: left out: {counted(review.problems)}.", file=sys.stderr)
     with ReviewServer(review, args.port) as server:
         print(server.address, flush=True)
-        print("ofa-hf review: open this address in your browser; Ctrl-C ends, everything is saved.", file=sys.stderr)
+        print(
+            "ofa-hf review: open this address in your browser and press Ctrl-C to stop; decisions are saved at once.",
+            file=sys.stderr,
+        )
         if args.open:
             import webbrowser
 

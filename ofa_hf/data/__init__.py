@@ -1,7 +1,7 @@
 """Rows of a task as `datasets` data sets: loaders for MUGE, tables and any data set, views and batches for training.
 
-A row is a dict `{"id": str, "image": {"bytes", "path"}, <the task's fields>, "targets": [str, …]}`. Fields are texts
-that fill the task's prompt; rows of a task without images have no `image`. Images are stored as distributed and
+A row is a dict `{"id": str, "image": {"bytes", "path"}, <fields of the task>, "targets": [str, …]}`. Fields are texts
+for the task's prompt; rows of a task without images have no `image`. Images are stored as distributed and
 decoded when a batch is made.
 
 Names are imported on first use, so that a process that only prepares data does not load torch.

@@ -1,5 +1,5 @@
-"""Which targets of a table a task can learn: labels become answers of its list, boxes must fit their image, codes
-must be those of one.
+"""Targets of a table that a task can learn: labels become answers from its list, boxes must fit their image, and
+codes must form an image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,18 @@ from ofa_hf.tasks_ofa import Task
 
 
 CONFIDENT = 1.0  # a target without a confidence
-SLACK = 1.0  # pixels by which annotated boxes leave their image; such boxes are cut
+SLACK = 1.0  # pixels by which a box may leave its image; it is then cut
 
 
 @dataclass(frozen=True)
 class AnswerRule:
-    """What the targets of a task are, as plain values: it is part of what rows are built from.
+    """The targets of a task, as plain values, which are part of the fingerprint of rows.
 
     Args:
-        kind: of answer, one of `ANSWERS`.
-        choices: the list of answers; empty where any text will do.
+        kind: kind of answer, one of `ANSWERS`.
+        choices: the list of answers; empty if any text is accepted.
         labels: other names of these answers, such as `entailment` for `yes`.
-        codes: of images, how many there are of one, and how many different ones; not checked where it is empty.
+        codes: number of codes per image and of different codes; empty skips the check.
     """
 
     kind: str = "text"
@@ -39,13 +39,13 @@ class AnswerRule:
         return {"kind": self.kind, "choices": list(self.choices), "labels": dict(self.labels), **about_codes}
 
     def answer(self, text: str, image_size: Sequence[int] | None = None) -> str:
-        """A target as training writes it.
+        """A target in the form for training.
 
         Args:
-            image_size: `(width, height)`, for boxes; without it, whether a box fits is not checked.
+            image_size: `(width, height)`, to check boxes; None skips that check.
 
         Raises:
-            ValueError: it is not in the list, no box of this image, or not the codes of an image.
+            ValueError: it is not in the list, not a box in this image, or not the codes of an image.
         """
         if self.kind == "image":
             return fit_codes(text, *self.codes)
@@ -60,17 +60,17 @@ class AnswerRule:
 
 @dataclass(frozen=True)
 class TargetForm:
-    """What the targets of rows are, and which columns hold them.
+    """The targets of rows, and their columns.
 
     Args:
-        rule: what they must be; rows with others are left out and reported.
-        column: usual name of their column.
-        confidence: name of the column that says how right a target is, 0 to 1. Rows then have their most confident
-            target, its `confidence`, and all of them as `references`.
-        has_confidences: such a column is used wherever it has its usual name, `confidence`.
-        more_fields: columns of the task's longer prompts, which rows may leave empty.
-        cells: instead of one column of targets, several that are tasks of their own. Rows have a target for each cell
-            with a text, and its column in `tasks`.
+        rule: requirements; rows that do not meet them are left out and reported.
+        column: common name of their column.
+        confidence: name of the column with confidences, 0 to 1. Rows then have their most confident target, its
+            `confidence`, and all targets as `references`.
+        has_confidences: use a column named `confidence` if there is one.
+        more_fields: columns for the task's longer prompts, which can be empty.
+        cells: several columns that are tasks, instead of one column of targets. Rows have a target for each non-empty
+            cell, and its column in `tasks`.
     """
 
     rule: AnswerRule = field(default_factory=AnswerRule)
@@ -94,7 +94,7 @@ def is_box(value: Any) -> bool:
 
 
 def text_of_box(value: Any) -> str:
-    from ofa_hf.boxes_ofa import parse_box  # with torch, which preparing other data does not need
+    from ofa_hf.boxes_ofa import parse_box  # imports torch, which other data does not need
 
     return ",".join(f"{side:.10g}" for side in parse_box(value))
 
@@ -108,7 +108,7 @@ def targets_in(value: Any) -> list[str] | None:
 
 
 def is_nan(value: Any) -> bool:
-    """Whether a number is NaN, which pandas writes where a table has nothing."""
+    """Whether a number is NaN, which pandas writes for empty cells."""
     return isinstance(value, float) and value != value
 
 
@@ -117,7 +117,7 @@ def is_number(value: Any) -> bool:
 
 
 def confidences_in(value: Any, number: int) -> list[float] | None:
-    """As many confidences as there are targets, from a number, a text or a list; None if they are none."""
+    """One confidence per target, from a number, a text or a list; None if that is impossible."""
     values = value if isinstance(value, list) else [value] * number
     try:
         found = [CONFIDENT if each in (None, "") else float(each) for each in values]
@@ -128,7 +128,7 @@ def confidences_in(value: Any, number: int) -> list[float] | None:
 
 
 def fit_box(text: str, image_size: Sequence[int] | None) -> str:
-    """A box as `xmin,ymin,xmax,ymax`, cut where it leaves its image by less than a pixel.
+    """A box as `xmin,ymin,xmax,ymax`, cut if it leaves its image by less than a pixel.
 
     Raises:
         ValueError: it is not a box, empty or reversed, or outside the image.
@@ -143,7 +143,7 @@ def fit_box(text: str, image_size: Sequence[int] | None) -> str:
 
 
 def fit_codes(text: str, number: int | None = None, codebook: int | None = None) -> str:
-    """Codes of an image as they are trained on, numbers divided by blanks.
+    """Codes of an image in the form for training, numbers separated by spaces.
 
     Raises:
         ValueError: these are not whole numbers, not as many as needed, or not below `codebook`.

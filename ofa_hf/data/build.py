@@ -51,7 +51,7 @@ class NoUsableRow(UserError):
     """A source has no row that can be trained on.
 
     Args:
-        report: what was found instead; `problems` are the first of them.
+        report: the report of the source; `problems` are the first problems.
     """
 
     def __init__(self, text: str, report: DataReport, problems: list[Problem]):
@@ -64,14 +64,16 @@ class Recipe:
     """A source of rows."""
 
     name: str
-    identity: dict[str, Any]  # everything the rows depend on
+    identity: dict[str, Any]  # everything that the rows depend on
     read_targets: Callable[[TargetIndex], Iterable[Problem]] | None  # None: only images
     make_shards: Callable[[TargetIndex | None], Sequence[Shard]]
     total: int | None = None  # units of the progress bar
     unit: str = " rows"
-    find_leftovers: Callable[[TargetIndex], Iterable[Problem]] | None = None  # problems that show after reading it all
-    explain_missing: Callable[[str], str] | None = None  # by the name of an image, why it is not there
-    notes: Callable[[], dict[str, Any]] = dict  # after reading it all: more fields of the report
+    find_leftovers: Callable[[TargetIndex], Iterable[Problem]] | None = (
+        None  # problems that are found only after reading everything
+    )
+    explain_missing: Callable[[str], str] | None = None  # image name → why it is missing
+    notes: Callable[[], dict[str, Any]] = dict  # after reading everything: more fields of the report
 
 
 def build(recipe: Recipe, options: Options, num_proc: int = 1, cache_dir: str | Path | None = None) -> Dataset:
@@ -83,7 +85,7 @@ def build(recipe: Recipe, options: Options, num_proc: int = 1, cache_dir: str | 
     folder = cache_root(cache_dir) / f"{recipe.name}-{fingerprint(recipe.identity, options)}"
     with explain_full_disk(folder.parent, FULL_DISK_ADVICE):
         refuse_unwritable_cache(folder.parent)
-        with FileLock(f"{folder}.lock"):  # a second process waits here and then finds the folder
+        with FileLock(f"{folder}.lock"):  # a second process waits here, then finds the folder
             if not folder.is_dir():
                 build_folder(recipe, options, num_proc, folder)
     report = read_report(folder)
@@ -92,10 +94,10 @@ def build(recipe: Recipe, options: Options, num_proc: int = 1, cache_dir: str | 
 
 
 def refuse_unwritable_cache(folder: Path) -> None:
-    """Make a cache, and try to write into it.
+    """Create a cache folder and check that it is writable.
 
     Raises:
-        UserError: that fails for want of permission.
+        UserError: there is no permission.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +140,9 @@ def file_identity(path: str | Path) -> list:
 
 def build_folder(recipe: Recipe, options: Options, num_proc: int, folder: Path) -> None:
     """Build next to the final folder and rename when complete."""
-    for leftover in folder.parent.glob(f"{folder.name}.incomplete-*"):  # of a killed build: we hold the lock
+    for leftover in folder.parent.glob(
+        f"{folder.name}.incomplete-*"
+    ):  # left by a killed build, since we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.incomplete-", dir=folder.parent))
     try:

@@ -1,4 +1,4 @@
-"""Images → the codes of a VQGAN, which a checkpoint that draws learns to write.
+"""Images → codes of a VQGAN, which a checkpoint that draws learns to generate.
 
 `image_processing_ofa.images_of_codes` turns codes back into images.
 
@@ -41,7 +41,7 @@ class ImageEncoder:
     Args:
         vqgan: a `diffusers.VQModel`. Its encoder is used, not copied; its decoder is not kept.
         code_logits: `quantize.proj.weight (codes, width, 1, 1)` and `quantize.proj.bias (codes,)`.
-        name: of the VQGAN, for messages.
+        name: name of the VQGAN, for messages.
 
     Raises:
         UserError: the logits do not fit the VQGAN.
@@ -65,10 +65,10 @@ class ImageEncoder:
 
         Args:
             name: folder or Hub id of the checkpoint.
-            device: as PyTorch names it; by default the fastest of this machine.
+            device: a PyTorch device; by default the fastest of this machine.
 
         Raises:
-            UserError: the checkpoint has no VQGAN, or none with the logits of the codes; diffusers is not installed.
+            UserError: the checkpoint has no VQGAN with code logits, or diffusers is not installed.
         """
         device, name = check_device(device), os.fspath(name)
         found = vqgan_files(name)
@@ -101,7 +101,7 @@ class ImageEncoder:
         return digest.hexdigest()
 
     def check_codes(self, number: int) -> None:
-        """Check that it has the codes that a checkpoint knows, of 8 × 8 pixels each.
+        """Check that it has the codes of a checkpoint, for 8 × 8 pixels each.
 
         Raises:
             UserError: it has others.
@@ -121,10 +121,10 @@ class ImageEncoder:
         """Images → codes `(images, size / 8, size / 8)`, row by row from the upper left corner.
 
         Args:
-            images: of any mode and size; of one that is not square the square in the middle is taken.
+            images: images of any mode and size; the square in the middle is used.
             size: pixels a side, a multiple of 8.
-            sample: draw each code by its probability, as the original does, instead of taking the most probable one.
-            generator: of the samples, on the encoder's device.
+            sample: sample each code, as the original does, instead of taking the most probable one.
+            generator: generator for sampling, on the encoder's device.
         """
         pixels = torch.stack([image_pixels(image, size) for image in images])
         return self.codes_of_pixels(pixels, sample, generator)
@@ -132,7 +132,7 @@ class ImageEncoder:
     def codes_of_pixels(
         self, pixels: Tensor, sample: bool = False, generator: torch.Generator | None = None
     ) -> LongTensor:
-        """What `image_pixels` gave, `(images, 3, height, width)` → codes `(images, height / 8, width / 8)`.
+        """Results of `image_pixels`, `(images, 3, height, width)` → codes `(images, height / 8, width / 8)`.
 
         Source of the samples: `gumbel_softmax` of OFA `models/taming/modules/vqvae/quantize.py`.
         """
@@ -154,8 +154,8 @@ def image_pixels(image: Image.Image, size: int, crop: bool = True) -> Tensor:
 
     Args:
         size: pixels of the shorter side, a multiple of 8.
-        crop: take the square in the middle. Without it an image keeps its shape, as in the original, and gives a grid
-            of codes that no checkpoint draws.
+        crop: use the square in the middle. Otherwise the image keeps its aspect ratio, as in the original, and gives
+            a grid of codes that no checkpoint draws.
 
     Source: OFA `generate_code.py`.
     """
@@ -173,7 +173,7 @@ def load_vqgan(name: str, load: Callable[[str], Any] = load_image_decoder) -> An
     """The VQGAN of a model that draws.
 
     Args:
-        load: `load_image_decoder`, or `read_image_decoder` for one that nobody else holds.
+        load: `load_image_decoder`, or `read_image_decoder` for a copy outside of the cache.
 
     Raises:
         UserError: it has none, or diffusers is missing.

@@ -22,13 +22,13 @@ ROW_NUMBERS, IS_ENCODED, ENCODED = "row_numbers", "is_encoded", "encoded"
 # `(questions,)`: the row whose image a question is about, where a row has several questions; the keys above and
 # `pixel_values` are then about rows, all others about questions.
 IMAGE_ROWS = "image_rows"
-MAX_WORKERS = 256  # slots for counting, one per data loader worker
+MAX_WORKERS = 256  # counters, one per data loader worker
 
 
 class Question(NamedTuple):
-    """A row with one task, and those of its targets that answer it."""
+    """A row with one task, and its targets for that task."""
 
-    number: int  # of the row in the batch
+    number: int  # number of the row in the batch
     row: dict[str, Any]
     task: str | None
     targets: list[str]
@@ -39,11 +39,11 @@ class OFACollator:
     """Rows of a task → `pixel_values`, `input_ids`, `attention_mask` of B rows, and `labels (B · k, tokens)`.
 
     Labels `i · k … (i + 1) · k − 1` belong to row `i`. Rows with fewer than k targets are filled up with labels of
-    nothing but −100, which the loss ignores. Targets longer than allowed are cut before `</s>` and counted in
-    `num_cut`, across data loader workers.
+    only −100, which the loss ignores. Targets that are too long are cut before `</s>` and counted in `num_cut`, across
+    data loader workers.
 
-    A row may say in `tasks` which task each of its targets answers. It then counts as one row for each of them, and
-    `image_rows` says which image they share.
+    `tasks` of a row can name the task of each target. The row then counts as one row per task, and `image_rows` maps
+    these to the shared image.
 
     Further keys, where the task needs them: `decoder_input_ids` if answers begin with the question; `word_sets` and
     `set_numbers` if they come from a list or are codes; `code_masks (B · k,)` if they are codes; `confidences
@@ -51,7 +51,7 @@ class OFACollator:
 
     Args:
         task: fills its prompt with the fields of each row. None: the checkpoint's default task.
-        max_target_tokens: of a text, with the end token.
+        max_target_tokens: maximum length of a text, including the end token.
         targets_per_row: k; 0 takes the largest number of targets in the batch.
     """
 
@@ -136,7 +136,7 @@ class OFACollator:
     def encode_targets(
         self, questions: list[Question], size: int, image_sizes: Sequence[tuple[int, int] | None], batch: BatchFeature
     ) -> dict[str, torch.Tensor]:
-        """Labels of `size` targets for each question, and what else the loss needs to know of them."""
+        """Labels of `size` targets for each question, and other inputs of the loss."""
         parts, slots_of = [], []
         for task in dict.fromkeys(question.task for question in questions):
             asked = [(place, question) for place, question in enumerate(questions) if question.task == task]
@@ -181,7 +181,7 @@ class OFACollator:
         return labels[:, : self.max_target_tokens]
 
     def _starts(self, writers: list[TargetWriter], batch: BatchFeature, size: int) -> list[list[int]]:
-        """What the decoder reads before each target: the start token, or as much of the question as the task says."""
+        """Decoder inputs before each target: the start token, or the part of the question that the task requires."""
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
         ends = {"": 1, "question": -1, "question and end": None}  # a prompt's first token is the start token
         return [prompts[place // size][: ends[writer.task.starts_with]] for place, writer in enumerate(writers)]
@@ -190,9 +190,9 @@ class OFACollator:
     def _bound(
         writers: list[TargetWriter], texts: list[list[int]], starts: list[list[int]], width: int
     ) -> dict[str, LongTensor]:
-        """The sets of words that may stand at the places of targets of a list."""
+        """The sets of words that are allowed at the positions of targets from a list."""
         numbers: dict[Words, int] = {}
-        known: dict[int, int] = {}  # by identity: the set of all codes is long, and stands at a thousand places
+        known: dict[int, int] = {}  # by identity: the set of all codes is long and occurs a thousand times
         set_numbers = torch.full((len(texts), width), -1)
         for row, writer, text, start in zip(set_numbers, writers, texts, starts):
             if writer.is_bound():
@@ -209,7 +209,7 @@ class OFACollator:
 
 
 def fields_of(row: dict[str, Any], task: Task) -> dict[str, str]:
-    """What a row has for the slots of a task's prompt, and of its longer prompts."""
+    """The values of a row for the slots of a task's prompt and of its longer prompts."""
     return {name: row[name] for name in (*task.fields, *task.longer_prompts) if row.get(name) is not None}
 
 
@@ -217,7 +217,7 @@ def open_row_image(row: dict[str, Any]) -> PIL.Image.Image:
     """Decode a row's image.
 
     Raises:
-        UserError: the image cannot be decoded. Names the row's id.
+        UserError: the image cannot be decoded; the message has the row's id.
     """
     try:
         return load_image(row["image"])

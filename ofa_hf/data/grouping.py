@@ -38,8 +38,8 @@ class ImagesById(Mapping):
 class GroupedTargets(torch.utils.data.Dataset):
     """Items are rows with the targets that the sampler chose.
 
-    The index is a pair `(row, target numbers)` of `GroupedTargetSampler`; a plain number gives all targets. Because
-    the choice is part of the index, it reaches data loader workers, persistent ones too, without any state.
+    The index is a pair `(row, target numbers)` of `GroupedTargetSampler`; a plain number gives all targets. Since the
+    choice is part of the index, it needs no state in data loader workers, including persistent ones.
 
     Args:
         encoded: known results of the encoder by row number: `number in encoded`, `encoded[number]`. Items then have a
@@ -61,7 +61,7 @@ class GroupedTargets(torch.utils.data.Dataset):
         item = dict((self._texts if is_known else self.dataset)[number])
         if chosen is not None:
             item["targets"] = [item["targets"][place] for place in chosen]
-            if "tasks" in item:  # without targets, a row still has a task
+            if "tasks" in item:  # a row without targets still has a task
                 item["tasks"] = [item["tasks"][place] for place in chosen] or item["tasks"][:1]
         if is_known:
             item["encoded"] = self.encoded[number]
@@ -71,7 +71,7 @@ class GroupedTargets(torch.utils.data.Dataset):
 
 
 class MixedTargets(torch.utils.data.Dataset):
-    """Items of several tasks, each from rows of its own.
+    """Items of several tasks, each with its own rows.
 
     The index is a pair `(task, index of GroupedTargets)` of `MixedTargetSampler`. Items name their task in `tasks`.
     """
@@ -92,8 +92,8 @@ class StreamedTargets(torch.utils.data.IterableDataset):
     """Items like those of `GroupedTargets` from streamed rows, each with up to k of the row's targets.
 
     The stream is endless: it starts over after the last row, so to the Trainer a run of `max_steps` is one long epoch,
-    in which it finds its place again by counting batches. Each pass shuffles the rows within a buffer and the targets
-    of each row. The groups of a row follow each other, so with k below the number of targets they tend to share a
+    which it can resume by counting batches. Each pass shuffles the rows within a buffer and the targets
+    of each row. The groups of a row are consecutive, so with k below the number of targets they tend to be in one
     batch.
 
     Args:
@@ -186,12 +186,12 @@ class GroupedTargetSampler(torch.utils.data.Sampler):
 class MixedTargetSampler(torch.utils.data.Sampler):
     """Draws batches of one task each from several tasks, whose images may have different sizes.
 
-    An epoch goes through a task's targets as often as its weight says: twice with weight 2, through a random half of
-    its batches with 0.5. All processes work on one task at a time.
+    An epoch goes through a task's targets as many times as its weight: twice with weight 2, through a random half of
+    its batches with 0.5. All processes work on the same task at a time.
 
     Args:
-        samplers: of each task; each fills up to a multiple of `block`.
-        weights: of each task.
+        samplers: the sampler of each task; each fills up to a multiple of `block`.
+        weights: the weight of each task.
         block: rows of one step over all processes.
         shuffle: False goes through the tasks in order.
     """
@@ -229,7 +229,7 @@ class MixedTargetSampler(torch.utils.data.Sampler):
             yield from ((task, group) for group in itertools.islice(groups[task], self.block))
 
     def _passes(self, task: str) -> Iterator[Any]:
-        """The groups of a task, pass after pass, each in another order."""
+        """The groups of a task, in repeated passes with different orders."""
         sampler = self.samplers[task]
         per_epoch = -(-self.blocks[task] * self.block // len(sampler))
         for number in itertools.count(self.epoch * per_epoch):

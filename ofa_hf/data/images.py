@@ -7,7 +7,7 @@ from ofa_hf.image_loading_ofa import ImageError, load_image
 
 
 def stored_image(value: Any) -> dict[str, Any] | None:
-    """Convert bytes, a path or a stored image to `{"bytes", "path"}`, one of them None. None if there is no image."""
+    """Convert bytes, a path or a stored image to `{"bytes", "path"}`, one of them None; None if there is no image."""
     if isinstance(value, (bytes, bytearray)):
         value = {"bytes": bytes(value)}
     elif isinstance(value, (str, Path)):
@@ -18,7 +18,7 @@ def stored_image(value: Any) -> dict[str, Any] | None:
 
 
 def measure(image: Any) -> tuple[tuple[int, int] | None, str]:
-    """Try to decode an image. Returns its `(width, height)` and the empty string, or None and what is wrong."""
+    """Try to decode an image. Returns `(width, height)` and the empty string, or None and the reason."""
     try:
         return load_image(image).size, ""
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""Read text files line by line in bounded memory: a line longer than any image is skipped."""
+"""Read text files line by line in bounded memory; lines longer than any image are skipped."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
 
-MAX_LINE_BYTES = 64 * 2**20  # no image of MUGE is larger; only a file without line breaks has such lines
+MAX_LINE_BYTES = 64 * 2**20  # larger than all images of MUGE; longer lines occur only in files without line breaks
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -20,7 +20,7 @@ def read_lines(path: str | Path, start: int = 0, end: int | None = None) -> Iter
     with open(path, "rb") as stream:
         if start:
             stream.seek(start - 1)
-            skip_line(stream)  # it starts earlier, so the previous range reads it
+            skip_line(stream)  # it starts earlier and belongs to the previous range
         while end is None or stream.tell() < end:
             position = stream.tell()
             line = stream.readline(MAX_LINE_BYTES)
@@ -70,5 +70,5 @@ def target_list(value: Any) -> list[str] | None:
 
 
 def whole_characters(text: str) -> str:
-    """Replace each half of a surrogate pair by �. JSON can spell one (an emoji cut in two), UTF-8 cannot store it."""
+    """Replace unpaired surrogates by �. JSON can contain them (a cut emoji), but UTF-8 cannot store them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

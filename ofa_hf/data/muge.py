@@ -45,15 +45,15 @@ def load_muge(
 ) -> Dataset:
     """Load MUGE files as rows `{"id", "image", "targets"}`, one per image, in the order of the images.
 
-    The files are read once, line by line; later calls map the rows into memory from a cache. Memory stays flat
-    whatever the size of the files. Lines with a problem are skipped, counted and listed in a file, see `report_of`.
+    The files are read once, line by line; later calls map the rows into memory from a cache. Memory does not grow with
+    the size of the files. Lines with a problem are skipped, counted and listed in a file, see `report_of`.
 
     Args:
         captions: JSONL file; several are merged, as the article merges train and valid. None loads only the images.
         images: TSV file or files.
         num_proc: number of processes that read the images; 0 reads them in this process.
         strict: raise the first problem instead of skipping it.
-        check_images: decode every image once, so that a broken one is found now and not during training.
+        check_images: decode every image once, so that broken ones are found now and not during training.
         require_targets: skip images without captions, such as those of the test split.
         cache_dir: folder of the Arrow files. Default: the cache of `datasets`.
 
@@ -102,7 +102,7 @@ def as_paths(paths: Paths | None) -> list[Path]:
 
 
 def index_captions(files: Iterable[Path], index: TargetIndex) -> Iterator[Problem]:
-    """Put the captions of JSONL files into the index. Yields their problems."""
+    """Add the captions of JSONL files to the index. Yields their problems."""
     for path in files:
         for line, row in read_json_lines(path):
             if isinstance(row, Problem):
@@ -121,13 +121,13 @@ def index_row(index: TargetIndex, file: str, line: int, row: dict) -> Iterator[P
         yield Problem(MALFORMED_LINE, file, line, image_id, 'expected "text" to be a list of captions')
         return
     usable = [caption.strip() for caption in captions if caption.strip()]
-    index.add(image_id, usable, file, line)  # lines of one id are joined, as the rows of a table are
+    index.add(image_id, usable, file, line)  # lines with the same id are joined, like rows of a table
     for _ in range(len(captions) - len(usable)):
         yield Problem(EMPTY_TARGET, file, line, image_id)
 
 
 def split_files(files: Sequence[Path], num_proc: int) -> list["TsvRange"]:
-    """Cut the files into ranges of about equal size: as many as processes, at least one per file."""
+    """Split the files into ranges of similar size: one per process, at least one per file."""
     sizes = [path.stat().st_size for path in files]
     shards = []
     for path, size in zip(files, sizes, strict=True):
@@ -169,13 +169,13 @@ def parse_image(line: bytes | None, file: str, number: int) -> RowRecord | Probl
 
 
 def decode_base64(text: bytes) -> bytes:
-    """Decode base64, url-safe or standard, with or without padding. Of a truncated text the bytes before the cut.
+    """Decode base64, url-safe or standard, with or without padding. A truncated text gives the bytes before the cut.
 
     Raises:
         ValueError: the text has other characters or is empty.
     """
     compact = b"".join(text.split()).translate(URL_SAFE).rstrip(b"=")
-    compact = compact[: len(compact) - (len(compact) % 4 == 1)]  # a single character of four encodes less than a byte
+    compact = compact[: len(compact) - (len(compact) % 4 == 1)]  # a single character encodes less than a byte
     if not compact:
         raise ValueError("it is empty")
     return base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)

@@ -1,6 +1,6 @@
-"""The original's own data files as they are: TSV without a header, a row a line, its image as base64 in the row.
+"""Data files of the official code: TSV without a header, one row per line, with the image as base64.
 
-A line is read once and goes into the Arrow file, so memory stays flat. Texts are prepared as the original does.
+Lines are written to the Arrow file as they are read, so memory stays flat. Texts are prepared as in the official code.
 
 Source: OFA `data/mm_data/*_dataset.py`, `data/nlu_data/`, `data/nlg_data/`; columns of `run_scripts/`.
 """
@@ -34,26 +34,26 @@ MAX_CAPTION_WORDS, MAX_READ, MAX_SUMMARY_WORDS = 20, 64, 64  # of targets
 
 @dataclass(frozen=True)
 class Form:
-    """The columns of a task's files: what they hold, and `selected_cols` of the scripts, counted from 0."""
+    """The columns of a task's files and `selected_cols` of the scripts, counted from 0."""
 
     names: tuple[str, ...]
     columns: str
     columns_zh: str = ""
     columns_of_tests: str = ""
-    others: tuple["Form", ...] = ()  # of files with another number of columns
+    others: tuple["Form", ...] = ()  # forms with another number of columns
 
     def fitting(self, file: Path, selected: str | None) -> "Form":
-        """The form of a file with as many columns as this one has, or as many as were selected of it."""
+        """The form for the number of columns in a file, or of selected columns."""
         if not self.others:
             return self
         count = selected.count(",") + 1 if selected else columns_of(file)
         return next((form for form in self.others if len(form.names) == count), self)
 
     def places(self, language: str, is_test: bool, selected: str | None) -> dict[str, int]:
-        """Place of each part in a line.
+        """Column of each part.
 
         Args:
-            selected: `selected_cols` of the user.
+            selected: `selected_cols` given by the user.
 
         Raises:
             UserError: it is not a list of as many numbers as there are parts.
@@ -78,7 +78,9 @@ class Form:
 
 
 FORMS = {
-    "caption": Form((ID, IMAGE, TARGET), "0,4,2", columns_of_tests="1,4,2"),  # tests are named by their image
+    "caption": Form(
+        (ID, IMAGE, TARGET), "0,4,2", columns_of_tests="1,4,2"
+    ),  # rows of tests are identified by their image
     "vqa": Form((ID, IMAGE, "question", TARGET, "objects"), "0,5,2,3,4"),
     "entailment": Form((ID, IMAGE, "hypothesis", "caption", TARGET), "0,2,3,4,5"),
     "grounding": Form((ID, IMAGE, "text", TARGET), "0,4,2,3", columns_zh="0,3,1,2"),
@@ -106,11 +108,11 @@ def form_of(task: Task) -> Form:
     """The form of a task's files.
 
     Raises:
-        UserError: the original has no files for it.
+        UserError: the official code has no files for it.
     """
     if task.name not in FORMS:
         raise UserError(
-            f"The original has no files for the task {task.name}. Accepted with data_format official: "
+            f"The official code has no files for the task {task.name}. Accepted with data_format official: "
             f"{', '.join(FORMS)}. Pass a table with a header."
         )
     return FORMS[task.name]
@@ -130,36 +132,21 @@ def load_official(
     check_images: bool = True,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
-    """Load one of the original's TSV files as rows of a task, in the order of the file.
+    """Load an official TSV file as rows of a task, in the order of the file.
 
     Args:
         file: a line per row, columns separated by tabs, no header.
-        is_test: captions keep their punctuation and may be several, separated by `&&`.
-        selected_cols: columns of the parts, as in the original's scripts; by default those of its published files.
-        more_fields: of the task's longer prompts, such as `objects`.
-        rule: what the targets must be; by default that of the task.
+        is_test: captions keep their punctuation, and there can be several, separated by `&&`.
+        selected_cols: columns of the parts, as in the official scripts; by default those of the published files.
+        more_fields: fields of the task's longer prompts, such as `objects`.
+        rule: requirements for targets; by default those of the task.
         num_proc, strict, check_images, cache_dir: as in `load_muge`.
 
     Raises:
-        UserError: the original has no such files, the file cannot be read, or no row is usable.
+        UserError: there are no such official files, the file cannot be read, or no row is usable.
     """
-    path = Path(file)
-    form = form_of(task).fitting(path, selected_cols)
-    places = form.places(language, is_test, selected_cols)
-    if not task.needs_image:
-        places.pop(IMAGE, None)
-    if TARGET not in places and not is_test:
-        raise UserError(
-            f"{path} has the columns {', '.join(places)} and nothing to learn. Pass a file with the codes of the "
-            f"images as well, or a table of images and texts."
-        )
-    fields = (*task.fields, *more_fields)
-    missing = [name for name in fields if name not in places]
-    if missing:
-        raise UserError(
-            f"The prompt of the task {task.name} asks for {', '.join(missing)}, which the original's files do not "
-            f"have. They have {', '.join(form.names)}."
-        )
+    path, fields = Path(file), (*task.fields, *more_fields)
+    places = places_of(path, task, fields, language, is_test, selected_cols)
     identity = {"source": "official", "file": file_identity(path), "task": task.name, "places": places}
     identity |= {"language": language, "is_test": is_test, "fields": fields}
     size = path.stat().st_size
@@ -185,6 +172,31 @@ def load_official(
         rule=(rule or AnswerRule.of(task)).as_dict(),
     )
     return build(recipe, options, num_proc, cache_dir)
+
+
+def places_of(
+    path: Path, task: Task, fields: Sequence[str], language: str, is_test: bool, selected_cols: str | None
+) -> dict[str, int]:
+    """Column of each part of the rows of a file.
+
+    Raises:
+        UserError: the file has no targets to train on, or no column for a field.
+    """
+    form = form_of(task).fitting(path, selected_cols)
+    places = form.places(language, is_test, selected_cols)
+    if not task.needs_image:
+        places.pop(IMAGE, None)
+    if TARGET not in places and not is_test:
+        raise UserError(
+            f"{path} has the columns {', '.join(places)} and nothing to learn. Pass a file with the codes of the "
+            f"images as well, or a table of images and texts."
+        )
+    if missing := [name for name in fields if name not in places]:
+        raise UserError(
+            f"The prompt of the task {task.name} asks for {', '.join(missing)}, which official files do not "
+            f"have. They have {', '.join(form.names)}."
+        )
+    return places
 
 
 def columns_of(file: Path) -> int:
@@ -255,11 +267,11 @@ def parse_line(
 
 # ---------------------------------------------------------------------------------------------- targets
 
-Targets = tuple[list[str], list[float]]  # answers, and their confidences if they have any
+Targets = tuple[list[str], list[float]]  # answers, and their confidences if there are any
 
 
 def target_reader(task: Task, language: str, is_test: bool) -> Callable[[str], Targets]:
-    """What turns a target as it stands in a file into the answers that are trained or compared."""
+    """Returns a function from a target in a file to answers for training or scoring."""
     if task.name == "vqa":
         return read_confidences
     readers = {
@@ -280,12 +292,12 @@ def read_confidences(text: str) -> Targets:
     """`0.6|!+no&&1.0|!+yes` → answers and confidences.
 
     Raises:
-        ValueError: it is written otherwise.
+        ValueError: it has another format.
     """
     pairs = [part.split(CONFIDENCE, 1) for part in text.strip().split(SEPARATOR)]
     if not all(len(pair) == 2 for pair in pairs):
         raise ValueError(f"expected answers such as 0.6|!+no&&1.0|!+yes, not {text[:60]!r}")
-    known = {answer: float(confidence) for confidence, answer in pairs}  # the last of one answer counts
+    known = {answer: float(confidence) for confidence, answer in pairs}  # the last one of repeated answers counts
     return list(known), list(known.values())
 
 
@@ -328,7 +340,7 @@ def simplify(text: str) -> str:
         from zhconv import convert
     except ImportError as error:
         raise UserError(
-            "The original simplifies the Chinese characters of texts on images, which needs the package zhconv. "
+            "The official code converts texts in images to simplified Chinese, which needs the package zhconv. "
             "Install it with `pip install 'ofa-hf[official]'`, or pass a table, whose texts stay as they are."
         ) from error
     return convert(re.sub(r"\0", "", text), "zh-hans")

@@ -1,6 +1,6 @@
 """Read the shards of a source, in one process or several, into one Arrow file each.
 
-Memory stays flat: rows are written as they arrive; problems and ids go to files of their own.
+Memory stays flat: rows are written as they are read, and problems and ids to separate files.
 """
 
 import json
@@ -29,9 +29,9 @@ from ofa_hf.tables.problems import BROKEN_IMAGE, UNFIT_ANSWER, WITHOUT_TARGETS, 
 from ofa_hf.tasks_ofa import BOX_SLOT
 
 
-BATCH_BYTES = 16 * 2**20  # of images held in memory before they are written
+BATCH_BYTES = 16 * 2**20  # bytes of images in memory before they are written
 BATCH_ROWS = 1000
-# Of rows and of training items.
+# Names of columns of rows and of training items.
 RESERVED_COLUMNS = frozenset("id image targets tasks confidence references row_number encoded".split())
 INDEX_FILE = "targets.sqlite"
 
@@ -45,11 +45,11 @@ def row_features(
         fields: names of the text columns that fill the task's prompt.
         has_images: False for a task that reads only text.
         has_tasks: `tasks` names the task that each target answers.
-        has_confidences: `confidence` is that of the target, `references` are all right answers with theirs.
+        has_confidences: `confidence` is that of the target; `references` are all right answers with confidences.
     """
     reserved = RESERVED_COLUMNS.intersection(fields)
     if reserved:
-        raise ValueError(f"A task's field cannot be called {', '.join(sorted(reserved))}. Rename it.")
+        raise ValueError(f"The field of a task cannot be called {', '.join(sorted(reserved))}. Rename it.")
     image = {"image": Image(decode=False)} if has_images else {}
     texts = {name: Value("string") for name in fields}
     tasks = {"tasks": [Value("string")]} if has_tasks else {}
@@ -60,16 +60,16 @@ def row_features(
 
 @dataclass(frozen=True)
 class Options:
-    """What every source lets the caller choose."""
+    """Options of all sources."""
 
     strict: bool = False  # stop at the first problem instead of skipping it
-    check_images: bool = True  # decode every image once, so that training meets no broken one
+    check_images: bool = True  # decode every image once, so that none is broken in training
     require_targets: bool = True  # skip rows without targets
     fields: tuple[str, ...] = ()  # text columns that fill the task's prompt
     has_images: bool = True
-    has_tasks: bool = False  # each target names the task that it answers
+    has_tasks: bool = False  # targets have tasks
     has_confidences: bool = False
-    rule: Mapping[str, Any] = field(default_factory=dict)  # of the targets, see `AnswerRule`
+    rule: Mapping[str, Any] = field(default_factory=dict)  # requirements for targets, see `AnswerRule`
 
     @property
     def features(self) -> Features:
@@ -81,8 +81,8 @@ class RowTexts:
     """The texts of a row.
 
     Args:
-        tasks: what each target answers, where rows have several tasks.
-        confidences: of the targets, where they have any; the most confident one is trained.
+        tasks: task of each target, if rows have several tasks.
+        confidences: confidences of the targets, if they have any; the most confident one is trained.
     """
 
     fields: Mapping[str, str]
@@ -91,7 +91,7 @@ class RowTexts:
     confidences: Sequence[float] = ()
 
     def without_blanks(self) -> "RowTexts":
-        """Without targets that are nothing but blanks."""
+        """The targets that are not blank."""
         kept = [place for place, target in enumerate(self.targets) if target.strip()]
         confidences = [self.confidences[place] for place in kept if self.confidences]
         return replace(self, targets=[self.targets[place].strip() for place in kept], confidences=confidences)
@@ -99,11 +99,11 @@ class RowTexts:
 
 @dataclass(frozen=True)
 class RowRecord:
-    """A row that a shard found.
+    """A row found in a shard.
 
     Args:
         image: `{"bytes", "path"}`, one of them None; None for a row without an image.
-        texts: None where the index of texts has them.
+        texts: None if the texts are in the index.
     """
 
     id: str
@@ -116,15 +116,15 @@ class Shard(Protocol):
     """A part of a source that one process reads."""
 
     file: str  # named in problems
-    lines: int  # after reading: how much to add to the line numbers of this file's later shards
+    lines: int  # after reading: offset for the line numbers of later shards of this file
 
     def read(self, index: TargetIndex | None, advance: Callable[[int], None]) -> Iterator[RowRecord | Problem]:
-        """Yield rows and problems, calling `advance` with the units done."""
+        """Yield rows and problems, and call `advance` with the finished units."""
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """Files that reading a shard produced: its rows, every id seen, and its problems."""
+    """Files written for a shard: its rows, all ids, and its problems."""
 
     file: str
     lines: int
@@ -202,7 +202,7 @@ def row_of(found: RowRecord, texts: RowTexts, options: Options) -> dict[str, Any
     if not options.has_confidences:
         return {**row, "targets": texts.targets, **({"tasks": texts.tasks} if options.has_tasks else {})}
     confidences = list(texts.confidences) or [1.0] * len(texts.targets)
-    best = max(range(len(confidences)), key=confidences.__getitem__, default=0)  # of several the first
+    best = max(range(len(confidences)), key=confidences.__getitem__, default=0)  # the first of several
     known = [{"text": text, "confidence": value} for text, value in zip(texts.targets, confidences, strict=True)]
     return {
         **row,
@@ -264,7 +264,7 @@ def read_shards(
 ) -> Iterator[ShardResult]:
     """Read all shards, `num_proc` at a time, and yield their results in order.
 
-    Where starting a process is cheap, even a single shard is read in one, whose memory is freed when it ends.
+    If starting a process is cheap, even a single shard is read in a new process, whose memory is freed at its end.
     `num_proc=0` reads in this process.
     """
     jobs = [(shard, options, work, number, len(shards)) for number, shard in enumerate(shards)]
@@ -281,7 +281,7 @@ def read_shards(
             for future in futures:
                 yield result_of(future, done, bar)
         finally:
-            stop.value = 1  # after an error, strict mode's first problem or Ctrl-C the others can stop
+            stop.value = 1  # after an error, a problem in strict mode or Ctrl-C, the others can stop
             pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -318,7 +318,7 @@ def start_worker(done, stop, parent: int) -> None:
 
 
 def end_with(parent: int) -> None:
-    """End with the parent process. Otherwise a worker would wait forever: its siblings keep its pipes open."""
+    """End with the parent process. Otherwise a worker could wait forever, since its siblings keep its pipes open."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

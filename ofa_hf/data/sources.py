@@ -28,16 +28,16 @@ from ofa_hf.tasks_ofa import Task
 
 MUGE_SUFFIX = ".tsv"
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "tif", "tiff", "image")  # of a shard's files
-SAMPLE_ROWS = 100  # in which the first image of a table is looked for
+SAMPLE_ROWS = 100  # number of rows to search for the first image of a table
 TEXT_KEYS = ("txt", "caption", "text", "json")
 
 
 @dataclass(frozen=True)
 class TableForm:
-    """What a user may say about a table; what is None is told from the table itself.
+    """The user's options for a table; None is detected from the table.
 
     Args:
-        cache_dir: folder of what is built, downloaded and unpacked. Default: the cache of `datasets`.
+        cache_dir: folder for prepared, downloaded and unpacked data. Default: the cache of `datasets`.
     """
 
     encoding: str | None = None
@@ -70,16 +70,16 @@ def load_source(
     targets: TargetForm | None = None,
     **options: Any,
 ) -> Dataset:
-    """Rows of a task from files, whatever form they have.
+    """Load rows of a task from files of any kind.
 
     Args:
-        captions: a table or public set, see `open_table`; `muge:FOLDER@train`; a folder of images with texts beside
+        captions: a table or public set, see `open_table`; `muge:FOLDER@train`; a folder of images with texts next to
             them; MUGE's captions; shards of WebDataset (`.tar`, or a pattern such as `shards/*.tar`).
         images: the folder that the table names, also packed; MUGE's image file. None where `captions` has the
             images, or names them by links or complete paths.
         fields: columns that fill the task's prompt.
-        form: what the user said about the table.
-        targets: what they are, if they are more than texts.
+        form: the user's options for the table.
+        targets: form of the targets, if they are not just texts.
         options: `num_proc`, `strict`, `check_images`, `require_targets`, as in `load_muge`.
 
     Raises:
@@ -97,7 +97,7 @@ def load_source(
         return load_muge(captions, images, cache_dir=form.cache_dir, **options)
     options["targets"] = targets
     if images is not None and needs_images and stored_images(captions, form):
-        raise UserError(f"{captions} holds its images, but {images} was given too. Leave that out.")
+        raise UserError(f"{captions} holds its images, but {images} was also given. Leave that out.")
     if images is None and needs_images:
         if is_packed(captions) or "*" in str(captions):
             return load_shards(str(captions), fields=fields, form=form, **options)
@@ -115,14 +115,14 @@ def load_source(
 
 @dataclass(frozen=True)
 class Files:
-    """Files of rows, as a user names them.
+    """Files of rows, as given by the user.
 
     Args:
         captions, images: see `load_source`, or an official TSV and None.
-        is_official: the first is one of the original's files; told from its suffix for tasks with images.
+        is_official: the first is an official file; by default detected from its suffix for tasks with images.
         selected_cols, more_fields: see `load_official`.
         is_test: the rows are for scoring.
-        images_option: how the user names the images, for messages.
+        images_option: option with which the user gives the images, for messages.
     """
 
     captions: str | Path
@@ -135,7 +135,7 @@ class Files:
 
 
 def as_read(task: Task) -> Task:
-    """The task that data is read for. That of a task that draws are images with texts, as a captioner's are."""
+    """The task for reading data. Data of a task that draws is read like captions, as images with texts."""
     if task.answer != "image":
         return task
     prompts = dict.fromkeys(task.prompts, "")
@@ -144,18 +144,18 @@ def as_read(task: Task) -> Task:
 
 
 def has_codes(files: Files, task: Task) -> bool:
-    """Whether files of a task that draws hold codes in place of images: those of the original do."""
+    """Whether files of a task that draws contain codes instead of images, as official files do."""
     return task.answer == "image" and is_original(files, task)
 
 
 def is_original(files: Files, task: Task, has_cells: bool = False) -> bool:
-    """Whether files are the original's: the user says so, or the suffix does."""
+    """Whether files are official ones, as the user or the suffix says."""
     is_alone = files.images is None and as_read(task).needs_image and not has_cells
     return files.is_official or (is_alone and Path(files.captions).suffix == MUGE_SUFFIX and task.name in FORMS)
 
 
 def load_task_files(files: Files, task: Task, language: str, targets: TargetForm, **options: Any) -> Dataset:
-    """Rows of a task from files: the original's, or those of `load_source`.
+    """Load rows of a task from official files, or from those of `load_source`.
 
     Rows of a task that draws have its text and the codes of its image as the target, if the files have codes;
     otherwise they have an image, and its texts as targets.
@@ -169,7 +169,7 @@ def load_task_files(files: Files, task: Task, language: str, targets: TargetForm
     """
     if files.is_official and files.images is not None:
         raise UserError(
-            f"The original's files hold their images, but {files.images} was given too. Leave {files.images_option} "
+            f"Official files contain their images, but {files.images} was also given. Leave {files.images_option} "
             f"out, or data_format."
         )
     if is_original(files, task, bool(targets.cells)):
@@ -188,14 +188,14 @@ def load_task_files(files: Files, task: Task, language: str, targets: TargetForm
 
 
 def has_its_images(captions: str | Path, form: TableForm) -> bool:
-    """Whether a source of captions needs no folder of images beside it."""
+    """Whether a source of captions needs no separate folder of images."""
     if muge_files(captions) or is_packed(captions) or "*" in str(captions) or Path(captions).is_dir():
         return True
     return stored_images(captions, form) or names_complete(captions, form)
 
 
 def stored_images(path: str | Path, form: TableForm) -> bool:
-    """Whether a parquet file holds images rather than their names."""
+    """Whether a parquet file contains images rather than their names."""
     return Path(path).suffix.lower() == ".parquet" and isinstance(first_image(path, form), (bytes, dict))
 
 
@@ -206,7 +206,7 @@ def names_complete(path: str | Path, form: TableForm) -> bool:
 
 
 def first_image(path: str | Path, form: TableForm) -> Any:
-    """What the image column of a table first holds; None if there is no such column, or its first rows have none."""
+    """The first value of a table's image column; None if there is no such column, or its first rows are empty."""
     table = open_table(path, **form.reading())
     column = image_column_of(table.columns, form.image_column)
     rows = (row for _, row in islice(table, SAMPLE_ROWS) if not isinstance(row, Problem))
@@ -230,10 +230,10 @@ def load_dataset_rows(
     kind: str = "data set",
     **options: Any,
 ) -> Dataset:
-    """Rows of a data set whose columns have usual names or are named by the user.
+    """Rows of a data set whose columns have common names or are named by the user.
 
     Args:
-        kind: the form of the data set, for the report.
+        kind: kind of the data set, for the report.
     """
     wanted = Columns(form.image_column, form.caption_column, form.id_column, tuple(fields))
     wanted = replace(wanted, usual_target=targets.column) if targets else wanted

@@ -1,4 +1,4 @@
-"""Load a user's own data: a table with a folder of images or without, or any data set of the `datasets` library."""
+"""Load your own data: a table with or without a folder of images, or any data set of the `datasets` library."""
 
 import logging
 import os
@@ -65,18 +65,18 @@ def load_table(
 ) -> Dataset:
     """Load a table, and the folder of images that it names, as rows `{"id", "image", <fields>, "targets"}`.
 
-    Several targets of one image are repeated lines or, in JSON, a list. `report_of` says how the table was read, which
-    names of images were repaired, and what was left out.
+    Several targets of one image are in repeated lines or, in JSON, in a list. `report_of` tells how the table was
+    read, which image names were repaired, and what was left out.
 
     Args:
-        table: any file of `open_table`, or a folder of images with a `.txt` file of the same name beside each.
+        table: any file of `open_table`, or a folder of images with a `.txt` file of the same name next to each.
         folder: folder, zip or tar file of the files that the image column names, see `ImageFinder`. None loads rows
             without images.
-        image_column, target_column, id_column: names of the columns; usual names are recognized by default.
+        image_column, target_column, id_column: names of the columns; common names are recognized by default.
         fields: columns that fill the task's prompt, such as a question.
-        encoding, separator: of a text table; told from the file by default.
+        encoding, separator: form of a text table; by default detected.
         num_proc, strict, check_images, require_targets, cache_dir: as in `load_muge`.
-        targets: what they are, if they are more than texts.
+        targets: form of the targets, if they are not just texts.
 
     Raises:
         UserError: a file, folder or column is missing, the encoding is wrong, no row is usable.
@@ -109,7 +109,7 @@ def load_table(
 
 
 def table_identity(path: Path) -> list:
-    """What a table's rows depend on; of a folder of texts, its texts."""
+    """What the rows of a table depend on; for a folder of texts, the texts."""
     return texts_identity(path) if path.is_dir() else file_identity(path)
 
 
@@ -123,15 +123,15 @@ def folder_identity(folder: Path) -> list:
 
 
 def notes_of(assumed: Mapping[str, Any], finder: ImageFinder | None) -> dict[str, Any]:
-    """What the report says beside problems."""
+    """Fields of the report other than problems."""
     repaired, left_out = (finder.repaired, dict(finder.left_out)) if finder else ({}, {})
-    if assumed.get("kind") == TEXT_FILES:  # each was read, or is a problem
+    if assumed.get("kind") == TEXT_FILES:  # each was read or is a problem
         left_out.pop(TEXT, None)
     return {"assumed": dict(assumed), "repaired": dict(repaired), "left_out": dict(left_out)}
 
 
 def image_names(table: Table, columns: Columns) -> Iterator[str]:
-    """What the image column holds."""
+    """The value of the image column."""
     for _, row in table:
         if isinstance(row, dict) and columns.image:
             yield name_of_image(row.get(columns.image))
@@ -144,7 +144,7 @@ def index_table(
     links: LinkedImages | None,
     index: TargetIndex,
 ) -> Iterator[Problem]:
-    """Put the texts of a table into the index, each with the path of its image. Yields their problems."""
+    """Add the texts of a table to the index, each with the path of its image. Yields their problems."""
     for line, row in table:
         if isinstance(row, Problem):
             yield row
@@ -165,20 +165,20 @@ def index_table(
 
 
 def image_path(name: str, finder: ImageFinder, links: LinkedImages) -> str:
-    """Path of the file that a name or link stands for; empty if there is none."""
+    """Path of the file for a name or link; empty if there is none."""
     found = links.path(name) if is_link(name) else finder.find(name).path
     return str(found or "")
 
 
 def explain_missing(finder: ImageFinder, links: LinkedImages, name: str) -> str:
-    """Why a name or link stands for no file."""
+    """Why there is no file for a name or link."""
     return links.explain(name) if is_link(name) else finder.explain(name)
 
 
 def index_row(
     index: TargetIndex, file: str, line: int, row: dict, columns: Columns, default_id: str, name: str = ""
 ) -> Iterator[Problem]:
-    """Put the texts of one row into the index. Yields its problems."""
+    """Add the texts of one row to the index. Yields its problems."""
     parsed = parse_texts(row, columns, file, line, default_id)
     if isinstance(parsed, Problem):
         yield parsed
@@ -216,7 +216,7 @@ def parse_texts(row: dict, columns: Columns, file: str, line: int, default_id: s
 
 
 def name_of_image(value: Any) -> str:
-    """The name of an image file in a cell; of JSON also the name in an object such as `{"id": 7, "path": "a.jpg"}`."""
+    """The name of an image file in a cell; in JSON also in an object such as `{"id": 7, "path": "a.jpg"}`."""
     if isinstance(value, dict):
         named = (value[key] for key in matches(value, IMAGE_FILE_NAMES))
         return next((each.strip() for each in named if isinstance(each, str) and each.strip()), "")
@@ -244,7 +244,7 @@ class TableRows:
     has_images: bool
     first: int
     last: int
-    lines: int = 0  # the lines are already those of the table
+    lines: int = 0  # lines are already those of the table
 
     def read(self, index: TargetIndex, advance: Callable[[int], None]) -> Iterator[RowRecord]:
         for row_id, path, _, line in index.entries(self.first, self.last):
@@ -258,8 +258,7 @@ class TableRows:
 class FolderImages(Mapping):
     """The images of a folder by name, as a table calls them, see `ImageFinder`.
 
-    Iteration gives their paths below the folder without suffix, as in `image_id`; with it where two images differ in
-    nothing else.
+    Iteration yields relative paths without suffix, as in `image_id`, or with it if two images differ only in that.
     """
 
     def __init__(self, folder: str | Path):
@@ -273,18 +272,18 @@ class FolderImages(Mapping):
         return {"bytes": None, "path": path}
 
     def report_left_out(self) -> None:
-        """Log by kind what the folder holds besides."""
+        """Log counts of other files in the folder, by kind."""
         len(self)
         report_left_out(self.folder, self.finder.left_out)
 
     def report_repaired(self, names: Iterable[str]) -> None:
-        """Log by kind how names had to be repaired to be found."""
+        """Log counts of repaired names, by kind."""
         repaired = Counter(repair for name in names for repair in self.finder.find(name).repairs)
         if repaired:
             logger.warning(f"Names of images repaired: {counted(repaired)}.")
 
     def identity(self, name: str) -> str:
-        """The same text for all names of one image: the path of its file, or the name if there is none."""
+        """A canonical name for all names of one image: the path of its file, or the name if there is none."""
         return self.finder.find(name).path or name
 
     def __iter__(self) -> Iterator[str]:
@@ -327,7 +326,7 @@ def load_rows(
         fields: columns that fill the task's prompt, such as a question.
         num_proc, strict, check_images, cache_dir: as in `load_muge`.
         targets: as in `load_table`.
-        assumed: how the data set was read, for the report.
+        assumed: assumptions about the data set, for the report.
 
     Raises:
         UserError: a column is missing, no row is usable, the disk is full.
@@ -350,7 +349,7 @@ def load_rows(
 
 
 def undecoded(dataset: Dataset | IterableDataset, image_column: str | None) -> Dataset | IterableDataset:
-    """Keep images as they are stored; they are decoded when a batch is made."""
+    """Keep images as they are stored; they are decoded when a batch is created."""
     features = dataset.features or {}
     if isinstance(features.get(image_column), Image):
         return dataset.cast_column(image_column, Image(decode=False))
@@ -371,14 +370,14 @@ def split_rows(dataset: Dataset, columns: Columns, num_proc: int) -> list["Datas
 
 @dataclass
 class DatasetRows:
-    """The rows `first … last − 1` of a data set. Of rows with the same id only the first gives a row."""
+    """The rows `first … last − 1` of a data set. Only the first of rows with the same id is kept."""
 
     dataset: Dataset
     columns: Columns
     first: int
     last: int
     file: str = DATASET
-    lines: int = 0  # the lines are already row numbers of the whole data set
+    lines: int = 0  # lines are already row numbers of the whole data set
 
     def read(self, index: TargetIndex, advance: Callable[[int], None]) -> Iterator[RowRecord | Problem]:
         for number in range(self.first, self.last):
@@ -457,13 +456,13 @@ def stream_row(row: dict[str, Any], number: int, columns: Columns, options: Opti
 
 
 def label_names(dataset: Dataset | IterableDataset, column: str) -> list[str]:
-    """What the numbers in a column of labels stand for; empty for other columns."""
+    """Names of the numbers in a column of labels; empty for other columns."""
     feature = (dataset.features or {}).get(column)
     return list(feature.names) if isinstance(feature, ClassLabel) else []
 
 
 def with_label(row: dict[str, Any], column: str, names: Sequence[str]) -> dict[str, Any]:
-    """A row whose label is a name; −1, which means that nobody knows it, becomes empty."""
+    """A row with label names instead of numbers; −1, which means unknown, becomes empty."""
     number = row.get(column)
     if not names or not isinstance(number, int):
         return row
@@ -471,7 +470,7 @@ def with_label(row: dict[str, Any], column: str, names: Sequence[str]) -> dict[s
 
 
 def wanted_columns(columns: Columns, targets: TargetForm) -> Columns:
-    """The columns that are wanted of a source, with those that its targets need."""
+    """The columns to read from a source, with those that its targets need."""
     more = (*targets.more_fields, *targets.cells)
     return replace(
         columns,
@@ -484,7 +483,7 @@ def wanted_columns(columns: Columns, targets: TargetForm) -> Columns:
 
 
 def with_confidences(columns: Columns, found: Sequence[str]) -> Columns:
-    """Columns of a data set with that of confidences, if there is one of the usual name."""
+    """Columns of a data set, with that of confidences if there is one with the common name."""
     usual = columns.usual_confidence if columns.usual_confidence in found else None
     return replace(columns, confidence=columns.confidence or usual)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 
-MISSING = "missing: "  # in front of the name of an image that was looked for and is not there
+MISSING = "missing: "  # prefix of the name of an image that was not found
 
 SCHEMA = """
 CREATE TABLE entries (
@@ -44,12 +44,12 @@ class TargetIndex:
         fields: Mapping[str, str] | None = None,
         confidences: Sequence[float] = (),
     ) -> bool:
-        """Append targets to a row. Returns False if the row was known already; its name and fields stay.
+        """Append targets to a row. Returns False if the row exists; its name and fields are then kept.
 
         Args:
             name: file name of the row's image.
             fields: text columns that fill the task's prompt.
-            confidences: of the targets, if they have any.
+            confidences: confidences of the targets, if they have any.
         """
         added = self._database.execute(
             "INSERT OR IGNORE INTO entries (id, name, fields, file, line, found) VALUES (?, ?, ?, ?, ?, 0)",
@@ -115,7 +115,7 @@ class TargetIndex:
         yield from self._database.execute(query, (first, last))
 
     def mark_found(self, row_id: str) -> None:
-        """Remember that the row's image exists."""
+        """Record that the row's image exists."""
         self._database.execute("UPDATE entries SET found = 1 WHERE id = ?", (row_id,))
 
     def not_found(self) -> Iterator[tuple[str, str, str, int]]:
@@ -126,7 +126,7 @@ class TargetIndex:
         return self._database.execute("SELECT COUNT(*) FROM entries").fetchone()[0]
 
     def commit(self) -> None:
-        """Make what was written visible to other processes."""
+        """Commit, so that other processes see what was written."""
         self._database.execute("COMMIT")
         self._database.execute("BEGIN")
 

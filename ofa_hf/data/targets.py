@@ -1,5 +1,5 @@
-"""Targets of a task as tokens: texts, the symbols of boxes and codes, answers of a list with the words that may stand
-where.
+"""Targets of a task as tokens: texts, location tokens, codes, and answers from a list with the allowed words at each
+position.
 
 Source: OFA `data/mm_data/*_dataset.py`, `data/nlu_data/`, `data/nlg_data/`.
 """
@@ -18,15 +18,15 @@ from ofa_hf.processing_ofa import IGNORED_LABEL, OFAProcessor
 from ofa_hf.tasks_ofa import Task
 
 
-Words = tuple[int, ...]  # that may stand at a place
+Words = tuple[int, ...]  # words that are allowed at a position
 
 
 @dataclass
 class TargetWriter:
-    """Writes the targets of one task.
+    """Encodes the targets of one task.
 
     Args:
-        task: as the processor has it.
+        task: the task of the processor.
     """
 
     processor: OFAProcessor
@@ -45,11 +45,11 @@ class TargetWriter:
         self._following = {begin: tuple(sorted(words)) for begin, words in following.items()}
 
     def has_start(self) -> bool:
-        """Whether a target begins with the question."""
+        """Whether a target starts with the question."""
         return bool(self.task.starts_with)
 
     def is_bound(self) -> bool:
-        """Whether only some words may stand at the places of a target."""
+        """Whether only some words are allowed at the positions of a target."""
         return bool(self._choices or self._code_words)
 
     def write(self, targets: Sequence[str], image_sizes: Sequence[tuple[int, int] | None], limit: int) -> LongTensor:
@@ -57,7 +57,7 @@ class TargetWriter:
 
         Args:
             image_sizes: `(width, height)` of the image that each target belongs to, for boxes.
-            limit: tokens of a text, `</s>` included; longer ones are cut.
+            limit: maximum tokens of a text, including `</s>`; longer ones are cut.
 
         Raises:
             UserError: a box that does not fit its image, an answer that is not in the list, an unknown code.
@@ -100,7 +100,7 @@ class TargetWriter:
         return [*self._choices[target], *end]
 
     def words_at(self, tokens: Sequence[int]) -> list[Words]:
-        """The words that may stand at each place of a target of a list, or of codes."""
+        """The words that are allowed at each position of a target from a list, or of codes."""
         if self._code_words:
             return [self._code_words] * len(tokens)
         return [self._following[tuple(tokens[:place])] for place in range(len(tokens))]

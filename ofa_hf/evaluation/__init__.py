@@ -1,4 +1,4 @@
-"""Scores of answers, by task: metrics, reading predictions and references, results that can be saved and cited."""
+"""Score answers: metrics of the tasks, reading of predictions and references, and results."""
 
 from ofa_hf.evaluation.captions import score_captions
 from ofa_hf.evaluation.evaluate import EvaluationResult, evaluate_files, evaluate_predictions

@@ -12,7 +12,7 @@ from ofa_hf.evaluation.scores import Predictions, References, Scores, check_ids
 from ofa_hf.evaluation.tokenization import tokenize
 
 
-POSITIVE, NEGATIVE = "yes", "no"  # the answers of yes-or-no tasks
+POSITIVE, NEGATIVE = "yes", "no"  # the answers of yes/no tasks
 
 
 def mean_of(each: Mapping[str, float]) -> float:
@@ -20,7 +20,7 @@ def mean_of(each: Mapping[str, float]) -> float:
 
 
 def score_answers(predictions: Predictions, references: References) -> Scores:
-    """Share of answers that are a right one; case and blanks do not count (see `tokenization`).
+    """Share of right answers, ignoring case and spaces (see `tokenization`).
 
     Raises:
         UserError: nothing to score, or ids without their counterpart.
@@ -32,10 +32,10 @@ def score_answers(predictions: Predictions, references: References) -> Scores:
 
 
 def score_vqa(predictions: Predictions, references: References) -> Scores:
-    """Mean confidence of the answers given, as VQA scores: 0 for an answer that no reference has.
+    """Mean confidence of the answers, as in VQA; 0 for an answer that is not a reference.
 
     Args:
-        references: id → answer → confidence from 0 to 1; answers without confidence are right.
+        references: id → answer → confidence from 0 to 1; answers without confidence count as right.
 
     Raises:
         UserError: nothing to score, or ids without their counterpart.
@@ -63,7 +63,7 @@ def score_f1(predictions: Predictions, references: References) -> Scores:
 
 
 def score_matthews(predictions: Predictions, references: References) -> Scores:
-    """Matthews correlation of yes and no, −100 … 100, and accuracy; 0 where all answers or all references are alike.
+    """Matthews correlation of yes and no, −100 … 100, and accuracy; 0 if all answers or all references are the same.
 
     Raises:
         UserError: an answer is neither yes nor no.
@@ -79,14 +79,14 @@ def score_matthews(predictions: Predictions, references: References) -> Scores:
 def _score_yes_or_no(
     name: str, formula: Callable[[int, int, int, int], float], predictions: Predictions, references: References
 ) -> Scores:
-    """A score of the four counts: right and wrong yes, right and wrong no. An answer left open counts as no."""
+    """A score of the four counts: right and wrong yes, right and wrong no. An empty answer counts as no."""
     check_ids(predictions, references)
     counts = {(said, true): 0 for said in (POSITIVE, NEGATIVE) for true in (POSITIVE, NEGATIVE)}
     seen = set(chain.from_iterable(references.values())) | set(filter(None, predictions.values()))
     if others := sorted(seen - {POSITIVE, NEGATIVE}):
         raise UserError(
             f"The metric {name} scores the answers {POSITIVE} and {NEGATIVE}, but found {others[0]!r}. Correct the "
-            f"answers, or give the task the metric accuracy."
+            f"answers, or set the metric of the task to accuracy."
         )
     each = {}
     for id_, own in references.items():

@@ -1,4 +1,4 @@
-"""Scores of boxes: how many overlap the right one by half.
+"""Scores of boxes: the share with an overlap of at least one half.
 
 Source: OFA `utils/eval_utils.py`, `eval_refcoco`, whose float32 arithmetic is kept.
 """
@@ -14,8 +14,8 @@ from ofa_hf.evaluation.answers import mean_of
 from ofa_hf.evaluation.scores import Scores, check_ids
 
 
-ENOUGH = 0.5  # intersection over union of a box that counts as right
-TINY = np.float32(1e-6)  # the original's guard against 0 / 0, kept because it is in its digits
+ENOUGH = 0.5  # minimum intersection over union of a right box
+TINY = np.float32(1e-6)  # the original's guard against 0 / 0, kept because it affects its results
 
 
 def overlap(one: Any, other: Any) -> tuple[float, bool]:
@@ -32,7 +32,7 @@ def score_boxes(predictions: Mapping[str, Any], references: Mapping[str, Any]) -
     """Share of boxes that overlap a right one by at least half, and the mean overlap, both in percent.
 
     Args:
-        predictions: id → box, as `parse_box` takes it; a row without a box, or without four numbers, is wrong.
+        predictions: id → box, as `parse_box` takes it; a row without a box, or without four numbers, counts as wrong.
         references: id → right boxes.
 
     Raises:
@@ -54,6 +54,6 @@ def _overlap_of(prediction: Any, reference: Any, id_: str) -> float:
         raise UserError(f"The reference of {id_} is not a box. {error} Correct it.") from error
     try:
         iou, is_overlap = overlap(prediction, reference)
-    except ValueError:  # the model wrote something else, or nothing
+    except ValueError:  # the model generated something else, or nothing
         return 0.0
-    return iou if is_overlap else 0.0  # the formula gives boxes far apart a large one
+    return iou if is_overlap else 0.0  # the formula gives large values for distant boxes

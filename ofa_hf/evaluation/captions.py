@@ -2,8 +2,8 @@
 
 Sources: Papineni et al. 2002 (BLEU), Lin 2004 (ROUGE-L), Vedantam et al. 2015 (CIDEr-D), with the constants of the
 COCO caption evaluation: closest reference length, β = 1.2, σ = 6, 1- to 4-grams, and document frequencies from the
-references of the scored images. Two definitions are ours, where the originals fail: a caption without any token scores
-0, and an empty reference matches nothing.
+references of the scored images. Two definitions are ours, since the originals fail there: a caption without tokens
+scores 0, and an empty reference matches nothing.
 """
 
 import math
@@ -17,10 +17,13 @@ from ofa_hf.evaluation.tokenization import tokenize
 
 
 MAX_ORDER = 4  # 1- to 4-grams, BLEU and CIDEr-D
-ROUGE_BETA = 1.2  # recall counts this much more than precision
-CIDER_SIGMA = 6.0  # tokens of difference in length after which a match counts 60 %
+ROUGE_BETA = 1.2  # weight of recall relative to precision
+CIDER_SIGMA = 6.0  # length difference in tokens at which a match counts 60 %
 CIDER_FACTOR = 10.0  # the reference scorer's own scale; published percentages multiply by 100 on top
-BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9  # the reference scorer's guards against 0 / 0, kept because they are in its digits
+BLEU_TINY, BLEU_SMALL = (
+    1e-15,
+    1e-9,
+)  # the reference scorer's guards against 0 / 0, kept because they affect its results
 
 
 def score_captions(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Scores:
@@ -33,7 +36,7 @@ def score_captions(predictions: Mapping[str, str], references: Mapping[str, Sequ
     Returns:
         `bleu_1` … `bleu_4`, `rouge_l` and `cider_d` in the published percentages (0.2623 is 26.23; CIDEr-D is its
         scorer's value × 100), the last two also for each image. CIDEr-D weighs words by how few images use them, so
-        of a single image it is always 0.
+        it is always 0 for a single image.
 
     Raises:
         UserError: nothing to score, ids without their counterpart, an image without references.
@@ -53,7 +56,7 @@ def score_captions(predictions: Mapping[str, str], references: Mapping[str, Sequ
 
 @dataclass(frozen=True)
 class NGramTable:
-    """How often each caption has each n-gram of one order: three arrays as long, sorted by caption and n-gram.
+    """Counts of n-grams of one order per caption: three arrays of equal length, sorted by caption and n-gram.
 
     The captions are the hypotheses (numbers from 0) followed by the references.
     """
@@ -115,7 +118,9 @@ def compare_with_references(
     vectors = table.counts * weights
     norms = np.sqrt(np.bincount(table.captions, weights=vectors**2, minlength=len(image_of_caption)))
 
-    position = np.searchsorted(keys[own], keys[theirs])  # where the hypothesis has the reference's n-gram, if it has
+    position = np.searchsorted(
+        keys[own], keys[theirs]
+    )  # position of the reference's n-gram in the hypothesis, if it is there
     shared = np.flatnonzero(np.append(keys[own], -1)[position] == keys[theirs])
     position = position[shared]
     best_counts = np.zeros(first_reference, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Scores of drawn images, which a CLIP compares with their texts."""
+"""Scores of drawn images: CLIP similarity with their texts."""
 
 from ofa_hf.evaluation.answers import mean_of
 from ofa_hf.evaluation.scores import Predictions, References, Scores, check_ids

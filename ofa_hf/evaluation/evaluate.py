@@ -17,12 +17,12 @@ from ofa_hf.files import write_json
 from ofa_hf.tasks_ofa import find_task
 
 
-PACKAGES = ("ofa-hf", "transformers", "torch", "datasets", "pillow")  # whose versions a score may depend on
+PACKAGES = ("ofa-hf", "transformers", "torch", "datasets", "pillow")  # packages whose version can affect a score
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Scores, the texts that were scored, and what was run (`run`: model, data, settings)."""
+    """Scores, the scored texts, and what was run (`run`: model, data, settings)."""
 
     scores: Scores
     predictions: Predictions = field(repr=False)
@@ -59,12 +59,12 @@ def evaluate_predictions(
     *,
     metric: str = "caption",
 ) -> EvaluationResult:
-    """Score answers that exist already.
+    """Score existing answers.
 
     Args:
         predictions: id → answer.
         references: id → right answers.
-        run: what made the predictions, for the record.
+        run: origin of the predictions, for the record.
         metric: a name in `METRICS`.
 
     Raises:
@@ -87,8 +87,8 @@ def evaluate_files(
     Args:
         predictions, references: tables, see `read_predictions` and `read_references`.
         task: a name in `TASKS`; its metric scores.
-        limit: score only the first so many images of the references.
-        form: what the user said about the table of references.
+        limit: score only this many images, the first of the references.
+        form: the user's options for the table of references.
 
     Raises:
         UserError: a file cannot be read, the two do not have the same ids, or there is no such task.
@@ -112,7 +112,7 @@ def evaluate_files(
 
 
 def first_of(references: References, limit: int | None) -> References:
-    """The first so many references; all of them if there is no limit."""
+    """The first references up to a limit; all of them without a limit."""
     return dict(islice(references.items(), limit))
 
 
@@ -122,5 +122,5 @@ def package_versions() -> dict[str, str]:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            continue  # used from a source folder
+            continue  # run from a source folder
     return versions

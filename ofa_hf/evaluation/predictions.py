@@ -1,6 +1,6 @@
-"""Answers in files: any table with a column that names the rows and one of answers; every complaint names the line.
+"""Read predictions and references: tables with a column of row names and one of answers; errors name the line.
 
-The columns are those that finetuning knows, and those that the commands write. A box is `{"xmin", "ymin", "xmax",
+The columns are those of finetuning and those that the commands write. A box is `{"xmin", "ymin", "xmax",
 "ymax"}`, four numbers, or a text of them.
 """
 
@@ -27,28 +27,28 @@ from ofa_hf.tasks_ofa import Task
 
 logger = logging.getLogger(__name__)
 
-BETWEEN = "\t"  # in a row's name, between its image and what was asked about it
+BETWEEN = "\t"  # in a row's name, between the image and the question
 CONFIDENCE = "confidence"
-MISSING = object()  # no JSON value
-QUESTIONS = ("question", "expression", "region", "box")  # columns of rows that may share an image
+MISSING = object()  # not a JSON value
+QUESTIONS = ("question", "expression", "region", "box")  # columns of ids of rows that can share an image
 IMAGE_FILES = tuple(name for name in IMAGES if name not in IDS)
 ANSWERS = ("text", "box", "answer", "label", "caption", "summary")
-MIXED_ANSWERS = "its other rows have answers with a confidence, or without. Use one form."
+MIXED_ANSWERS = "rows with and without confidences are mixed. Use one form."
 PREDICTION_FORM = '{"image_id": "…", "text": "…"}'
 REFERENCE_FORM = '{"image_id": "…", "text": ["…", "…"]}'
 HINT = f"References look like {REFERENCE_FORM}; the test split of MUGE has none, use --submission for it."
 
 
 def read_predictions(path: str | Path, form: TableForm | None = None, task: Task | None = None) -> dict[str, Any]:
-    """Read one answer per row; `text` is a string or a list of one, or a box. An empty answer is a prediction too.
+    """Read one answer per row: a string, a list of one string, or a box. An empty answer is also a prediction.
 
     Args:
-        path: any table, such as what the commands write.
-        form: what the user said about the table.
-        task: what was asked; its fields, such as a phrase, then tell rows of one image apart.
+        path: any table, such as one written by the commands.
+        form: the user's options for the table.
+        task: the task; its fields, such as a phrase, distinguish rows of one image.
 
     Raises:
-        UserError: the file is missing or empty, a line is malformed, an id comes twice.
+        UserError: the file is missing or empty, a line is malformed, or an id is repeated.
     """
     predictions = {}
     for line in read_answer_lines(path, PREDICTION_FORM, form, task):
@@ -58,10 +58,10 @@ def read_predictions(path: str | Path, form: TableForm | None = None, task: Task
         if len(texts) != 1:
             raise UserError(
                 f"{path}, line {number}: {image_id} has {len(texts)} captions. A prediction is one caption per image, "
-                f"{PREDICTION_FORM}. Keep the one that shall be scored."
+                f"{PREDICTION_FORM}. Keep the one to score."
             )
         if image_id in predictions:
-            raise UserError(f"{path}, line {number}: {image_id} is predicted a second time. Keep one line per image.")
+            raise UserError(f"{path}, line {number}: {image_id} is predicted twice. Keep one line per image.")
         predictions[image_id] = next(iter(texts))
     return predictions
 
@@ -69,15 +69,15 @@ def read_predictions(path: str | Path, form: TableForm | None = None, task: Task
 def read_references(
     path: str | Path, form: TableForm | None = None, same: Callable[[str], str] = str, task: Task | None = None
 ) -> dict[str, list[Any] | dict[str, float]]:
-    """Read the right answers of every row; blank ones are left out. Rows of one id are joined.
+    """Read the right answers of every row; blank ones are left out, and rows with the same id are joined.
 
-    Answers that are right to a degree are an object: `{"red": 1.0, "crimson": 0.3}`. Rows that cannot be used are left
-    out, counted and logged, as finetuning does.
+    Answers with confidences are an object: `{"red": 1.0, "crimson": 0.3}`. Unusable rows are left out, counted and
+    logged, as in finetuning.
 
     Args:
         path: any table that finetuning takes, see `open_table`.
-        form: what the user said about the table.
-        same: gives two names of one image the same text.
+        form: the user's options for the table.
+        same: maps different names of one image to the same text.
         task: as in `read_predictions`.
 
     Raises:
@@ -89,7 +89,7 @@ def read_references(
 def usable_references(
     path: str | Path, form: TableForm | None = None, same: Callable[[str], str] = str, task: Task | None = None
 ) -> tuple[dict[str, list[Any] | dict[str, float]], list[Problem]]:
-    """As `read_references`, with the rows that were left out."""
+    """Like `read_references`, with the rows that were left out."""
     references, first_name, problems = {}, {}, []
     for line in read_answer_lines(path, REFERENCE_FORM, form, task):
         if isinstance(line, Problem):
@@ -115,10 +115,10 @@ def usable_references(
 def read_answer_lines(
     path: str | Path, wanted: str, form: TableForm | None = None, task: Task | None = None
 ) -> Iterator[tuple[int, str, list[Any] | dict[str, float]] | Problem]:
-    """Yield line number, id and answers of each row of a table, answers with a confidence as a dict; or what is wrong.
+    """Yield line number, id and answers of each row of a table (a dict if they have confidences), or a problem.
 
     Args:
-        wanted: how a row looks, for messages.
+        wanted: an example row, for messages.
     """
     form, seen = form or TableForm(), False
     table = open_table(path, **form.reading())
@@ -146,9 +146,9 @@ def read_answer_lines(
 
 
 def fields_in(columns: Sequence[str], form: TableForm, task: Task | None) -> list[str]:
-    """The columns that tell rows of one image apart: the task's fields, unless a column names rows.
+    """The columns that distinguish rows of one image: the fields of the task, unless a column has row ids.
 
-    Without the task's own column of answers, a column of a field's name may hold the answers.
+    Without the task's own column of answers, a column with the name of a field can contain the answers.
     """
     has_own_names = form.id_column or {"question_id", "id"} & set(columns)
     if task is None or has_own_names or task.target_column not in columns:
@@ -157,9 +157,9 @@ def fields_in(columns: Sequence[str], form: TableForm, task: Task | None) -> lis
 
 
 def answer_columns(path: str | Path, columns: Sequence[str], form: TableForm) -> tuple[list[str], list[str]]:
-    """The columns that may name a row, and those that may hold its answers; the first that a row has counts.
+    """Possible columns of row names and of answers; the first one that a row has is used.
 
-    A row of a question is named by an id, any other by its image, since that is what finetuning joins rows by.
+    Rows with questions are named by an id, others by their image, as finetuning joins rows.
 
     Raises:
         UserError: there are no such columns.
@@ -177,12 +177,12 @@ def answer_columns(path: str | Path, columns: Sequence[str], form: TableForm) ->
 
 
 def value_of(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The value of the first of these columns that a row has; `MISSING` if it has none."""
+    """A row's value of the first existing column; `MISSING` if there is none."""
     return next((row[name] for name in names if name in row), MISSING)
 
 
 def answers_in(value: Any) -> list[Any] | dict[str, float] | None:
-    """Texts, boxes, or texts with confidences that a JSON value holds; None if it holds something else."""
+    """Texts, boxes, or texts with confidences in a JSON value; None for other values."""
     if isinstance(value, dict) and set(SIDES) != value.keys():
         is_confident = value and all(isinstance(each, (int, float)) for each in value.values())
         return {whole_characters(text): float(each) for text, each in value.items()} if is_confident else None
@@ -202,9 +202,9 @@ def malformed_line(path: str | Path, number: int, line: str, form: str) -> Probl
 
 
 def same_names(predictions: Mapping[str, Any], references: Mapping[str, Any]) -> dict[str, Any]:
-    """Predictions under the references' names, where a name is a path with folders or a suffix that the other lacks.
+    """Predictions with the names of the references, where folders or suffixes of the names can differ.
 
-    A name that fits several references or none stays as it is.
+    A name that matches several references or none is kept.
     """
     if predictions.keys() == references.keys():
         return dict(predictions)
@@ -231,7 +231,7 @@ def ends_of(name: str) -> Iterator[str]:
 
 
 def write_submission(predictions: Mapping[str, str], path: str | Path) -> None:
-    """Write the file MUGE asks for: `{"image_id": …, "text": "…"}`, one image a line."""
+    """Write a submission for MUGE: `{"image_id": …, "text": "…"}`, one image per line."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as lines:

@@ -1,4 +1,4 @@
-"""Scores of texts that were read off images: exact ones, and how many characters are wrong. Blanks do not count.
+"""Scores of texts read from images: exact matches and character edit distance, ignoring spaces.
 
 Source: OFA `tasks/mm_tasks/ocr.py`.
 """
@@ -10,7 +10,7 @@ from ofa_hf.evaluation.scores import Predictions, References, Scores, check_ids
 
 
 def edit_distance(one: Sequence, other: Sequence) -> int:
-    """How many insertions, deletions and replacements turn one sequence into the other (Levenshtein 1966)."""
+    """Number of insertions, deletions and replacements between two sequences (Levenshtein 1966)."""
     previous = list(range(len(other) + 1))
     for number, left in enumerate(one, start=1):
         current = [number]
@@ -21,15 +21,15 @@ def edit_distance(one: Sequence, other: Sequence) -> int:
 
 
 def similarity(text: str, reference: str) -> float:
-    """1 − edit distance / length of the longer text, both without blanks; 1 for two empty texts."""
+    """1 − edit distance / length of the longer text, both without spaces; 1 for two empty texts."""
     text, reference = text.replace(" ", ""), reference.replace(" ", "")
     return 1 - edit_distance(text, reference) / max(len(text), len(reference), 1)
 
 
 def score_reading(predictions: Predictions, references: References) -> Scores:
-    """Share of texts read without a mistake, and the mean similarity (1 − NED), both in percent.
+    """Share of exactly matching texts, and the mean similarity (1 − NED), both in percent.
 
-    Of several references the most similar one counts.
+    The most similar of several references counts.
 
     Raises:
         UserError: nothing to score, or ids without their counterpart.

@@ -1,4 +1,4 @@
-"""What every metric gives, and what every metric checks first."""
+"""The result of a metric, and the checks that all metrics share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,17 +8,17 @@ from ofa_hf.errors import UserError
 
 
 Predictions = Mapping[str, Any]  # id → answer: a text, or a box
-# id → right answers, at least one; as keys of a mapping, answers have a confidence
+# id → right answers, at least one; with confidences, a mapping from answers
 References = Mapping[str, Sequence[Any] | Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a set of predictions.
+    """The scores of a set of predictions.
 
     Args:
-        totals: score name → value over all rows; the published ones first, then others and the number of rows.
-        each: score name → id → value, for scores that a single row has.
+        totals: score name → value over all rows: published scores, then others, and the number of rows.
+        each: score name → id → value, for scores of single rows.
     """
 
     totals: Mapping[str, float]
@@ -32,7 +32,7 @@ class Scores:
         return dict(self.totals)
 
     def best_and_worst(self, name: str, count: int) -> tuple[list[str], list[str]]:
-        """Ids with the highest and with the lowest score of this name, extreme ones first, none in both."""
+        """Ids with the highest and the lowest values of a score, extreme ones first, without overlap."""
         values = self.each[name]
         ranked = sorted(values, key=lambda id_: (-values[id_], id_))
         num_best = min(count, (len(ranked) + 1) // 2)
@@ -64,5 +64,5 @@ def check_ids(predictions: Predictions, references: References) -> None:
 
 
 def some_of(ids: Sequence[str], shown: int = 3) -> str:
-    """The first ids and how many more there are: `a, b, c (+12)`."""
+    """The first ids and the number of others: `a, b, c (+12)`."""
     return ", ".join(map(str, ids[:shown])) + (f" (+{len(ids) - shown})" if len(ids) > shown else "")

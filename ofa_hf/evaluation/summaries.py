@@ -1,4 +1,4 @@
-"""ROUGE of summaries, by Google's library: English words are stemmed, Chinese characters are tokens of their own."""
+"""ROUGE of summaries, with Google's library: English words are stemmed, Chinese characters are single tokens."""
 
 import re
 from functools import cache
@@ -14,7 +14,7 @@ MIN_STEMMED = 4  # letters; the library stems no shorter words
 
 
 class Tokens:
-    """The library's tokens, and every character of scripts that it leaves out, such as Chinese."""
+    """The library's tokens, and the characters of scripts that it ignores, such as Chinese."""
 
     def __init__(self):
         from nltk.stem import porter  # which the library stems with
@@ -33,7 +33,7 @@ def scorer():
 
 
 def score_summaries(predictions: Predictions, references: References) -> Scores:
-    """ROUGE-1, ROUGE-2 and ROUGE-L (F-measure), in percent; of several references the best one counts.
+    """ROUGE-1, ROUGE-2 and ROUGE-L (F-measure), in percent; the best of several references counts.
 
     Raises:
         UserError: nothing to score, or ids without their counterpart.

@@ -1,1 +1,1 @@
-"""Image files as people have them: folders, names that tables write in their own way, links, archives."""
+"""Image files in folders and archives, by links, and by the names that tables use for them."""

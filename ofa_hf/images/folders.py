@@ -1,4 +1,4 @@
-"""The images of a folder with all its subfolders, and a count by kind of what is left out."""
+"""The images in a folder and its subfolders, and counts of other files by kind."""
 
 import logging
 import os
@@ -34,8 +34,8 @@ KIND_OF_SUFFIX = {suffix: kind for kind, suffixes in KINDS.items() for suffix in
 def walk_images(folder: str | os.PathLike, left_out: Counter[str] | None = None) -> Iterator[str]:
     """Paths of the image files in a folder and its subfolders, sorted within each.
 
-    Hidden and system files are skipped. Links are followed, and each folder is read once, so that a link to a folder
-    above it does no harm.
+    Hidden and system files are skipped. Links are followed, and each folder is read only once, so that links to parent
+    folders do no harm.
 
     Args:
         left_out: counts by kind the files that are not readable images.
@@ -52,9 +52,9 @@ def walk_images(folder: str | os.PathLike, left_out: Counter[str] | None = None)
 
 
 def walk_files(folder: str | os.PathLike, left_out: Counter[str]) -> Iterator[os.DirEntry]:
-    """All files in a folder and its subfolders but hidden and system files, in the order of `walk_images`."""
+    """All files in a folder and its subfolders except hidden and system files, in the order of `walk_images`."""
     seen, linked = set(), deque([os.fspath(folder)])
-    while linked:  # links come last: what they lead to keeps its own path if it has one here
+    while linked:  # links come last, so that files keep their own path if they have one here
         waiting = [linked.popleft()]
         while waiting:
             here = waiting.pop()
@@ -97,7 +97,7 @@ def _unreadable(folder: str, error: OSError) -> UserError:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is one that systems keep for themselves."""
+    """Whether a file or folder is a system file."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
@@ -117,7 +117,7 @@ def _why_left_out(entry: os.DirEntry) -> str:
 
 
 def left_out_line(folder: str | os.PathLike, left_out: Counter[str]) -> str:
-    """One line that counts what a walk left out, by kind; empty if it left out nothing."""
+    """One line with counts of the files left out, by kind; empty if there are none."""
     if not left_out:
         return ""
     kinds = ", ".join(f"{count:,} × {kind}" for kind, count in sorted(left_out.items()))
@@ -125,11 +125,11 @@ def left_out_line(folder: str | os.PathLike, left_out: Counter[str]) -> str:
 
 
 def images_in(folder: str | os.PathLike) -> Iterator[Path]:
-    """Paths of the images in a folder, without a word about the rest."""
+    """Paths of the images in a folder; other files are ignored without a log."""
     return map(Path, walk_images(folder))
 
 
 def report_left_out(folder: str | os.PathLike, left_out: Counter[str]) -> None:
-    """Log what a walk left out, if anything."""
+    """Log the files left out, if there are any."""
     if line := left_out_line(folder, left_out):
         logger.warning(line)

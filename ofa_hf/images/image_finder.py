@@ -1,9 +1,9 @@
-"""Find the image files that a table names, whatever became of their names on the way.
+"""Find the image files that a table names, even if the names were changed on the way.
 
 Tables come from other systems and through spreadsheets: names have backslashes, drive letters, folders of another
-machine, another case, another form of the same letters, no suffix, or are numbers that lost their zeros. A name that
-fits exactly one file stands for it; what was repaired is counted. A name that fits several or none is left to its
-reader, with the nearest match.
+machine, another case or Unicode form, no suffix, or are numbers that lost their zeros. A name that matches exactly one
+file is used for it, and repairs are counted. A name that matches several files or none is reported with the
+nearest match.
 """
 
 import difflib
@@ -32,8 +32,8 @@ OTHER_SUFFIX, NUMBER = "another suffix", "number shortened by a spreadsheet"
 
 SPREADSHEET_DIGITS = 15  # a spreadsheet turns the later digits of a long number into zeros
 SCIENTIFIC = re.compile(r"(\d)(?:\.(\d+))?E\+?(\d+)", re.IGNORECASE)
-MAX_EXPLAINED = 20  # names whose nearest match is looked for, which takes time
-MAX_COMPARED = 20_000  # files that it is looked for among
+MAX_EXPLAINED = 20  # maximum number of names for which a nearest match is searched, which takes time
+MAX_COMPARED = 20_000  # maximum number of files to search
 
 SCHEMA = """
 CREATE TABLE files (path TEXT, key TEXT, stem TEXT, name TEXT, name_stem TEXT, digits TEXT);
@@ -44,11 +44,11 @@ INDICES = "".join(
 
 
 class Found(NamedTuple):
-    """The file that a name stands for (None: there is none), what was repaired, and what to say if there is none."""
+    """The file for a name (None if there is none), the repairs, and the message if there is none."""
 
     path: str | None
     repairs: tuple[str, ...] = ()
-    candidates: tuple[str, ...] = ()  # several files that the name may mean
+    candidates: tuple[str, ...] = ()  # several files that match the name
 
 
 def fold(text: str) -> str:
@@ -57,15 +57,17 @@ def fold(text: str) -> str:
 
 
 def without_suffix(name: str) -> str:
-    """A name without the suffix of an image; other dots stay."""
+    """A name without an image suffix; other dots are kept."""
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def clean_name(name: str) -> tuple[list[str], list[str]]:
-    """The parts of a name as a path from any system, and what was repaired."""
+    """The parts of a name as a path from any system, and the repairs."""
     text, repairs = name.strip(), []
-    if text[:2] in ('="', "='") or text[:1] == "'" and text[-1:] != "'":  # how spreadsheets are told to leave a number
+    if (
+        text[:2] in ('="', "='") or text[:1] == "'" and text[-1:] != "'"
+    ):  # prefix that makes spreadsheets keep a number as text
         text, repairs = text[1:].strip(), [QUOTES]
     if len(text) > 1 and text[0] in "\"'“‘" and text[-1] in "\"'”’":
         text, repairs = text[1:-1].strip(), [QUOTES]
@@ -87,7 +89,7 @@ def clean_name(name: str) -> tuple[list[str], list[str]]:
 
 
 class ImageFinder:
-    """The images of a folder by the names that tables give them.
+    """The images of a folder by the names that tables use.
 
     Args:
         repaired: counts the repairs by kind.
@@ -104,10 +106,10 @@ class ImageFinder:
         self.left_out: Counter[str] = Counter()
         self._index: sqlite3.Connection | None = None
         self._explained = 0
-        self._find_again = lru_cache(1024)(self._find)  # the captions of an image follow each other
+        self._find_again = lru_cache(1024)(self._find)  # captions of an image are usually consecutive
 
     def find(self, name: str) -> Found:
-        """The file that a name stands for. Repairs are counted."""
+        """The file for a name. Repairs are counted."""
         found = self._find_again(name)
         self.repaired.update(found.repairs)
         return found
@@ -134,7 +136,7 @@ class ImageFinder:
         return Found(None)
 
     def _similar(self, tail: str) -> Found:
-        """The file at a path below the folder, or the only one whose path differs in ways that systems differ in."""
+        """The file at a path below the folder, or the only one whose path differs in case or Unicode form."""
         path = os.path.join(self.folder, tail)
         if is_file(path):
             return Found(os.path.normpath(path))
@@ -151,7 +153,7 @@ class ImageFinder:
         return Found(None, (), tuple(matches))
 
     def _numbers(self, stem: str) -> list[str]:
-        """Files of one folder named with the number that a spreadsheet made this text of."""
+        """Files of one folder whose number a spreadsheet would write as this text."""
         folder, _, name = stem.rpartition("/")
         number, where, values = name.removesuffix(".0"), "digits = ?", ()
         if match := SCIENTIFIC.fullmatch(name):
@@ -173,7 +175,7 @@ class ImageFinder:
         return [path for (path,) in rows]
 
     def _files(self) -> sqlite3.Connection:
-        """An index of the folder, made when the first name needs it. It is on disk where it is large."""
+        """An index of the folder, built when it is first needed, and on disk if it is large."""
         if self._index is None:
             self._index = sqlite3.connect("", isolation_level=None)
             self._index.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA}")
@@ -184,13 +186,13 @@ class ImageFinder:
         return self._index
 
     def walk(self) -> Iterator[str]:
-        """Paths of the folder's images below it, with slashes; what is left out is counted in `left_out`."""
+        """Relative paths of the images, with slashes; other files are counted in `left_out`."""
         self.left_out.clear()
         for path in walk_images(self.folder, self.left_out):
             yield os.path.relpath(path, self.folder).replace(os.sep, "/").encode("utf-8", "replace").decode()
 
     def explain(self, name: str) -> str:
-        """What to say about a name that stands for no file: which files it may mean, or the nearest match."""
+        """The message for a name without a file: the files that match it, or the nearest match."""
         candidates = self._find_again(name).candidates
         if candidates:
             return f"it may be {' or '.join(candidates)}; write the whole name"
@@ -222,7 +224,7 @@ def _index_row(path: str) -> tuple[str, ...]:
 
 
 def _why_different(name: str, path: str) -> list[str]:
-    """How a name differs from the path of the same letters."""
+    """How a name differs from a path with the same letters."""
     if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", path):
         return [FORM]
     return [CASE] if unicodedata.is_normalized("NFC", path) == unicodedata.is_normalized("NFC", name) else [CASE, FORM]
@@ -236,7 +238,7 @@ def _rounds_to(path: str, match: re.Match) -> bool:
 
 
 def is_one_image(first: str, second: str) -> bool:
-    """Whether two names of one file can both mean it: the folders in one end those in the other.
+    """Whether two names can mean the same file: the folders of one are the last folders of the other.
 
     `shop1/front.jpg` and `shop2/front.jpg` cannot, even if the only file is `front.jpg`.
     """
@@ -247,5 +249,5 @@ def is_one_image(first: str, second: str) -> bool:
 def is_file(path: str | Path) -> bool:
     try:
         return os.path.isfile(path)
-    except (OSError, ValueError):  # a name that no file can have, such as one that is too long
+    except (OSError, ValueError):  # an impossible file name, such as one that is too long
         return False

@@ -1,4 +1,4 @@
-"""Images that a table names by a link: fetched once into a cache, several at a time."""
+"""Images that a table names by links: downloaded once into a cache, several at a time."""
 
 import hashlib
 import http.client
@@ -20,14 +20,14 @@ from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES, URL_TIMEOUT
 MAX_BYTES = 100 * 2**20  # of one image
 CHUNK = 2**18  # bytes read at a time
 THREADS = 16
-PATIENCE = 4  # times the wait for a server, for all of an image
+PATIENCE = 4  # limit for a whole image, as a multiple of the timeout
 REFUSED_TYPES = (
     "text/",
     "application/json",
     "application/xhtml",
     "video/",
     "audio/",
-)  # of a page in place of an image
+)  # first bytes of a web page in place of an image
 
 
 def is_link(name: str) -> bool:
@@ -36,10 +36,10 @@ def is_link(name: str) -> bool:
 
 
 class LinkedImages:
-    """A cache of images by their links. What is there is not fetched again, also by a later run.
+    """A cache of images by their links. Images in the cache are not downloaded again.
 
     Args:
-        cache: folder that has or gets a folder `links`.
+        cache: parent of the folder `links`.
         timeout: seconds to wait for a server to send something; an image may take `PATIENCE` times as long.
         limit: bytes of one image.
     """
@@ -47,11 +47,11 @@ class LinkedImages:
     def __init__(self, cache: Path, timeout: float = URL_TIMEOUT, limit: int = MAX_BYTES):
         self.folder = cache / "links"
         self.timeout, self.limit = timeout, limit
-        self.count = 0  # links whose image is there
+        self.count = 0  # links whose image is in the cache
         self.failures: dict[str, str] = {}
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Fetch the images of all links among these names. The next run tries those again that failed."""
+        """Download the images of all links among these names. The next run retries failed ones."""
         links = filter(is_link, names)
         with ThreadPoolExecutor(THREADS) as pool, tqdm(desc="links", unit=" images", disable=None, leave=False) as bar:
             seen: set[bytes] = set()
@@ -63,7 +63,7 @@ class LinkedImages:
                     bar.update()
 
     def path(self, link: str) -> str | None:
-        """Where the image of a link is; None if it could not be fetched."""
+        """Path of the image of a link; None if it could not be downloaded."""
         path = self._target(link)
         return str(path) if path.is_file() else None
 
@@ -77,7 +77,7 @@ class LinkedImages:
         return self.folder / name[:2] / (name + (suffix if suffix in IMAGE_SUFFIXES else ""))
 
     def _fetch_one(self, link: str) -> str:
-        """Fetch one image. Returns the reason if that fails."""
+        """Download one image. Returns the reason if that fails."""
         target = self._target(link)
         if target.is_file():
             return ""
@@ -102,7 +102,7 @@ class LinkedImages:
         if kind.lower().startswith(REFUSED_TYPES):
             raise ValueError(f"the server sent {kind.partition(';')[0]}, not an image")
         size, end = 0, time.monotonic() + PATIENCE * self.timeout
-        while chunk := response.read1(CHUNK):  # returns what is there: a slow server cannot hold it up
+        while chunk := response.read1(CHUNK):  # returns the available bytes, so that a slow server cannot block it
             size += len(chunk)
             if time.monotonic() > end:
                 raise ValueError(f"only {size:,} bytes arrived in {PATIENCE * self.timeout:.0f} seconds")
@@ -114,7 +114,7 @@ class LinkedImages:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without numbers of errors."""
+    """The error in words, without error numbers."""
     cause = getattr(error, "reason", None) or error
     return on_one_line(getattr(cause, "strerror", None) or cause) or type(error).__name__
 
@@ -133,5 +133,5 @@ def _once(links: Iterable[str], seen: set[bytes]) -> Iterator[str]:
 
 
 def _quoted(link: str) -> str:
-    """A link whose Chinese characters and blanks are written as a server expects them."""
+    """A link with Chinese characters and spaces percent-encoded."""
     return quote(link, safe=":/?#[]@!$&'()*+,;=%~")

@@ -1,4 +1,4 @@
-"""Packed folders of images: zip and tar files, unpacked once into a cache."""
+"""Archives of images: zip and tar files, unpacked once into a cache."""
 
 import hashlib
 import logging
@@ -20,12 +20,12 @@ from ofa_hf.images.folders import left_out_line
 logger = logging.getLogger(__name__)
 
 OUTSIDE, SYSTEM, LINK, SPECIAL = "path out of the folder", "system file", "link out of the archive", "special file"
-MAX_LINKS = 8  # that lead to each other
+MAX_LINKS = 8  # maximum number of links in a chain
 LONGEST_LINK = 2**12  # bytes
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 CHUNK = 2**20
-MAX_BYTES_PER_BYTE = 200  # unpacked; photos do not shrink, so more is not a folder of images
-SMALLEST = 100 * 2**20  # bytes that may be unpacked in any case
+MAX_BYTES_PER_BYTE = 200  # limit of the ratio; photos hardly compress, so more is suspicious
+SMALLEST = 100 * 2**20  # bytes that can always be unpacked
 
 
 def is_packed(path: str | Path) -> bool:
@@ -34,10 +34,10 @@ def is_packed(path: str | Path) -> bool:
 
 
 def unpacked(path: str | Path, cache: Path) -> Path:
-    """The folder that a zip or tar file holds, unpacked on the first call; any other path as it is.
+    """The folder in a zip or tar file, unpacked on the first call; other paths are returned unchanged.
 
-    Only files are unpacked, below the folder and nowhere else; a link becomes the file of the archive that it leads
-    to. What is left out is counted in a line of the log.
+    Only files are unpacked, and only below the folder; a link becomes a copy of its target in the archive. Other
+    entries are counted in a line of the log.
 
     Raises:
         UserError: the file is damaged, holds far more than a folder of images would, or the disk is full.
@@ -61,7 +61,7 @@ def unpacked(path: str | Path, cache: Path) -> Path:
 
 
 def _unpack(path: Path, folder: Path, limit: int) -> str:
-    """Unpack a file. Returns a line that counts what was left out, empty if nothing was."""
+    """Unpack a file. Returns a line with counts of skipped entries; empty if there are none."""
     total, links, left_out = 0, {}, Counter()
     try:
         for name, source in _members(path, links, left_out):
@@ -76,7 +76,7 @@ def _unpack(path: Path, folder: Path, limit: int) -> str:
                     total += len(chunk)
                     if total > limit:
                         raise UserError(
-                            f"{path} unpacks to more than {limit:,} bytes, which no folder of images does. Unpack it "
+                            f"{path} unpacks to more than {limit:,} bytes, far more than images would. Unpack it "
                             "yourself if it is yours, and pass the folder."
                         )
                     target.write(chunk)
@@ -90,13 +90,13 @@ def _unpack(path: Path, folder: Path, limit: int) -> str:
 
 
 def _why(error: Exception) -> str:
-    is_neither = isinstance(error, tarfile.ReadError) and "method" in str(error)  # it tells of each packer it tried
+    is_neither = isinstance(error, tarfile.ReadError) and "method" in str(error)
     return "it is not a complete zip or tar file" if is_neither else str(error)
 
 
 def _members(path: Path, links: dict[str, str], left_out: Counter[str]) -> Iterator[tuple[str, BinaryIO]]:
-    """Name and stream of each regular file. Names of links and what they lead to, both in the archive, go to `links`;
-    what is neither is counted."""
+    """Name and stream of each regular file. Links within the archive are added to `links` as name → target;
+    other entries are counted."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for item in archive.infolist():
@@ -120,14 +120,14 @@ def _members(path: Path, links: dict[str, str], left_out: Counter[str]) -> Itera
 
 
 def _beside(name: str, target: str) -> str:
-    """What a symbolic link leads to, as a name in its archive."""
+    """The target of a symbolic link, as a name in its archive."""
     return posixpath.normpath(posixpath.join("" if target.startswith("/") else posixpath.dirname(name), target))
 
 
 def _add_links(folder: Path, links: dict[str, str], left_out: Counter[str]) -> None:
-    """Files for the links that lead to a file of the archive; no link is made that could lead elsewhere."""
+    """Copies for links whose target is a file of the archive; no links are created."""
     for name, target in links.items():
-        for _ in range(MAX_LINKS):  # a link may lead to a link
+        for _ in range(MAX_LINKS):  # a link can point to a link
             target = links.get(target, target)
         place, source = _place(name), _place(target)
         if place is None or source is None or target.startswith("/") or not (folder / source).is_file():
@@ -151,7 +151,7 @@ def _name_in_zip(item: zipfile.ZipInfo) -> str:
 
 
 def _place(name: str) -> PurePosixPath | None:
-    """Where a file goes below the folder; None if it would go elsewhere or is nothing that is looked for."""
+    """Destination of a file below the folder; None if it would be elsewhere or is not needed."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     if not parts or ".." in parts or parts[0].endswith(":") or any(part.startswith("__MACOSX") for part in parts):
         return None

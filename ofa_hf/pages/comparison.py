@@ -27,8 +27,8 @@ from ofa_hf.tasks_ofa import BOX_SLOT, Task
 IMAGES_PER_PAGE = 200  # a few MB of HTML
 READ_AHEAD = 16
 TITLE = "Answers compared"
-MARK = "<!-- a page of ofa-hf caption -->"  # files that carry it may be replaced
-MARK_WITHIN = 65_536  # bytes from the start of the file
+MARK = "<!-- a page of ofa-hf caption -->"  # files with this mark can be replaced
+MARK_WITHIN = 65_536  # bytes at the start of the file to search for it
 MARKDOWN_MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&^=])")
 
 STYLE = """
@@ -65,14 +65,14 @@ class Row:
     """One image and its answers."""
 
     number: int
-    title: str  # its file, and what was asked about it
-    thumbnail: bytes | ImageError | None  # a JPEG, why there is none, or None where no image was asked about
-    answers: list[list[str] | None]  # by model, best first; None where a model has none
+    title: str  # the file, and what was asked about it
+    thumbnail: bytes | ImageError | None  # a JPEG, the reason why there is none, or None if no image was asked about
+    answers: list[list[str] | None]  # by model, best first; None if a model has none
 
 
 @dataclass(frozen=True)
 class Page:
-    """One of the pages, with what all of them repeat."""
+    """One of the pages, with their common parts."""
 
     heads: list[str]  # column titles
     facts: str
@@ -85,8 +85,8 @@ class Page:
 class ComparisonReport:
     """Writes the table: `page.html`, which is self-contained, and `page.md` with its images in `page_files/`.
 
-    Beyond `IMAGES_PER_PAGE` images, further pages go into that folder, with links between them. Given `page.md`, only
-    Markdown is written.
+    Beyond `IMAGES_PER_PAGE` images, further pages are written to that folder, with links between them. For `page.md`,
+    only Markdown is written.
 
     Args:
         path: ends in `.html`, `.htm` or `.md`.
@@ -109,7 +109,7 @@ class ComparisonReport:
         self.path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after hours
 
     def _refuse_foreign(self) -> None:
-        """Replace only what this command wrote; the folder belongs to the Markdown page."""
+        """Refuse to replace anything that this command did not write. The folder belongs to the Markdown page."""
         foreign = [path for path in map(self.path.with_suffix, self.suffixes) if path.exists() and not is_ours(path)]
         if self.folder.exists() and not is_ours(self.markdown):
             foreign.append(self.folder)
@@ -137,11 +137,11 @@ class ComparisonReport:
         """Write all pages; the images are read page by page, so that memory stays flat. Boxes are drawn on them.
 
         Args:
-            names: of the rows, as `Rows` has them.
+            names: names of the rows, as in `Rows`.
             answers: model → name → answers, best first.
             run: what was run, shown at the end.
             on_row: called after each row.
-            columns: what the parts of a name are called.
+            columns: names of the parts of a name.
         """
         self._make_room()
         heads, facts, count = short_names(list(answers)), facts_of(names, answers), -(-len(names) // IMAGES_PER_PAGE)
@@ -150,7 +150,7 @@ class ComparisonReport:
             self._write_page(Page(heads, facts, run, number, count, list(islice(rows, IMAGES_PER_PAGE))))
 
     def _make_room(self) -> None:
-        """Remove the files of an earlier report, and nothing else in its folder."""
+        """Remove the files of an earlier report, and no others in its folder."""
         write_text(self.markdown, MARK)  # marks the folder as ours, in case this run is interrupted
         self.folder.mkdir(exist_ok=True)
         for file in self.folder.iterdir():
@@ -191,7 +191,7 @@ class ComparisonReport:
                 text = markdown_text(page, links, lambda row, here=here: address(here, self._image(row)))
             else:
                 text = html_text(page, links)
-            write_text(here, text, errors="backslashreplace")  # file names may not be UTF-8
+            write_text(here, text, errors="backslashreplace")  # file names can be invalid UTF-8
 
     def _file(self, number: int, suffix: str) -> Path:
         return self.path.with_suffix(suffix) if number == 1 else self.folder / f"page-{number}{suffix}"
@@ -201,15 +201,15 @@ class ComparisonReport:
 
 
 def read_thumbnail(file: str, answers: Sequence[Any] = (), asked: str | None = None) -> bytes:
-    """A small JPEG of an image, with the boxes among the best answers of models, each model's in a colour.
+    """A small JPEG of an image, with the boxes among the best answers of models, with a color per model.
 
     Args:
-        asked: the box that the question is about. It is drawn too, unless the image cannot have it.
+        asked: the box of the question. It is also drawn, unless it does not fit the image.
     """
     image = load_image(image_of(file))
     found = [(box.sides, COLOURS[number % len(COLOURS)]) for number, box in enumerate(answers) if isinstance(box, Box)]
     if asked is not None:
-        with suppress(ValueError):  # such a row has no answer, and the run has said why
+        with suppress(ValueError):  # such a row has no answer, and the run has reported why
             found.append((check_box(parse_box(asked), image.size), COLOURS[len(answers) % len(COLOURS)]))
     boxes = [Labelled(sides, "", colour) for sides, colour in found if sides is not None]
     return thumbnail(draw_boxes(image, boxes, with_labels=False) if boxes else image)
@@ -228,7 +228,7 @@ def is_ours(path: Path) -> bool:
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """Column titles: the last part of folders, if those differ; Hub ids as they are."""
+    """Column titles: the last part of folders if these differ, and Hub ids."""
     names = [os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model for model in models]
     return names if len(set(names)) == len(names) else list(models)
 
@@ -241,7 +241,7 @@ def facts_of(names: Sequence[Name], answers: Mapping[str, Mapping[Name, list[Any
 
 
 def address(start: Path, target: Path) -> str:
-    """Relative URL of a file, seen from another file."""
+    """URL of a file relative to another file."""
     return quote(Path(os.path.relpath(target, start.parent)).as_posix(), errors="surrogateescape")
 
 

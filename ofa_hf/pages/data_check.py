@@ -35,7 +35,7 @@ def write_check_page(check: DataCheck, path: str | Path) -> None:
 
 
 def section(title: str, rows: Mapping[str, list[str]], check: DataCheck, images: Mapping[str, Any] | None) -> str:
-    """Some rows with their images; of rows without captions those that the check quotes."""
+    """Some rows with their images; rows without captions are those in the examples."""
     quoted = check.examples.get(title, [])
     cards = ""
     for place, (image_id, captions) in enumerate(rows.items()):

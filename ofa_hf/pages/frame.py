@@ -1,4 +1,4 @@
-"""What all pages of this package share: style, frame, and small images inside the page."""
+"""Common parts of all pages: style, frame, and embedded thumbnails."""
 
 import base64
 import io
@@ -52,9 +52,9 @@ def html_page(title: str, body: str, more_style: str = "") -> str:
     """A self-contained page.
 
     Args:
-        title: plain text; escaped here.
+        title: plain text; it is escaped here.
         body: HTML below the title; its texts must be escaped already.
-        more_style: CSS that only this page needs.
+        more_style: additional CSS of this page.
     """
     return PAGE.format(title=escape(title), style=STYLE + more_style, body=body)
 
@@ -69,13 +69,13 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def thumbnail_tag(jpeg: bytes) -> str:
-    """An `<img>` that holds the image itself."""
+    """An `<img>` with the embedded image."""
     data = base64.b64encode(jpeg).decode("ascii")
     return f'<img alt="" loading="lazy" src="data:image/jpeg;base64,{data}">'
 
 
 def image_tag(images: Mapping[str, Any] | None, image_id: str) -> str:
-    """An `<img>` that holds the image, small; a word where there is none."""
+    """An `<img>` with an embedded thumbnail, or a placeholder."""
     if not images or image_id not in images:
         return "" if not images else '<div class="none">no image</div>'
     try:

@@ -30,7 +30,7 @@ def write_report(
 
     Args:
         images: id → anything `load_image` takes or `{"bytes", "path"}`; only those of the examples are read.
-        examples: how many of the best and of the worst answers to show, by the score that ranks rows.
+        examples: number of best and of worst answers to show, by the score that ranks rows.
     """
     best, worst = result.scores.best_and_worst(result.metric.ranks_by, examples)
     body = BODY.format(
@@ -65,7 +65,7 @@ def card(result: EvaluationResult, image_id: str, images: Mapping[str, Any] | No
 
 
 def as_text(answer: Any) -> str:
-    """An answer for people: a text as it is, a box as its four sides."""
+    """An answer for people: the text, or the four sides of a box."""
     sides = answer.values() if isinstance(answer, Mapping) else answer
     return answer if isinstance(answer, str) else ", ".join(f"{side:.0f}" for side in sides or ())
 

@@ -1,4 +1,4 @@
-"""A batch of encoded rows through the model: images that rows share pass the ResNet once, tasks keep to themselves."""
+"""Run a batch of encoded rows: the ResNet encodes shared images once, and rows are grouped by task."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,13 +18,13 @@ Answers = list[dict[str, Any]]  # of one row, best first
 
 @dataclass(frozen=True)
 class Question:
-    """How rows of one task are answered.
+    """How to answer rows of one task.
 
     Args:
-        prompt: the whole question, in place of the task's.
-        choices: answers to choose from, and their token ids; none where the answer is generated.
-        settings: of `generate`.
-        room: tokens that an answer may need.
+        prompt: the whole question, instead of the task's prompt.
+        choices: answers to choose from, and their token ids; empty if the answer is generated.
+        settings: keywords of `generate`.
+        room: maximum tokens of an answer.
     """
 
     task: Task
@@ -49,7 +49,7 @@ class Answering:
     """A model that answers encoded rows.
 
     Args:
-        rows_at_once: that go through the model together.
+        rows_at_once: rows per batch of the model.
     """
 
     model: Any
@@ -60,7 +60,7 @@ class Answering:
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[EncodedRow]) -> list[Answers]:
-        """The answers to rows of any tasks, in order."""
+        """The answers to rows of any task, in order."""
         images, answers = SharedImages(self.model, rows), [[]] * len(rows)
         for numbers in self._parts(rows):
             part = [rows[number] for number in numbers]
@@ -109,10 +109,10 @@ class Answering:
 
 
 class SharedImages:
-    """The images of a batch. One that several rows ask about passes the ResNet once.
+    """The images of a batch. The ResNet encodes an image of several rows once.
 
     Args:
-        rows: of the batch. Rows of one image have the same `pixels`.
+        rows: rows of the batch. Rows of one image share `pixels`.
     """
 
     def __init__(self, model: Any, rows: Sequence[EncodedRow]):
@@ -122,7 +122,7 @@ class SharedImages:
         self.cells: dict[int, Tensor] = {}  # by `id` of the pixels
 
     def inputs(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
-        """`pixel_values` of some rows, or their `image_embeds` where rows share images; nothing without images."""
+        """`pixel_values` of some rows, or `image_embeds` if rows share images; empty without images."""
         if rows[0].pixels is None:
             return {}
         if not self.is_shared:
@@ -148,12 +148,12 @@ def check_scores(scores: Tensor) -> None:
 
 
 def moved(tensor: Tensor, model: Any) -> Tensor:
-    """A tensor on the model's device; numbers with fractions in its dtype."""
+    """A tensor on the model's device; floating-point ones also in its dtype."""
     return tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
 
 
 def collate(encoded: Sequence[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
-    """Model inputs of one row each → of a batch: prompts padded on the right, starts of answers on the left."""
+    """Inputs of single rows → inputs of a batch: prompts padded on the right, starts of answers on the left."""
     return {name: _joined([row[name] for row in encoded], name, pad_token_id) for name in encoded[0]}
 
 
@@ -176,7 +176,7 @@ def in_batches(
     """Join groups of rows so that `batch_size` groups with a readable row go through the model together.
 
     Yields:
-        rows with what they were encoded to, in order.
+        rows with their encodings, in order.
     """
     batch, readable = [], 0
     for rows, encoded in groups:

@@ -1,4 +1,4 @@
-"""Lists of answers to choose from: a file with one per line, or texts; what cannot be chosen is left out and said."""
+"""Lists of answers to choose from, in files or texts; answers that cannot be chosen are left out and reported."""
 
 import os
 import re
@@ -14,17 +14,17 @@ SHOWN = 3
 
 
 class Choices(NamedTuple):
-    """Answers, and what was left out, a sentence each."""
+    """Answers, and a sentence for each reason why others were left out."""
 
     texts: list[str]
     left_out: list[str]
 
 
 def read_choices(given: Sequence[str]) -> list[tuple[str, str]]:
-    """The answers that a command line names: files with one per line, or lists divided by commas.
+    """The answers given on a command line: files with one per line, or comma-separated lists.
 
     Returns:
-        where each stands, for messages, and its text, which may be empty.
+        position of each, for messages, and its text, which can be empty.
 
     Raises:
         UserError: a file cannot be read, or there is no answer.
@@ -36,14 +36,14 @@ def read_choices(given: Sequence[str]) -> list[tuple[str, str]]:
         elif item.lower().endswith((".txt", ".csv", ".tsv", ".json", ".jsonl")):
             raise UserError(f"{item} does not exist. Pass a text file with an answer per line, or answers: 红色,蓝色.")
         else:
-            found += [(repr(text.strip()), text.strip()) for text in SEPARATORS.split(item)]
+            found += [(f"answer {number}", text.strip()) for number, text in enumerate(SEPARATORS.split(item), 1)]
     if not any(text for _, text in found):
         raise UserError(f"{', '.join(given)[:100]} holds no answer. Pass a file with one per line, or 红色,蓝色.")
     return found
 
 
 def choices_in(file: str) -> list[tuple[str, str]]:
-    """The lines of a file of answers in any encoding: where each stands, for messages, and its text.
+    """The lines of a file of answers in any encoding: position, for messages, and text.
 
     Raises:
         UserError: it cannot be read.
@@ -53,10 +53,10 @@ def choices_in(file: str) -> list[tuple[str, str]]:
 
 
 def usable_choices(processor, given: Sequence[tuple[str, str]]) -> Choices:
-    """Leave out what a model cannot choose: empty lines, repeated answers, and words that its vocabulary lacks.
+    """Leave out what a model cannot choose: empty lines, repeated answers, and words missing from its vocabulary.
 
     Args:
-        given: where each answer stands, and its text.
+        given: position and text of each answer.
 
     Raises:
         UserError: nothing is left.
@@ -79,8 +79,8 @@ def usable_choices(processor, given: Sequence[tuple[str, str]]) -> Choices:
         texts.append(text)
     faults = {
         "empty": empty,
-        "the same as an earlier one to the model": repeated,
-        "of words that the vocabulary lacks": unwritable,
+        "the same as an earlier one for the model": repeated,
+        "with words that are not in the vocabulary": unwritable,
     }
     left_out = [f"{len(places):,} {what} ({_some(places)})" for what, places in faults.items() if places]
     if not texts:

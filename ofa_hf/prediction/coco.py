@@ -1,4 +1,4 @@
-"""Boxes as COCO JSON, which labelling tools read: images, annotations with scores, a category per phrase."""
+"""Boxes as COCO JSON for labeling tools: images, annotations with scores, a category per phrase."""
 
 import json
 import logging
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class CocoFile:
-    """A `Report` that writes the boxes of one model as COCO JSON, whole or not at all.
+    """A `Report` that writes the boxes of one model as COCO JSON, atomically.
 
     An annotation's `bbox` is `[x, y, width, height]` in pixels of the original image; `score` is that of its box.
-    Phrases that are not there have no annotation, nor have boxes without area, which labelling tools refuse; these are
-    counted in `info`. `file_name` is the path below the folder that all images share.
+    Phrases that were not found have no annotation. Neither have boxes without area, which labeling tools refuse; these
+    are counted in `info`. `file_name` is relative to the folder that contains all images.
 
     Args:
         path: ends in `.json`.
@@ -45,7 +45,7 @@ class CocoFile:
 
     @property
     def record(self) -> Path:
-        """The file that is resumed, where no other output is named."""
+        """The file from which a run is resumed if there is no other output."""
         return self.path.with_suffix(".jsonl")
 
     def owns(self, file: str) -> bool:
@@ -95,7 +95,7 @@ class CocoFile:
 
 
 def annotation(box: Box, number: int, image: int, category: int) -> dict:
-    """A box as COCO has it."""
+    """A box in the format of COCO."""
     xmin, ymin, xmax, ymax = box.sides
     width, height = round(xmax - xmin, 2), round(ymax - ymin, 2)
     return {

@@ -1,4 +1,4 @@
-"""Boxes drawn on images: with their labels, in a script that the machine's fonts have, into a folder of their own."""
+"""Draw boxes and labels on copies of images in a separate folder."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +21,8 @@ from ofa_hf.tasks_ofa import Task
 
 
 COLOURS = "#e6194b #2c8a3b #4363d8 #d2691e #911eb4 #008080 #9a6324 #808000 #c71585 #000075".split()
-MARK = ".drawn_by_ofa_hf"  # a folder with this file may be written to again
-# Fonts with Chinese, by the names that systems and packages give their files.
+MARK = ".drawn_by_ofa_hf"  # marks a folder that can be written to again
+# Fonts with Chinese characters, by their file names on common systems.
 CHINESE_FONTS = (
     "NotoSansCJK SourceHanSans NotoSansSC NotoSerifCJK wqy-microhei wqy-zenhei msyh simhei simsun Deng PingFang "
     "STHeiti Hiragino Arial-Unicode ArialUnicode uming ukai DroidSansFallback sarasa"
@@ -44,7 +44,7 @@ Ground = tuple[int, int, int, int]  # left, top, right and bottom of what a labe
 
 
 class Labelled(NamedTuple):
-    """A box in pixels and what is in it."""
+    """A box in pixels and its label."""
 
     sides: Sequence[float]
     label: str
@@ -102,7 +102,7 @@ def shared_area(one: Ground, other: Ground) -> int:
 
 @lru_cache
 def chinese_font() -> str | None:
-    """The path of a font of this machine that has Chinese; None if there is none."""
+    """The path of an installed font with Chinese characters; None if there is none."""
     files = chain.from_iterable(os.walk(os.path.expanduser(folder)) for folder in FONT_FOLDERS)
     there = {name: os.path.join(parent, name) for parent, _, names in files for name in sorted(names)}
     fonts = [path for name, path in sorted(there.items()) if name.lower().endswith((".ttf", ".ttc", ".otf"))]
@@ -127,19 +127,19 @@ def label_font(size: int) -> Any:
 
 
 def can_write(text: str) -> bool:
-    """Whether the font of labels has all characters of a text, as far as is known."""
+    """Whether the font has all characters of a text, as far as is known."""
     return text.isascii() or chinese_font() is not None
 
 
 class DrawnImages:
-    """A `Report` that draws every image with the boxes that were found in it, into a folder.
+    """A `Report` that draws every image with its boxes, into a folder.
 
-    Several models' boxes have a colour each; those of one model have a colour per phrase. Files keep their places
-    below the folder that all inputs share.
+    Colors distinguish models or, for a single model, phrases. Files keep their paths relative to the folder that
+    contains all inputs.
 
     Args:
         folder: new, empty, or written by an earlier run.
-        say: called with what the user should know.
+        say: called with messages for the user.
 
     Raises:
         UserError: the folder holds something else, or cannot be written.
@@ -162,11 +162,11 @@ class DrawnImages:
             ) from error
 
     def owns(self, file: str) -> bool:
-        """Whether an image lies in the folder, as drawn by an earlier run."""
+        """Whether an image is in the folder, drawn by an earlier run."""
         return Path(os.path.abspath(file)).is_relative_to(os.path.abspath(self.folder))
 
     def check(self, rows: Rows, task: Task) -> None:
-        """Refuse a task that finds no boxes, and inputs that would be overwritten.
+        """Refuse a task without boxes, and inputs that would be overwritten.
 
         Raises:
             UserError: either of them.
@@ -236,7 +236,7 @@ def files_of(names: Sequence[Name], columns: tuple[str, ...]) -> list[str]:
 
 
 def paths_below(files: Sequence[str]) -> list[str]:
-    """Paths of files below the folder that they share; of URLs their last part."""
+    """Paths of files relative to their common folder; for URLs, the last part."""
     here = [os.path.abspath(file) for file in files if not file.startswith(URL_PREFIXES)]
     shared = os.path.commonpath([os.path.dirname(file) for file in here]) if here else ""
     return [
@@ -248,9 +248,9 @@ def paths_below(files: Sequence[str]) -> list[str]:
 
 
 def places_below(files: Sequence[str]) -> list[str]:
-    """Where images go in another folder: their paths below the folder that they share, as JPEG or PNG.
+    """Destinations of images in another folder: paths relative to their common folder, as JPEG or PNG.
 
-    No two get the same place.
+    All destinations are different.
     """
     places, used = [], set()
     for place in paths_below(files):

@@ -37,7 +37,7 @@ def evaluate_model(
 ) -> EvaluationResult:
     """Answer the rows that have references, and score the answers with the task's metric.
 
-    Images that are missing or cannot be read count with an empty answer.
+    Images that are missing or cannot be read count as empty answers.
 
     Args:
         rows, task, generate: as for `predict`; rows without references are skipped.
@@ -48,7 +48,7 @@ def evaluate_model(
         UserError: no row has references, or the checkpoint has no such task.
     """
     chosen = find_task(processor, task)
-    metric = metric_of(chosen).name  # refused before any image is read
+    metric = metric_of(chosen).name  # refused before images are read
     known = (row for row in rows if row["id"] in references)
     predictions = predict(model, processor, known, task=task, batch_size=batch_size, **generate)
     answers = {prediction.id: prediction.best for prediction in show_progress(predictions, len(references))}
@@ -79,10 +79,10 @@ def evaluate_images(
         model: folder or Hub id.
         images: id → image, such as those of `open_images`.
         references: any table that finetuning takes, see `read_references`.
-        limit: only the first so many images of the references.
+        limit: score only this many images, the first of the references.
         run: what was run, for the record; device and dtype are added.
-        form: what the user said about the table.
-        options: of `evaluate_model`.
+        form: the user's options for the table.
+        options: keywords of `evaluate_model`.
 
     Raises:
         UserError: a file or the model cannot be loaded, or images and references share no id.
@@ -113,8 +113,8 @@ def evaluate_table(
 
     Args:
         model: folder or Hub id.
-        columns: score these columns of the table instead of one task; none named means all tasks of the model's own.
-        limit: only the first so many rows.
+        columns: score these columns of the table instead of one task; empty means all of the model's own tasks.
+        limit: score only the first rows, up to this number.
         run: what was run, for the record.
         generate: overrides of the generation settings.
 
@@ -146,7 +146,7 @@ def evaluate_table(
 
 
 def questions_asked(model: str, processor, task: str | None, columns: Sequence[str] | None) -> tuple[Task, TargetForm]:
-    """The task of the rows, or a task that stands for columns, and what the targets are.
+    """The task of the rows, or a task that stands for the columns, and the form of the targets.
 
     Raises:
         UserError: the model lacks a task or a column.
@@ -164,7 +164,7 @@ def answer_images(model: str, images: Mapping[str, Any], *, device: str | None =
 
     Args:
         model: folder or Hub id.
-        options: of `predict`.
+        options: keywords of `predict`.
 
     Raises:
         UserError: the model cannot be loaded.

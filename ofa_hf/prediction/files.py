@@ -1,4 +1,4 @@
-"""Answer images or texts with one or several models: what `ofa-hf caption` and the commands of other tasks run."""
+"""Answer images or texts with one or several models; used by `ofa-hf caption` and the commands of other tasks."""
 
 import math
 import os
@@ -31,7 +31,7 @@ DEFAULT_ANSWER = "answer"
 
 
 class Report(Protocol):
-    """What is made of all answers at the end, such as `ofa_hf.pages.comparison.ComparisonReport`."""
+    """An output made from all answers at the end, such as `ofa_hf.pages.comparison.ComparisonReport`."""
 
     def owns(self, file: str) -> bool: ...
 
@@ -49,23 +49,23 @@ class Report(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What to answer, with which models, and where the answers go.
+    """What to answer, with which models, and where to write the answers.
 
     Args:
         command: name of the command in messages, such as "caption".
         answer: what an answer is called in the output, such as "caption"; boxes are always called "box".
-        inputs: what is asked about.
-        models: folders or Hub ids, run one after another.
-        task: one of the checkpoints'; None is their default task.
-        choices: lists of answers to choose from and files with one per line, in place of the task's own.
-        choose_with: the option of the command that gives them, for messages.
-        output: `.jsonl` or `.csv` file, resumed if it exists, or `.xlsx`, made at the end from a `.jsonl` beside it,
-            which is resumed; without it and without reports, answers are printed.
-        beside: write the answers to each image into a `.txt` file beside it; images that have one are done.
+        inputs: the inputs of the questions.
+        models: folders or Hub ids, run in turn.
+        task: a task of the checkpoints; None is their default task.
+        choices: lists of answers and files with one per line, instead of the task's own answers.
+        choose_with: the option for them, for messages.
+        output: `.jsonl` or `.csv` file, resumed if it exists, or `.xlsx`, written at the end from a `.jsonl` next to
+            it, which is resumed. Without it and without reports, answers are printed.
+        beside: write the answers to each image into a `.txt` file next to it; images that have one are skipped.
         num_answers: per row.
-        as_probabilities: scores are probabilities; else they are log-probabilities.
-        threshold: boxes with a lower score are not there.
-        options: of `predict`, such as `prompt`, `batch_size` and `num_beams`; those that are None are the model's.
+        as_probabilities: scores are probabilities; otherwise log-probabilities.
+        threshold: boxes with a lower score are left out.
+        options: keywords of `predict`, such as `prompt`, `batch_size` and `num_beams`; None is the model's default.
     """
 
     command: str
@@ -89,14 +89,14 @@ class Request:
         tqdm.write(f"ofa-hf {self.command}: {text}", file=sys.stderr)
 
     def format(self, task: Task, rows_columns: tuple[str, ...], model: str | None = None) -> Format:
-        """How answers to a task are written."""
+        """The output format of answers to a task."""
         has_boxes = task.answer == "boxes"
         answer = "box" if has_boxes else self.answer
         answer = DEFAULT_ANSWER if answer in rows_columns else answer
         return Format(answer, self.num_answers, model, rows_columns, has_boxes)
 
     def written(self, prediction: Prediction) -> Answers:
-        """The answers of a prediction as they are written."""
+        """The answers of a prediction in the output format."""
         answers = prediction.answers
         if "score" in answers[0] and self.as_probabilities:
             answers = [{**answer, "score": math.exp(answer["score"])} for answer in answers]
@@ -106,7 +106,7 @@ class Request:
         return answers
 
     def _box_if_there(self, answer: dict[str, Any], size: tuple[int, int]) -> dict[str, float] | None:
-        """The box inside its image, its first corner at the top left; None below the threshold."""
+        """The box, clipped to its image and with sorted corners; None below the threshold."""
         if answer["box"] is None or answer.get("score", math.inf) < self.threshold:
             return None
         xs, ys = (sorted(answer["box"][side] for side in sides) for sides in (SIDES[::2], SIDES[1::2]))
@@ -117,11 +117,11 @@ class Request:
 
 
 def answer_files(request: Request, reports: Sequence[Report] = ()) -> int:
-    """Answer every row that can be; returns how many could not.
+    """Answer all rows that can be answered; returns the number of the others.
 
     Raises:
-        UserError: nothing to answer, no such model or one without the task, or an output that cannot be written or
-            resumed.
+        UserError: there is nothing to answer, a model does not exist or lacks the task, or an output cannot be written
+            or resumed.
     """
     processes = Processes()
     _check(request, reports, processes)
@@ -148,10 +148,10 @@ def answer_files(request: Request, reports: Sequence[Report] = ()) -> int:
 
 
 def the_task(command: str, models: Sequence[str], name: str | None) -> tuple[Task, str]:
-    """The task that a command asks all of these models for, and its language.
+    """The task for all of these models, and its language.
 
     Raises:
-        UserError: a model lacks it, or asks for other texts than another model.
+        UserError: a model lacks the task, or its prompt needs other texts than that of another model.
     """
     found = []
     for model in models:
@@ -184,15 +184,15 @@ def refuse_without_choices(request: Request, task: Task) -> None:
 
 
 def usable_by_model(request: Request, models: Sequence[str]) -> dict[str, list[str]]:
-    """The answers of the request's lists that each model can choose; what is left out is said once."""
+    """The answers of the request's lists that each model can choose; the others are reported once."""
     if not request.choices:
         return {}
     given = read_choices(request.choices)
     choices = {model: usable_choices(load_processor(model), given) for model in models}
     for left_out in dict.fromkeys(chain.from_iterable(each.left_out for each in choices.values())):
         by = [model for model, each in choices.items() if left_out in each.left_out]
-        whose = f" of {', '.join(by)}" if len(by) < len(models) else ""
-        request.say(f"left out of the list of answers{whose}: {left_out}.")
+        whose = f" by {', '.join(by)}" if len(by) < len(models) else ""
+        request.say(f"not used as answers{whose}: {left_out}.")
     return {model: each.texts for model, each in choices.items()}
 
 
@@ -202,10 +202,10 @@ def with_usable_choices(request: Request, model: str) -> Request:
 
 
 def _check(request: Request, reports: Sequence[Report], processes: Processes) -> None:
-    if not request.choices:  # a search needs beams, a list of answers none
+    if not request.choices:  # only generation needs beams, not a list of answers
         check_beams(request.num_answers, request.options.get("num_beams"))
     if request.beside and (len(request.models) > 1 or request.output):
-        raise UserError("--txt writes one text beside each image: use it with one --model and without --output.")
+        raise UserError("--txt writes one text next to each image: use it with one --model and without --output.")
     if processes.count > 1 and request.output and record_of(request.output) != Path(request.output):
         raise UserError(
             f"{processes.count} processes cannot write the spreadsheet {request.output}. Write a .csv or .jsonl."
@@ -229,7 +229,7 @@ def _distinct(models: Sequence[str]) -> list[str]:
 
 
 def _facts(request: Request, task: Task, models: Sequence[str]) -> dict[str, object]:
-    """What was run, for the report."""
+    """Settings of the run, for the report."""
     default = "each model's own"
     names = {"prompt": "prompt", "num_beams": "beams", "max_length": "max. tokens"}
     asked = {title: request.options.get(name) or default for name, title in names.items()}
@@ -239,12 +239,12 @@ def _facts(request: Request, task: Task, models: Sequence[str]) -> dict[str, obj
 
 @dataclass
 class Job:
-    """The rows of a request, answered by one model after another; rows that cannot be answered are reported once."""
+    """Answers the rows of a request with each model; rows that cannot be answered are reported once."""
 
     request: Request
     task: Task
     rows: Rows
-    choices: Mapping[str, Sequence[str]]  # of each model; none where the task answers freely or has its own
+    choices: Mapping[str, Sequence[str]]  # answers for each model; None if the task has its own or answers freely
     has_several_models: bool
     has_reports: bool
     processes: Processes
@@ -261,7 +261,7 @@ class Job:
         return not (self.request.output or self.request.beside or self.has_reports)
 
     def run(self, model: str) -> dict[Name, list[Any]]:
-        """Answer what is not done yet; returns all of the model's answers by key if a report needs them."""
+        """Answer the remaining rows; returns all answers of the model by key if a report needs them."""
         mine = self.processes.share(self.rows.names)
         format = self.request.format(self.task, self.rows.columns, model if self.has_several_models else None)
         with self._open_output(format) as output:
@@ -278,7 +278,7 @@ class Job:
             return {name: found[key] for name in self.rows.names if (key := format.key(name)) in found}
 
     def _finish(self, output: Output, format: Format) -> dict:
-        """Make the spreadsheet of what is written; processes other than the only one have theirs merged first."""
+        """Write the spreadsheet from the record, after merging those of several processes."""
         path = self.request.output
         if path and record_of(path) != Path(path) and self.processes.count == 1:
             write_sheet(record_of(path), Path(path), format)
@@ -294,7 +294,7 @@ class Job:
         return open_answer_file(path, format, self.processes, self.rows.names)
 
     def _answer(self, name: str, names: Sequence[Name], output: Output) -> int:
-        """Load a model and write its answers with a progress bar; returns how many rows have one."""
+        """Load a model and write its answers with a progress bar; returns the number of answered rows."""
         request, num_answered = self.request, 0
         loaded = load_model(name, device=self.processes.device(request.device), dtype=request.dtype)
         with ExitStack() as stack:
@@ -302,7 +302,7 @@ class Job:
 
             def skip(row: Name, error: Exception) -> None:
                 self.failed.add(row)
-                if (reason := str(error)) not in self.said:  # of an image once, however much is asked about it
+                if (reason := str(error)) not in self.said:  # an image's error is reported once, for all its rows
                     self.said.add(reason)
                     bar.write(f"ofa-hf {request.command}: skipped: {reason}", file=sys.stderr)
 
@@ -322,7 +322,7 @@ class Job:
         return predict(*loaded, map(self.rows.row, names), task=self.task.name, on_failure=skip, **options)
 
     def progress(self, num_rows: int) -> tqdm:
-        """A bar on stderr; none for one row, for all processes but the first, or where answers fill the screen."""
+        """A bar on stderr; none for a single row, in later processes, or if answers are printed on the screen."""
         is_hidden = num_rows < 2 or not self.processes.is_first or (self.is_printed and sys.stdout.isatty())
         interval = 0.2 if sys.stderr.isatty() else 30
         return tqdm(total=num_rows, unit=self._noun, file=sys.stderr, disable=is_hidden, mininterval=interval)

@@ -1,4 +1,4 @@
-"""The table that `fill` writes: the rows of another one with columns filled; a run that stopped is continued."""
+"""The output of `fill`: the rows of a table with columns filled; an interrupted run can be resumed."""
 
 import csv
 import io
@@ -15,18 +15,18 @@ from ofa_hf.prediction.questions import cell_text
 from ofa_hf.tables.table_files import Table
 
 
-SCORE = "_score"  # behind a column's name: how probable the model finds its value
-MARK = "\ufeff"  # starts a CSV, without which spreadsheets read Chinese as something else
+SCORE = "_score"  # suffix of the column with the probabilities of a column's values
+MARK = "\ufeff"  # needed at the start of a CSV for Chinese text in spreadsheet applications
 
 
 class FilledTable:
-    """The table that is written: `.csv` for spreadsheets, or `.jsonl`. A row that a killed run left half is redone.
+    """The output table: `.csv` for spreadsheets, or `.jsonl`. An incomplete row of a killed run is redone.
 
-    Rows that are written again go into a draft beside it and take its place at the end. If a run is killed before, the
-    next one begins with those that it wrote.
+    To write rows again, a draft next to the table is filled, which replaces it at the end. If a run is killed before
+    that, the next one starts with the rows of the draft.
 
     Args:
-        columns: that are filled; those that the table lacks come after its own, each followed by its score.
+        columns: columns to fill; new ones are added after the existing ones, each followed by its score.
 
     Raises:
         UserError: another suffix, a file that cannot be written, or one that holds something else.
@@ -67,7 +67,7 @@ class FilledTable:
         self._stream.close()
 
     def _open(self) -> None:
-        """Open and lock the file. Once it is known to be ours, remove a torn last row; begin a new file."""
+        """Open and lock the file. If it is ours, remove an incomplete last row; otherwise start a new file."""
         self._stream = self.path.open("ab+")  # closed by __exit__
         try:
             lock(self._stream, self.path)
@@ -91,12 +91,12 @@ class FilledTable:
         return (MARK + self._line(dict(zip(self.columns, self.columns)))).encode() if self.is_csv else b""
 
     def write_again(self) -> None:
-        """From now on all rows of the table are written, those that are there already too."""
+        """From now on, write all rows of the table, including existing ones."""
         self._draft_stream = self.draft.open("wb")
         self._draft_stream.write(self._header)
 
     def _take_draft(self) -> None:
-        """Replace the file by the rows of the draft and, after a killed run, by its own rows that come after them."""
+        """Replace the file by the rows of the draft and, after a killed run, its later rows."""
         kept = whole_lines(self.draft.read_bytes(), self.is_csv)
         with self.draft.open("ab") as draft:
             draft.truncate(len(kept))
@@ -117,7 +117,7 @@ class FilledTable:
         )
 
     def rows_done(self) -> Iterator[dict[str, Any]]:
-        """The rows that the file holds."""
+        """The rows in the file."""
         yield from self._rows_in(self.path)
 
     def _rows_in(self, path: Path) -> Iterator[dict[str, Any]]:
@@ -128,7 +128,7 @@ class FilledTable:
                 raise self._foreign(str(error)) from error
 
     def check_same(self, row: Mapping[str, Any], done: Mapping[str, Any], line: int) -> None:
-        """Refuse to continue the table of other rows.
+        """Refuse to continue a table with other rows.
 
         Raises:
             UserError: a column that is not filled differs.

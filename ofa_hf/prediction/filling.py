@@ -1,4 +1,4 @@
-"""Fill the columns of a table of images: each column is a question, and the image is read once for all of them."""
+"""Fill columns of a table of images: each column is a question, and an image is encoded once for all of them."""
 
 import math
 from collections import Counter, deque
@@ -25,12 +25,12 @@ class Filling:
     """What to fill.
 
     Args:
-        table: with a row per image.
-        images: folder that holds them; with a column of URLs or of paths below the table's folder, None.
-        output: `.csv` or `.jsonl`. One that exists is continued; cells that could not be filled are asked again.
-        columns: tasks of the model; by default all of its own, which are not in `TASKS`.
-        encoding, separator: of the table, where they cannot be told; see `open_table`.
-        overwrite: answer cells that have a value, too.
+        table: a table with a row per image.
+        images: folder of the images; None for URLs, or for paths relative to the table's folder.
+        output: `.csv` or `.jsonl`. An existing one is continued; cells that could not be filled are asked again.
+        columns: tasks of the model; by default all of its own tasks, which are not in `TASKS`.
+        encoding, separator: form of the table, if it cannot be detected; see `open_table`.
+        overwrite: also answer cells that have a value.
         min_score: values with a lower score are left out.
     """
 
@@ -54,14 +54,14 @@ def fill_table(
     say: Callable[[str], None] = lambda text: None,
     on_row: Callable[[], object] = lambda: None,
 ) -> Counter[str]:
-    """Write the table with its columns filled and a score for each; other columns stay as they are.
+    """Write the table with its columns filled and a score for each; other columns are unchanged.
 
     Args:
-        say: called with each problem, in a line.
+        say: called with a line for each problem.
         on_row: called after each row.
 
     Returns:
-        numbers: `rows`, cells `filled`, `kept` and `below` the lowest score, rows `failed`, rows done `before`.
+        counts: `rows`, cells `filled`, `kept` and `below` the minimum score, rows `failed`, rows done `before`.
 
     Raises:
         UserError: no such table, column, image folder or model, a table without rows, a model without such a task, or
@@ -111,7 +111,7 @@ def find_image_column(table: Table, filling: Filling) -> str:
 
 
 def check_fields(table: Table, tasks: Mapping[str, Task]) -> None:
-    """Raises `UserError` if a column's prompt asks about another column that the table lacks."""
+    """Raises `UserError` if the prompt of a column refers to a column that the table does not have."""
     for name, task in tasks.items():
         if missing := [field for field in task.fields if field not in table.columns]:
             raise UserError(
@@ -122,17 +122,17 @@ def check_fields(table: Table, tasks: Mapping[str, Task]) -> None:
 
 @dataclass
 class _Row:
-    """A row of the table, and the columns that still wait for their answer."""
+    """A row of the table, and the columns that are not answered yet."""
 
     line: int
     values: dict[str, Any]
     waiting: set[str]
-    is_copy: bool  # of an earlier run, with nothing to ask again
+    is_copy: bool  # from an earlier run, with nothing to ask again
 
 
 @dataclass
 class _Work:
-    """The rows of a table on their way through the model."""
+    """The rows of a table that are being answered."""
 
     filling: Filling
     table: Table
@@ -147,7 +147,7 @@ class _Work:
     failed: set[int] = field(default_factory=set)
 
     def run(self) -> None:
-        """Fill what an earlier run has not, or could not; the model is loaded only if there is anything."""
+        """Fill what is missing; the model is loaded only if there is anything to fill."""
         num_failed, has_more = self._look_back()
         self.counts["before"] = self.output.num_rows - num_failed
         loaded = None
@@ -175,7 +175,7 @@ class _Work:
         self._write_finished(by_line)
 
     def _look_back(self) -> tuple[int, bool]:
-        """How many rows of an earlier run could not be filled, and whether the table has more rows."""
+        """Number of rows that an earlier run could not fill, and whether the table has more rows."""
         done, num_failed = self.output.rows_done(), 0
         for line, row in self.table:
             if isinstance(row, Problem):
@@ -187,14 +187,14 @@ class _Work:
         return num_failed, False
 
     def _wanted(self, row: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
-        """The columns of a row to ask: cells without a value, if no earlier run has a score for them."""
+        """The columns of a row to ask: cells without a value and without a score from an earlier run."""
         wanted = [name for name in self.tasks if self.filling.overwrite or not cell_text(row.get(name))]
         return [name for name in wanted if before is None or not cell_text(before.get(name + SCORE))]
 
     def _questions(
         self, left: Iterable[tuple[int, dict, dict | None]], by_line: dict[int, _Row]
     ) -> Iterator[dict[str, Any]]:
-        """A row of `predict` per cell to fill; table rows enter `rows` on the way."""
+        """A row of `predict` per cell to fill; table rows are added to `rows`."""
         for line, row, before in left:
             wanted = self._wanted(row, before)
             self.counts["kept"] += 0 if before else len(self.tasks) - len(wanted)
@@ -205,7 +205,7 @@ class _Work:
                 wanted = []
             by_line[line] = _Row(line, dict(before or row), set(wanted), is_copy)
             self.rows.append(by_line[line])
-            self._write_finished(by_line)  # rows without anything to fill must not pile up
+            self._write_finished(by_line)  # write rows with nothing to fill, so that they do not accumulate
             image = image_of(self.images.file(file)) if file else None
             for name in wanted:
                 fields = {field: cell_text(row.get(field)) for field in self.tasks[name].fields}

@@ -1,4 +1,4 @@
-"""Images that a command's arguments name: files, folders with all their subfolders, and files of MUGE."""
+"""Find the images for the arguments of a command: files, folders with subfolders, and files of MUGE."""
 
 import os
 from collections import Counter
@@ -15,10 +15,10 @@ from ofa_hf.images.packed import is_packed, unpacked
 
 
 class ImageFile(os.PathLike):
-    """The path of an image file, for `load_image`, whatever its name looks like.
+    """The path of an image file, for `load_image`, even if its name looks like something else.
 
-    `pathlib.Path` would intern the name of each of a million files. The interpreter's table of interned strings never
-    reuses the place of a name that is gone, so it grows by megabytes.
+    `pathlib.Path` would intern the names of a million files. The interpreter's table of interned strings does not
+    reuse the slots of deleted names, so it would grow by megabytes.
     """
 
     __slots__ = ("path",)
@@ -31,7 +31,7 @@ class ImageFile(os.PathLike):
 
 
 def image_of(file: str) -> ImageFile | str:
-    """What `load_image` takes for a file, whatever its name looks like, or for a URL."""
+    """The argument of `load_image` for a file with any name, or for a URL."""
     return file if file.startswith(URL_PREFIXES) else ImageFile(file)
 
 
@@ -39,7 +39,7 @@ class TableImages:
     """The image files that a table names.
 
     Args:
-        folder: that holds them, or a packed one; by default the table's own folder.
+        folder: folder or archive of the images; by default the table's own folder.
 
     Raises:
         UserError: there is no such folder.
@@ -54,8 +54,8 @@ class TableImages:
         self.finder = ImageFinder(self.folder or ".")
 
     def file(self, name: str) -> str:
-        """The file of a name, see `ImageFinder`, as a path through the folder; a URL as it is; where nothing is found,
-        the name below the folder."""
+        """The path of a name, see `ImageFinder`, or the name below the folder if it is not found; URLs are
+        unchanged."""
         if name.startswith(URL_PREFIXES):
             return name
         found = self.finder.find(name).path or os.path.join(self.finder.folder, name)
@@ -65,13 +65,13 @@ class TableImages:
 
 
 def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool] = lambda file: False) -> list[str]:
-    """List image files: named files whatever their suffix, and the images in folders, each file once and in order.
+    """List image files: named files with any suffix, and the images in folders, in order and without repetition.
 
-    In folders, hidden files and other files are left out; a line in the log counts them by kind. A zip or tar
-    file stands for the folder that it holds.
+    In folders, hidden files and other files are left out and counted in a line of the log. A zip or tar file stands
+    for the folder in it.
 
     Args:
-        skip: whether to leave out a file.
+        skip: returns whether to leave out a file.
 
     Raises:
         UserError: a folder cannot be read, an input is a link, or there is no image at all.
@@ -106,7 +106,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def open_images(path: str | os.PathLike) -> Mapping[str, Any]:
-    """Images by id: those of a folder or packed folder by their names, or those of an image file of MUGE.
+    """Images by id: those of a folder or archive by their names, or those of an image file of MUGE.
 
     Raises:
         UserError: there is no such folder or file.
@@ -115,4 +115,4 @@ def open_images(path: str | os.PathLike) -> Mapping[str, Any]:
         images = FolderImages(unpacked(path, cache_root(None)))
         images.report_left_out()
         return images
-    return ImagesById(load_muge(None, path, check_images=False))  # a broken one is noticed when it is answered
+    return ImagesById(load_muge(None, path, check_images=False))  # broken images are found when they are answered

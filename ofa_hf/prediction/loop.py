@@ -24,18 +24,18 @@ from ofa_hf.tasks_ofa import Task
 logger = logging.get_logger(__name__)
 
 BATCHES_AHEAD = 2  # read while the model works on another one
-ROWS_PER_IMAGE = 256  # that are encoded together; more of one image are a second one
+ROWS_PER_IMAGE = 256  # maximum rows per image in a group; further rows form another group
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answers to one row, best first; none for a row that cannot be answered.
+    """The answers to one row, best first; empty if the row cannot be answered.
 
     An answer is `{"text": …}`, or `{"box": …}` from a task that answers with boxes, with a `"score"` if asked for. A
-    score is the mean log-probability of the answer's tokens, `</s>` included; of an answer chosen from a list it is
-    the log-probability that the answer is this one.
+    score is the mean log-probability of the answer's tokens, including `</s>`; for an answer chosen from a list, it is
+    the log-probability of the answer in the list.
     """
 
     id: Any
@@ -68,24 +68,23 @@ def predict(
     on_failure: Callable[[Any, ValueError], None] | None = None,
     **generate,
 ) -> Iterator[Prediction]:
-    """Answer rows in batches; the next images are decoded in threads meanwhile, each of them once.
+    """Answer rows in batches, while the next images are decoded in threads, each of them once.
 
-    Rows that follow each other and have the same image (one object, or one path) are questions about one image: it is
-    decoded once and passes the ResNet once.
+    Consecutive rows with the same image (one object, or one path) are questions about one image, which is decoded and
+    encoded by the ResNet once.
 
     Args:
         model, processor: as `load_model` returns them. The model is in inference mode while this runs.
-        rows: `{"id", "image", <fields of the task>}`; an image is anything `load_image` takes. Rows of a task without
-            images have none. A row may name its own `"task"`.
+        rows: `{"id", "image", <fields of the task>}`; an image is anything that `load_image` takes. Rows of a task
+            without images have none. A row can have its own `"task"`.
         task: one of `processor.tasks`, for rows that name none; by default the checkpoint's default task.
-        prompt: the whole question of those rows, in place of the task's.
-        batch_size: images whose rows are prepared together, and rows that go through the model together.
+        prompt: the whole question of those rows, instead of the task's prompt.
+        batch_size: number of images whose rows are prepared together, and of rows per batch of the model.
         num_answers: answers per row.
-        choices: answers to choose from, by default those of the task. Their scores are log-probabilities that the
-            answer is this one of the list.
-        on_failure: called with id and error of a row that cannot be answered: its image cannot be read, a text is
-            missing or too long, a box does not fit. By default a warning is logged. That row's prediction has no
-            answers and costs the model nothing.
+        choices: answers to choose from, by default those of the task. Scores are then log-probabilities in the list.
+        on_failure: called with id and error of a row that cannot be answered, because its image cannot be read, a text
+            is missing or too long, or a box does not fit. By default a warning is logged. The prediction of that row
+            has no answers.
         generate: overrides of the generation settings, such as `num_beams=5`.
 
     Raises:
@@ -118,7 +117,7 @@ def predict(
 
 
 def by_image(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Group rows that follow each other and have the same image; rows without one stay alone."""
+    """Group consecutive rows with the same image; rows without an image form their own groups."""
     group: list[Row] = []
     for row in rows:
         if group and (len(group) == ROWS_PER_IMAGE or not _is_same(group[-1].get("image"), row.get("image"))):
@@ -136,12 +135,12 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 class _Preparation:
-    """Encodes the rows of one image: it is decoded once, and resized once for all tasks that want it alike."""
+    """Encodes the rows of one image, which is decoded once, and resized once for all tasks with the same settings."""
 
     def __init__(self, model, processor, num_answers: int, generate: Mapping[str, Any]):
         self.processor, self.num_answers, self.generate = processor, num_answers, generate
         self.defaults, self.positions = model.generation_config, model.config.max_position_embeddings
-        self.questions: dict[str | None, Question] = {}  # None: of rows that name no task
+        self.questions: dict[str | None, Question] = {}  # None: rows that name no task
         self.turns = threading.Lock()
 
     def question(self, task: str | None, prompt: str | None = None, choices: Sequence[str] | None = None) -> Question:
@@ -151,17 +150,17 @@ class _Preparation:
         ids = self.processor.encode_choices(choices) if choices else []
         of_task = self.processor.generation_kwargs(chosen.name)
         settings = with_length(of_task, self.generate, self.defaults, bool(chosen.starts_with))
-        if "max_new_tokens" in settings:  # the question needs positions too
+        if "max_new_tokens" in settings:  # the question also needs positions
             settings["max_new_tokens"] = min(settings["max_new_tokens"], self.positions // 2)
         settings = answer_settings(self.defaults, self.num_answers, settings)
         room = max(map(len, ids)) + 1 if ids else settings.get("max_new_tokens", 1)
         return Question(chosen, prompt, choices, ids, settings, room)
 
     def __call__(self, rows: Sequence[Row]) -> list[EncodedRow | ValueError]:
-        """What the model needs of each row, or why it cannot be answered.
+        """The encoding of each row, or the error why it cannot be answered.
 
         Raises:
-            ImageError: the image of all of them cannot be read.
+            ImageError: the shared image cannot be read.
         """
         image, pixels = rows[0].get("image"), {}
         image = None if image is None else _load(rows[0]["id"], image)
@@ -203,7 +202,7 @@ class _Preparation:
             return self.questions[name]
 
     def _check_length(self, row: Row, question: Question, inputs: Mapping[str, Any]) -> None:
-        """Refuse a text that would be cut, or leaves no room for an answer."""
+        """Refuse a text that would be cut or would leave no room for an answer."""
         limit = min(self.processor.max_prompt_tokens, self.positions)
         if "decoder_input_ids" in inputs:
             limit = min(limit, self.positions - question.room)
@@ -212,7 +211,7 @@ class _Preparation:
 
 
 def _named(row: Row) -> str:
-    """The row in a message; a name of several parts may hold a long text."""
+    """The row in a message; a name with several parts can contain a long text."""
     parts = row["id"] if isinstance(row["id"], tuple) else (row["id"],)
     return ", ".join(str(part)[:100] for part in parts)
 
@@ -237,11 +236,11 @@ def find_task(processor, name: str | None) -> Task:
 
 
 def answer_settings(defaults, num_answers: int, generate: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `generate` that give a number of answers per row, with at least one beam for each.
+    """Settings of `generate` for a number of answers per row, with at least one beam for each.
 
     Args:
         defaults: the model's generation config.
-        generate: what overrides it.
+        generate: overrides.
 
     Raises:
         UserError: fewer beams than answers were asked for.
@@ -254,13 +253,13 @@ def answer_settings(defaults, num_answers: int, generate: Mapping[str, Any]) -> 
 
 
 def refuse_drawing(task: Task) -> None:
-    """Raises `UserError` for a task whose answers are images, which are drawn elsewhere."""
+    """Raises `UserError` for a task whose answers are images, for which there is `ofa-hf draw`."""
     if task.answer == "image":
         raise UserError(f"The task {task.name} answers with images. Draw them with `ofa-hf draw`.")
 
 
 def check_choices(processor, task: Task, choices: Sequence[str] | None) -> list[str]:
-    """The answers to choose from; none for a task that answers freely.
+    """The answers to choose from; empty for a task that answers freely.
 
     Raises:
         UserError: the task needs some, the model cannot choose among these, or the task draws images.

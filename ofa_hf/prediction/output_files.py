@@ -1,4 +1,4 @@
-"""Answers in files that cannot grow line by line: a text beside each image, and a spreadsheet made at the end."""
+"""Outputs other than growing files: a text next to each image, and a spreadsheet written at the end."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SHEET_SUFFIX = ".xlsx"
 
 
 def record_of(path: str | Path) -> Path:
-    """The JSONL beside a spreadsheet that holds the answers until it is made; any other output itself."""
+    """The JSONL next to a spreadsheet, with its answers until it is written; other outputs unchanged."""
     path = Path(path)
     return path.with_suffix(".jsonl") if path.suffix.lower() == SHEET_SUFFIX else path
 
@@ -67,7 +67,7 @@ def write_sheet(record: Path, path: Path, format: Format) -> None:
 
 
 def cells_of(row: dict[str, Any], format: Format) -> list[Any]:
-    """The cells of a line of JSON, as a CSV has them."""
+    """The cells of a line of JSON, as in a CSV."""
     answers = [
         {"text": each[format.answer], "box": each[format.answer], "score": each.get("score"), "size": _size(row)}
         for each in row.get(format.plural, [row])
@@ -82,7 +82,7 @@ def _size(row: dict[str, Any]) -> tuple[Any, Any]:
 
 
 class _Written:
-    """The images that have a text beside them."""
+    """The images with a text file next to them."""
 
     def __init__(self, files: "TextFiles"):
         self.files = files
@@ -92,10 +92,10 @@ class _Written:
 
 
 class TextFiles:
-    """Write the answers to each image into a text file beside it, one a line; a text that is there stays.
+    """Write the answers to each image into a text file next to it, one per line; existing files are kept.
 
     Args:
-        names: all images of the job. Two that differ only in their suffix get `a.jpg.txt` and `a.png.txt`.
+        names: all images of the job. Images that differ only in their suffix get `a.jpg.txt` and `a.png.txt`.
 
     Raises:
         UserError: an image is a link, or its folder cannot be written.
@@ -103,7 +103,7 @@ class TextFiles:
 
     def __init__(self, names: Sequence[str]):
         if links := [name for name in names if name.startswith(URL_PREFIXES)]:
-            raise UserError(f"{links[0][:300]} is a link, and no text can be written beside it. Use --output FILE.")
+            raise UserError(f"{links[0][:300]} is a link, so no text can be written next to it. Use --output FILE.")
         self.stems = Counter(without_suffix(os.path.abspath(name)) for name in names)
         for folder in sorted({os.path.dirname(stem) for stem in self.stems}):
             refuse_unwritable([os.path.join(folder, "text.txt")])
@@ -125,6 +125,6 @@ class TextFiles:
         write_text(self.path(name), "".join(f"{' '.join(answer['text'].split())}\n" for answer in answers), "replace")
 
     def answers_to(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """What the texts hold, by name."""
+        """The contents of the texts, by name."""
         paths = {name: Path(self.path(name)) for name in names}
         return {name: path.read_text("utf-8-sig").splitlines() for name, path in paths.items() if path.is_file()}

@@ -1,4 +1,4 @@
-"""How the CSV of an output is written: for spreadsheets, and as a spreadsheet has saved it since."""
+"""The form of an output CSV: for spreadsheet applications, or as one of them has saved it."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from ofa_hf.tables.delimited import SEPARATORS
 from ofa_hf.tables.encodings import is_big5, is_gb18030
 
 
-MARK = b"\xef\xbb\xbf"  # without it, spreadsheets take UTF-8 for the encoding of their country
+MARK = b"\xef\xbb\xbf"  # without it, spreadsheet applications read UTF-8 as a regional encoding
 WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -23,11 +23,11 @@ class CsvForm(NamedTuple):
 
     @property
     def errors(self) -> str:
-        """File names may hold bytes that are not UTF-8."""
+        """File names can contain bytes that are not UTF-8."""
         return "surrogateescape" if self.encoding == "utf-8" else "strict"
 
     def encode(self, text: str) -> bytes:
-        """A line as it goes into the file.
+        """A line as bytes for the file.
 
         Raises:
             UnicodeEncodeError: the encoding lacks a character.
@@ -44,7 +44,7 @@ class CsvForm(NamedTuple):
 
 
 def form_of(data: bytes, header: Sequence[str]) -> CsvForm:
-    """The form of the CSV that a file holds, by its bytes.
+    """Detect the form of a CSV from its bytes.
 
     Args:
         header: names that its columns must have.
@@ -68,7 +68,7 @@ def encoding_of(data: bytes) -> str:
     """UTF-8 or GB18030.
 
     Raises:
-        ValueError: it is neither, or lines of both are mixed.
+        ValueError: it is neither, or lines in both are mixed.
     """
     lines = [line for line in data.split(b"\n") if not line.isascii()]
     wrong = [line for line in lines if not _is_utf8(line)]
@@ -80,7 +80,7 @@ def encoding_of(data: bytes) -> str:
         raise ValueError("its lines are in two encodings, UTF-8 and GB18030; save it as CSV UTF-8")
     if is_big5(b"\n".join(wrong)) or any(map(_has_foreign_text, wrong)):
         raise ValueError("a program saved it in another encoding; save it as CSV UTF-8")
-    return "utf-8"  # names of files may be any bytes
+    return "utf-8"  # file names can contain any bytes
 
 
 def _has_foreign_text(line: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Where answers go: to the screen, or to a JSONL or CSV file that a later run resumes."""
+"""Outputs of answers: the screen, or a JSONL or CSV file that a later run resumes."""
 
 import csv
 import io
@@ -26,15 +26,15 @@ except ImportError:  # Windows
 SECONDS_BETWEEN_SYNCS = 5.0  # a power cut costs at most this much work
 
 Answers = list[dict[str, Any]]  # of one row, best first: {"text": …, "score": …}, or a "box" with its image's "size"
-Name = str | tuple[str, ...]  # of a row: what was asked about, such as a file, or a file and a question
+Name = str | tuple[str, ...]  # name of a row, such as a file, or a file and a question
 
-SCORES = ("score", "clip_score")  # of an answer: the model's, and for drawn images CLIP's
+SCORES = ("score", "clip_score")  # keys of scores: the model's, and CLIP's for drawn images
 PLURALS = {"box": "boxes", "summary": "summaries"}
-NOT_THERE = "none"  # printed in place of a box
+NOT_THERE = "none"  # printed instead of a box
 
 
 class Box(NamedTuple):
-    """A box that an output holds: four sides in pixels, or None where nothing was found; score and image size."""
+    """A box in an output: four sides in pixels, or None if nothing was found; score and image size."""
 
     sides: tuple[float, ...] | None
     score: float
@@ -45,12 +45,12 @@ class Box(NamedTuple):
 
 
 def box_text(sides: Iterable[float] | None) -> str:
-    """`xmin,ymin,xmax,ymax`, as tables have boxes; nothing for no box."""
+    """`xmin,ymin,xmax,ymax`, as in tables; empty without a box."""
     return "" if sides is None else ",".join(f"{side:.2f}".rstrip("0").rstrip(".") for side in sides)
 
 
 def sides_of(box: dict[str, float] | None) -> tuple[float, ...] | None:
-    """A box as four numbers with two places."""
+    """A box as four numbers with two decimals."""
     return None if box is None else tuple(round(box[side], 2) for side in SIDES)
 
 
@@ -59,14 +59,14 @@ def absolute(file: str) -> str:
 
 
 class Format(NamedTuple):
-    """How the lines of an output look.
+    """The format of the lines of an output.
 
     Args:
-        answer: what an answer is called, such as "caption".
-        num_answers: per row.
-        model: which model gave the answers, in an output that holds those of several.
-        names: what the parts of a row's name are called: its file, and the texts that were asked.
-        has_boxes: answers are boxes; a line then has the `width` and `height` of its image, too.
+        answer: name of an answer, such as "caption".
+        num_answers: answers per row.
+        model: model of the answers, in an output of several models.
+        names: names of the parts of a row's name: its file, and the texts that were asked.
+        has_boxes: answers are boxes; lines then also have the `width` and `height` of the image.
     """
 
     answer: str
@@ -83,7 +83,7 @@ class Format(NamedTuple):
         return (name,) if isinstance(name, str) else name
 
     def key(self, name: Name) -> Name:
-        """A name with the absolute path of its file: rows of one key are one row, wherever a run was started."""
+        """A name with the absolute path of its file, which identifies a row from every working directory."""
         parts = zip(self.names, self.parts(name), strict=True)
         parts = tuple(absolute(part) if title == "file" else part for title, part in parts)
         return parts[0] if len(parts) == 1 else parts
@@ -188,7 +188,7 @@ def on_one_line(text: str) -> str:
 
 
 def whole_lines(data: bytes, is_csv: bool) -> bytes:
-    """Drop the line that a killed run left unfinished. In CSV, a line break inside quotes does not end a row."""
+    """Drop the incomplete line of a killed run. In CSV, a line break inside quotes does not end a row."""
     end = data.rfind(b"\n") + 1
     while is_csv and end and data.count(b'"', 0, end) % 2:
         end = data.rfind(b"\n", 0, end - 1) + 1
@@ -198,17 +198,17 @@ def whole_lines(data: bytes, is_csv: bool) -> bytes:
 class OutputRow(NamedTuple):
     """One row's line in an output file."""
 
-    key: Name  # its name, with the absolute path of its file
+    key: Name  # the name, with the absolute path of its file
     model: str | None
-    answers: list[Any]  # best first: texts, or each a `Box`
-    line: str  # as it is in the file, with its line break
+    answers: list[Any]  # best first: texts or boxes
+    line: str  # as in the file, with its line break
 
 
 def lock(stream: BinaryIO, path: Path) -> None:
-    """Keep other runs from writing an open file until it is closed.
+    """Lock an open file against other runs until it is closed.
 
     Raises:
-        UserError: another run writes it.
+        UserError: another run is writing it.
     """
     try:
         if fcntl is not None:
@@ -224,8 +224,8 @@ def lock(stream: BinaryIO, path: Path) -> None:
 class AnswerFile:
     """Append answers to a JSONL or CSV file; `done` holds the keys of rows that an earlier run finished.
 
-    A file's name is written so that it means the same file from any folder: as it was given if it is given in full or
-    from the folder of the output, else in full. A CSV that a spreadsheet has saved again is continued in its form.
+    File names are written so that they are valid from the folder of the output: unchanged if they are absolute or
+    relative to it, otherwise absolute. A CSV that a spreadsheet application has saved again is continued in its form.
 
     Args:
         path: ends in `.jsonl` or `.csv`.
@@ -268,7 +268,7 @@ class AnswerFile:
         self._stream.close()
 
     def _read_done(self) -> set[str]:
-        """Collect the finished images; once all lines are understood, remove a torn last one."""
+        """Collect the finished rows; if all lines are valid, remove an incomplete last one."""
         self._stream.seek(0)
         data = self._stream.read()
         kept = whole_lines(data, self.is_csv)
@@ -286,7 +286,7 @@ class AnswerFile:
         return done
 
     def _refuse_foreign_start(self, data: bytes) -> None:
-        """A file of half a line is only ours if it is the start of one of ours."""
+        """A file with only an incomplete line is ours only if it could be the start of one of our lines."""
         header = self._form.encode(self._form.line(self.format.csv_header))
         is_ours = any(start.startswith(data) for start in (header, MARK + header))
         with self._explain():
@@ -294,19 +294,19 @@ class AnswerFile:
                 raise ValueError(f"it starts with {data[:20]!r}")
 
     def answers(self) -> dict[Name, list[Any]]:
-        """What the file holds now: key → answers, best first."""
+        """The content of the file: key → answers, best first."""
         self._stream.seek(0)
         return {row.key: row.answers for row in self._rows_of(self._stream.read())}
 
     def done_in(self, path: Path) -> set[Name]:
-        """Keys that are finished in another file of this format, which may be being written now."""
+        """Finished keys in another file of this format, which can be open for writing."""
         data = path.read_bytes() if path.exists() else b""
         return {row.key for row in self._rows_of(whole_lines(data, self.is_csv))}
 
     def absorb(self, parts: Iterable[Path], order: Iterable[Name]) -> None:
-        """Take over the rows of other files of this format, in the given order and none twice; remove these files.
+        """Append the rows of other files of this format, in the given order and without repetition; remove them.
 
-        Safe at any moment: a part is removed once all its rows are on the disk here.
+        Safe to interrupt: a file is removed only after all its rows are on disk.
         """
         self._stream.seek(0)
         parts, known = list(parts), {row[:2] for row in self._all_rows(self._stream.read())}
@@ -354,7 +354,7 @@ class AnswerFile:
             yield OutputRow(self._key(name), model, answers, f"{line}\n")
 
     def _key(self, name: Name) -> Name:
-        """Key of a name in the file: a path that leads somewhere from the output's folder is meant from there."""
+        """Key of a name in the file; a path that exists relative to the output's folder is read from there."""
         return self.format.key(self._with_file(name, self._from_output))
 
     def _from_output(self, file: str) -> str:
@@ -362,7 +362,7 @@ class AnswerFile:
         return place if not os.path.isabs(file) and os.path.exists(place) else file
 
     def _in_full(self, file: str) -> str:
-        """A path as it is written: in full where it would lead elsewhere from the output's folder."""
+        """A path for the output: absolute if it would be another file relative to the output's folder."""
         is_relative = not os.path.isabs(file) and not file.startswith(URL_PREFIXES)
         is_elsewhere = is_relative and os.path.exists(file) and os.path.abspath(self.path.parent) != os.getcwd()
         return os.path.abspath(file) if is_elsewhere else file

@@ -1,4 +1,4 @@
-"""One job in several processes started by `torchrun`: each takes a share of the images, the first one merges."""
+"""A job in several processes started by `torchrun`: each takes a share of the images, and the first one merges."""
 
 import glob
 import os
@@ -13,7 +13,7 @@ from ofa_hf.prediction.outputs import AnswerFile, Format
 
 Value = TypeVar("Value")
 
-LONGEST_WAIT = timedelta(weeks=4)  # for the slowest process; when one dies, torchrun ends the others
+LONGEST_WAIT = timedelta(weeks=4)  # wait for the slowest process; if one dies, torchrun ends the others
 
 
 class Processes:
@@ -33,7 +33,7 @@ class Processes:
         if self.count > 1:
             import torch.distributed
 
-            torch.distributed.init_process_group("gloo")  # only small messages are sent
+            torch.distributed.init_process_group("gloo")  # used for small messages only
             self._group = torch.distributed.new_group(timeout=LONGEST_WAIT)
         return self
 
@@ -52,7 +52,7 @@ class Processes:
         return files[self.rank :: self.count]
 
     def device(self, asked: str | None) -> str | None:
-        """A GPU for each process of a machine, where there are GPUs and none was named."""
+        """A GPU for each process of a machine, if there are GPUs and no device was given."""
         import torch
 
         if self.count == 1 or asked not in (None, "cuda") or not torch.cuda.is_available():
@@ -96,7 +96,7 @@ class SharedAnswerFile:
     """An `AnswerFile` of several processes: each appends to `captions.part-<rank>.jsonl`, the first merges at the end.
 
     The merged rows are in the order of the images, none twice. Rows in parts that a killed run left count as done,
-    whatever its number of processes was, and are merged by the next run that finishes.
+    for any number of processes, and are merged by the next run that finishes.
 
     Args:
         path, format: as for `AnswerFile`.
@@ -106,7 +106,7 @@ class SharedAnswerFile:
 
     def __init__(self, path: str | os.PathLike, format: Format, processes: Processes, order: Iterable[str]):
         self.path, self.processes, self.order = Path(path), processes, order
-        # The first process holds the lock of the whole file, so that no other run starts on it meanwhile.
+        # The first process locks the whole file, so that no other run starts to write it.
         self.whole = AnswerFile(path, format) if processes.is_first else None
         self.part = AnswerFile(part_of(self.path, processes.rank), format)
         self.done = self.part.done.union(*map(self.part.done_in, [self.path, *parts_of(self.path)]))
@@ -121,7 +121,7 @@ class SharedAnswerFile:
             self.processes.total()
             if self.whole:
                 self._merge()
-            self.processes.total()  # torchrun ends all processes when one has failed, so none leaves before the merge
+            self.processes.total()  # torchrun ends all processes if one fails, so none may leave before the merge
         if self.whole:
             self.whole.__exit__()
 

@@ -1,4 +1,4 @@
-"""What a command is asked: images, folders, tables or texts → the rows of a task, each with its name."""
+"""The inputs of a command (images, folders, tables or texts) → named rows of a task."""
 
 import os
 import sys
@@ -29,17 +29,17 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a user names.
+    """The inputs given by the user.
 
     Args:
-        paths: images, folders of them and tables; of a task without images tables, files with a text per line, `-`
-            for such lines on stdin, and texts themselves.
+        paths: images, folders and tables; for a task without images tables, files with a text per line, `-` for such
+            lines on stdin, and texts.
         texts: field of the task → texts that are asked about every image.
-        image_folder: of the images that tables name; by default the folder of each table.
-        image_column: of tables, in place of the usual names.
-        reading: encoding and separator of tables, where they cannot be told, see `open_table`.
+        image_folder: folder of the images that tables name; by default the folder of each table.
+        image_column: column of tables, instead of the common names.
+        reading: encoding and separator of tables, if they cannot be detected, see `open_table`.
         ask_with: field → its option on the command line, for messages; other fields are given with --field.
-        text_columns: field of the task → names of its column in tables, in place of the usual ones.
+        text_columns: field of the task → names of its column in tables, instead of the common ones.
     """
 
     paths: Sequence[str]
@@ -61,10 +61,10 @@ class Rows:
     """The rows of a job.
 
     Args:
-        names: of the rows, in order and each once. A name is the row's file, or what `columns` names.
-        columns: what the parts of a name are called.
-        problems: rows of tables that cannot be asked, a line each.
-        counts: what else was noticed, and how often.
+        names: names of the rows, in order and without repetition: the file, or the parts in `columns`.
+        columns: names of the parts of a name.
+        problems: a line for each row of a table that cannot be asked.
+        counts: counts of other observations.
     """
 
     columns: tuple[str, ...]
@@ -82,7 +82,7 @@ class Rows:
 
 
 def find_rows(inputs: Inputs, task: Task, language: str, skip: Callable[[str], bool] = lambda file: False) -> Rows:
-    """Everything that a job asks.
+    """All rows of a job.
 
     Args:
         skip: whether to leave out an image file.
@@ -113,7 +113,7 @@ def find_rows(inputs: Inputs, task: Task, language: str, skip: Callable[[str], b
 
 
 def columns_asked(model: str, tasks: Iterable[str], named: Sequence[str]) -> list[str]:
-    """The columns that a model fills: those that were named, or else all of its own tasks, which are not in `TASKS`.
+    """The columns that a model fills: the given ones, or all of its own tasks, which are not in `TASKS`.
 
     Raises:
         UserError: the model has no such task, or none of its own.
@@ -137,7 +137,7 @@ def columns_asked(model: str, tasks: Iterable[str], named: Sequence[str]) -> lis
 
 
 def notes_of(counts: Mapping[str, int], language: str) -> list[str]:
-    """What was noticed, a sentence each."""
+    """A sentence for each observation."""
     texts = {
         "repeated": "{} {were} repeated: each is answered once.",
         "cut": "{} {were} longer than the model was trained with and {are} cut, as the original cuts them.",
@@ -154,7 +154,7 @@ def notes_of(counts: Mapping[str, int], language: str) -> list[str]:
 
 
 def check_texts(inputs: Inputs, task: Task) -> None:
-    """Refuse texts of a command line that the task does not ask for, or that are not texts.
+    """Refuse texts on the command line that the task does not use, or that are not texts.
 
     Raises:
         UserError: such a text.
@@ -188,7 +188,7 @@ def _note(texts: Iterable[str], task: Task, language: str, counts: Counter[str])
     for name, text in texts.items():
         may_be_cut = len(text) > 80 and task.answer != "image"  # a text that is too long to draw is refused
         before, after = len(text.split()), len(task.clean(name, text).split()) if may_be_cut else 0
-        if before > after >= 80:  # the shortest limit there is
+        if before > after >= 80:  # the shortest limit
             counts["cut"] += 1
     if is_foreign(" ".join(texts.values()), language):
         counts["foreign"] += 1
@@ -239,7 +239,7 @@ def _texts_and_tables(inputs: Inputs, task: Task) -> Iterator[tuple[str, ...] | 
 
 
 def _lines(path: str, name: str) -> Iterator[tuple[str, ...] | Problem]:
-    """The texts of stdin or of a file, one per line; what is neither is a text itself."""
+    """The texts of stdin or of a file, one per line; other arguments are texts."""
     if path == STDIN:
         lines = enumerate(sys.stdin, start=1)
     elif os.path.isfile(path):
@@ -257,7 +257,7 @@ def _lines(path: str, name: str) -> Iterator[tuple[str, ...] | Problem]:
 
 
 def _table_rows(path: str, inputs: Inputs, task: Task) -> Iterator[tuple[str, ...] | Problem]:
-    """The rows of a table; texts of the command line stand in for columns that it lacks."""
+    """The rows of a table; texts of the command line replace missing columns."""
     table = open_table(path, **inputs.reading)
     columns = columns_for(table.columns, task, inputs, path)
     place = TableImages(path, inputs.image_folder)
@@ -290,7 +290,7 @@ def cell_text(value: Any) -> str:
 
 
 def columns_for(there: Sequence[str], task: Task, inputs: Inputs, path: str) -> dict[str, str]:
-    """Which column holds the image and each field of a task.
+    """The columns of the image and of each field of a task.
 
     Raises:
         UserError: a column is missing.

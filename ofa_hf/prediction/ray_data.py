@@ -1,7 +1,7 @@
 """Predictions on Ray Data: files, tables, parquet files or a `datasets` data set, on all GPUs or cores of a cluster.
 
-Ray distributes the rows and restarts workers that die. Answers come back to one process, which writes each image's
-line once. That file records what is done: to resume a run that was killed, start it again.
+Ray distributes the rows and restarts workers that die. One process collects the answers and writes each row once. To
+resume a killed run from that file, start it again.
 """
 
 import json
@@ -32,14 +32,14 @@ from ofa_hf.prediction.questions import Inputs, Rows, find_rows
 from ofa_hf.tasks_ofa import Task
 
 
-ID_COLUMNS = ("image_id", "id", "file", "file_name")  # the first of these that exists names a row
-BATCHES_PER_CALL = 16  # a call begins with an idle model, and is repeated as a whole when its worker dies
+ID_COLUMNS = ("image_id", "id", "file", "file_name")  # common columns of row ids, in order of preference
+BATCHES_PER_CALL = 16  # a call starts with an idle model, and is repeated completely if its worker dies
 LINES_PER_GROUP = 10_000  # of a parquet file
 RESULT_SCHEMA = pa.schema([(name, pa.string()) for name in ("name", "answers", "error")])
 
 
 class Counts(NamedTuple):
-    """How many images were answered now, could not be read, and had been answered by an earlier run."""
+    """Number of images answered now, not readable, and answered by an earlier run."""
 
     answered: int
     failed: int
@@ -65,29 +65,29 @@ def predict_with_ray(
     progress: bool = False,
     **options,
 ) -> Counts:
-    """Answer images or texts with workers that each hold the model, one per GPU or, without GPUs, one per core.
+    """Answer images or texts with Ray workers that each have the model, one per GPU or, without GPUs, per core.
 
-    Runs in the Ray cluster that this process is connected to or that `RAY_ADDRESS` names, else only on this machine.
-    The machines of a cluster need folders that all of them see.
+    Runs in the Ray cluster of this process or of `RAY_ADDRESS`, otherwise only on this machine. The machines of a
+    cluster need shared folders.
 
     Args:
-        inputs: what `Inputs` takes as paths; or parquet files and folders of them; or a data set, or the folder that
-            its `save_to_disk` wrote.
+        inputs: paths as in `Inputs`; or parquet files and folders of them; or a data set, or a folder written by its
+            `save_to_disk`.
         model: folder or Hub id.
         output: `.jsonl` or `.csv`, resumed if it exists; or `.parquet`, written at the end from a `.jsonl` next to it,
-            which is resumed. Lines are in the order in which workers finished.
-        answer: what an answer is called in the output; a box is always called "box".
-        task: one of the checkpoint's; by default its default task.
+            which is resumed. Lines are in the order in which workers finish.
+        answer: name of an answer in the output; boxes are always called "box".
+        task: a task of the checkpoint; by default its default task.
         texts: field of the task → texts to ask about every image; other fields are columns.
-        num_answers: per row.
-        as_probabilities: scores are probabilities; else log-probabilities.
-        batch_size: images that go through a model together.
-        workers: number of processes that hold the model.
+        num_answers: answers per row.
+        as_probabilities: scores are probabilities; otherwise log-probabilities.
+        batch_size: images per batch.
+        workers: number of processes with a model.
         image_column: images of parquet files and data sets: bytes, paths, or the stored form of `datasets`.
-        id_column: what names a row there, in place of `ID_COLUMNS`.
+        id_column: column of row ids there, instead of `ID_COLUMNS`.
         on_failure: called with name and reason of each row that cannot be answered.
         progress: show a bar on stderr.
-        options: of `predict`, such as `prompt` and `max_length`; those that are None are the model's.
+        options: keywords of `predict`, such as `prompt` and `max_length`; None is the model's default.
 
     Raises:
         UserError: Ray is not installed or fails, no such model, nothing to answer, or no column of that name.
@@ -144,10 +144,10 @@ def run_with_ray(
 
 
 class WorkerSettings(NamedTuple):
-    """What every worker is told.
+    """The settings of a worker.
 
     Args:
-        here: where the starting process looks for files; a worker may run elsewhere.
+        here: working directory of the starting process; a worker can run elsewhere.
     """
 
     model: str
@@ -158,7 +158,7 @@ class WorkerSettings(NamedTuple):
 
 
 class Worker:
-    """What Ray starts for each GPU or core: a model that answers batches of rows."""
+    """A Ray worker for each GPU or core: a model that answers batches of rows."""
 
     def __init__(self, settings: WorkerSettings, known):
         import ray
@@ -194,7 +194,7 @@ class Worker:
         return file if file.startswith(URL_PREFIXES) else os.path.join(self.settings.here, file)
 
     def _here(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with the path of its image, where it is one, as this process finds it."""
+        """The row with the path of its image, if it has one, resolved for this process."""
         image = row.get("image")
         if isinstance(image, ImageFile) or (isinstance(image, str) and os.path.exists(self._path(image))):
             row["image"] = ImageFile(self._path(os.fspath(image)))
@@ -215,11 +215,11 @@ class NamedRows(NamedTuple):
 
 
 class StoredRows(NamedTuple):
-    """Rows of parquet files, which come complete, or of a data set, which are looked up by number.
+    """Rows of parquet files, which are complete, or of a data set, which are looked up by number.
 
     Args:
         columns: part of a row → its column; `id` names the row.
-        texts: of fields that are not columns.
+        texts: texts of fields that are not columns.
         table: the data set.
     """
 
@@ -243,9 +243,9 @@ class StoredRows(NamedTuple):
 
 @contextmanager
 def _ray() -> Iterator:
-    """Ray, without its logs, connected to its cluster or started here; its failures as one line."""
+    """Connect to a Ray cluster or start Ray, without its logs; failures become one line."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of every restarted actor
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns about every restarted actor
     try:
         import ray
         import ray.data
@@ -260,9 +260,11 @@ def _ray() -> Iterator:
     try:
         yield ray
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[-1].rpartition("UserError: ")[-1]  # a worker's, if it is one
+        reason = (
+            str(error).strip().splitlines()[-1].rpartition("UserError: ")[-1]
+        )  # the error of a worker, if it is one
         raise UserError(
-            f"Ray failed: {reason} What was finished is in the output; run the same command again to resume."
+            f"Ray failed: {reason} Finished rows are in the output; run the same command again to resume."
         ) from error
     finally:
         if started:
@@ -272,7 +274,7 @@ def _ray() -> Iterator:
 def _open(
     ray, inputs: Sequence[str] | datasets.Dataset, asked: Inputs, task: Task, language: str, id_column: str | None
 ) -> tuple[Any, "NamedRows | StoredRows"]:
-    """Rows for Ray, and what makes them complete."""
+    """Rows for Ray, and the object that completes them."""
     if not isinstance(inputs, datasets.Dataset):
         if len(inputs) == 1 and os.path.exists(os.path.join(inputs[0], "state.json")):  # by `save_to_disk`
             inputs = datasets.load_from_disk(inputs[0])
@@ -312,17 +314,17 @@ def _columns(there: Sequence[str], task: Task, asked: Inputs, id_column: str | N
 
 
 def _share_of_cluster(ray, workers: int | None) -> dict[str, Any]:
-    """How many workers, and the resources of each."""
+    """Number of workers, and the resources of each."""
     there = ray.cluster_resources()
     has_gpus = there.get("GPU", 0) >= 1
     share = {"concurrency": workers or max(1, int(there["GPU" if has_gpus else "CPU"]))}
-    return {**share, "num_gpus": int(has_gpus), "num_cpus": 0.5}  # leaves room for the tasks that read parquet
+    return {**share, "num_gpus": int(has_gpus), "num_cpus": 0.5}  # leaves capacity for the tasks that read parquet
 
 
 def _write(
     batches: Iterable[pa.Table], output: AnswerFile, on_failure: Callable[[str, str], None], bar: tqdm
 ) -> Counts:
-    """Write what workers send, each row once."""
+    """Write the results of workers, each row once."""
     answered, failed, seen = 0, 0, set(output.done)
     for batch in batches:
         for row in batch.to_pylist():
@@ -343,7 +345,7 @@ def write_parquet(record: Path, path: Path, format: Format) -> None:
     """Write a JSONL file of answers as parquet: `file`, `caption`, `score`, and all `captions` of each row.
 
     Args:
-        format: of the record.
+        format: format of the record.
     """
     value = pa.struct([(side, pa.float64()) for side in SIDES]) if format.has_boxes else pa.string()
     fields = [(format.answer, value), ("score", pa.float64())]

@@ -1,4 +1,4 @@
-"""Read images in threads, a fixed number of them ahead of whoever asks, so that memory stays flat."""
+"""Read images ahead in threads; their number is fixed, so that memory stays flat."""
 
 import os
 from collections import deque
@@ -19,10 +19,10 @@ Result = TypeVar("Result")
 def read_ahead(
     items: Iterable[Item], read: Callable[[Item], Result], ahead: int
 ) -> Iterator[tuple[Item, Result | ImageError]]:
-    """Apply `read` to items in threads, at most `ahead` items before they are asked for.
+    """Apply `read` to items in threads, at most `ahead` items in advance.
 
     Yields:
-        `(item, result)` in order; the result is the `ImageError` where reading raised one, or ran out of memory.
+        `(item, result)` in order; the result is an `ImageError` if reading raised one or ran out of memory.
     """
 
     def attempt(item: Item) -> Result | ImageError:

@@ -1,4 +1,4 @@
-"""What an evaluation asks and compares: rows of one task, of several, and questions per column."""
+"""Rows and references of an evaluation, for one task, several tasks, or columns."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from ofa_hf.evaluation.metrics import Metric, as_answered, metric_of
 from ofa_hf.evaluation.scores import References, Scores
 
 
-MEAN_SCORE = "mean_score"  # of a run of several tasks: the mean of what picks the best checkpoint of each
+MEAN_SCORE = "mean_score"  # in a run of several tasks, the mean of their best-checkpoint scores
 
 
 def questions_of(row: Mapping[str, Any], task: str | None) -> Iterator[dict[str, Any]]:
@@ -37,11 +37,11 @@ def references_of(rows: Dataset, number: int, task: str | None) -> dict[str | No
 def score_tasks(
     answered: Mapping[str | None, tuple[dict[str, Any], References]], processor, is_mixed: bool = False
 ) -> dict[str, float]:
-    """Scores of a run: those of its metric, or of several tasks `<task>_<score>` and their mean.
+    """Scores of a run: those of its metric, or `<task>_<score>` for several tasks and their mean.
 
     Args:
         answered: task → answers and right answers, both by id; None is the default task.
-        is_mixed: the run has several tasks, also if only one of them is scored.
+        is_mixed: the run has several tasks, even if only one of them is scored.
     """
     is_mixed = is_mixed or len(answered) > 1
     scores, best = {}, []
@@ -56,7 +56,7 @@ def score_tasks(
 
 
 def score_columns(answered: Mapping[str, tuple[dict[str, Any], References]]) -> tuple[Metric, Scores]:
-    """Share of cells that are right, in all columns and in each.
+    """Share of correct cells, in all columns and in each.
 
     Args:
         answered: column → answers and right answers, both by id.

@@ -1,4 +1,4 @@
-"""Usual names of a table's columns, in English and Chinese, and which column is meant by them."""
+"""Common names of columns in English and Chinese, and how to find a column by them."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ FIELD_NAMES = {  # of a task's field
 
 
 def plain_name(name: str) -> str:
-    """A column's name without what people write differently: width, case, blanks, dashes and underscores."""
+    """A column's name, normalized in width, case, spaces, dashes and underscores."""
     text = unicodedata.normalize("NFKC", name).casefold()
     return "".join(char for char in text if char not in " _-\u3000.")
 
@@ -40,7 +40,7 @@ USUAL = frozenset((*IMAGES, *TARGETS, *IDS, *(name for names in FIELDS.values() 
 
 
 def is_usual_name(name: str) -> bool:
-    """Whether a text is a usual name of a column."""
+    """Whether a text is a common name of a column."""
     return plain_name(name) in USUAL
 
 

@@ -1,4 +1,4 @@
-"""Which columns of a table hold images, targets, ids and the fields of a task."""
+"""Find the columns of a table with images, targets, ids and the fields of a task."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from ofa_hf.errors import UserError
 from ofa_hf.tables.column_names import FIELDS, IDS, IMAGES, TARGETS, is_usual_name, matches, plain_name
 
 
-IMAGE_IDS = frozenset({"imageid", "imgid", "图片id", "图片编号"})  # ids that name an image rather than a row
+IMAGE_IDS = frozenset({"imageid", "imgid", "图片id", "图片编号"})  # ids of images rather than rows
 OPTIONS = {  # how a column is named, on the command line and in Python
     "image": "--image_column",
     "caption": "--caption_column (target_column in Python)",
@@ -18,7 +18,7 @@ OPTIONS = {  # how a column is named, on the command line and in Python
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that hold the parts of a row.
+    """Names of the columns with the parts of a row.
 
     Without an id column, a row without fields is named after its image (in a data set after its row number), and rows
     of the same image are joined; a row with fields is named after its line.
@@ -26,9 +26,9 @@ class Columns:
     Args:
         fields: of the task.
         field_columns: the columns that hold them; those of the same names by default.
-        optional: fields that a row may leave empty.
-        confidence: of a target, a number.
-        usual_target, usual_confidence: their names, where the user gave none and there are such columns.
+        optional: fields that can be empty.
+        confidence: column with the confidence of the target.
+        usual_target, usual_confidence: names used by default if such columns exist.
     """
 
     image: str | None = "image"  # None: rows without images
@@ -78,7 +78,7 @@ def missing_columns(source: str, missing: Sequence[str], found: Iterable[str]) -
 
 
 def image_column_of(found: Sequence[str], named: str | None = None) -> str | None:
-    """The column that names images: the one that the user named, else one with a usual name; None if there is none."""
+    """The column that names images: the user's, or one with a common name; None if there is none."""
     if named:
         return named if named in found else None
     return next(iter(matches(found, IMAGES)), None)
@@ -92,11 +92,11 @@ def find_columns(
     has_images: bool = True,
     needs_targets: bool = True,
 ) -> Columns:
-    """The columns of a table: those that are wanted, and for parts without a name those with a usual one.
+    """Find the columns of a table: those named by the user, otherwise those with common names.
 
     Args:
-        source: what has the columns, for messages.
-        wanted: names that the user gave, None where none was given.
+        source: name of the table, for messages.
+        wanted: names given by the user; None if not given.
         has_images, needs_targets: whether a row must have them.
 
     Raises:
@@ -118,8 +118,8 @@ def find_columns(
         taken.add(image)
     target = wanted.target or _target(source, _free(found, taken), taken, needs_targets)
     ids = matches(_free(found, taken | {target}), IDS) if has_images else []
-    # A number in a column called id may name the row; two captions of one image then have two. Rows with fields are
-    # questions, of which an image may have several.
+    # A number in a column called id can identify the row; then two captions of one image have two ids. Rows with
+    # fields are questions, and an image can have several.
     image_ids = [name for name in ids if plain_name(name) in IMAGE_IDS and not wanted.fields]
     row_id = wanted.id or next(iter(image_ids), None)
     columns = replace(wanted, image=image, target=target, id=row_id, field_columns=tuple(by_field.values()))

@@ -1,7 +1,7 @@
-"""Read tables of text: CSV with any usual separator, and what spreadsheets make of it.
+"""Read text tables: CSV with any common separator, including variants written by spreadsheets.
 
-A row that does not fit the header is a problem with its line number; the rows after it are read as if it were not
-there. Text stays text: `NA`, `null` and `00123` are what they look like.
+A row that does not match the header is a problem with its line number; later rows are not affected. Text stays text:
+`NA`, `null` and `00123` are not converted.
 """
 
 import unicodedata
@@ -19,16 +19,16 @@ from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "，": "full-width comma", "|": "bar"}
 NAMED_SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "bar": "|", "full-width comma": "，"}
-SAMPLE_ROWS = 200  # from which the separator is told
-MAX_ROW_LINES = 200  # a quoted text of more lines than this is a quote that was never closed
-LONGEST_NAME = 80  # characters of a column's name; longer ones are data
+SAMPLE_ROWS = 200  # number of lines for detecting the separator
+MAX_ROW_LINES = 200  # a quoted text with more lines is treated as an unclosed quote
+LONGEST_NAME = 80  # maximum characters of a column name; longer texts are data
 
 Line = tuple[int, str | None]
 Cells = list[str]
 
 
 def find_separator(path: Path, encoding: str, given: str | None = None) -> str:
-    """The character between the cells of a table: the given one, that of a `sep=` line, or the one that fits best.
+    """The separator of a table: the given one, that of a `sep=` line, or the one that fits best.
 
     Raises:
         UserError: the given separator is not a single character.
@@ -49,13 +49,13 @@ def find_separator(path: Path, encoding: str, given: str | None = None) -> str:
 
 
 def separator_line(line: str) -> str | None:
-    """The separator that a line such as `sep=;` names, which Excel reads and writes first."""
+    """The separator in a line such as `sep=;`, which Excel reads and writes at the start."""
     text = line.strip("\r\n \ufeff").strip('"')
     return text[4:] if text.lower().startswith("sep=") and len(text) == 5 else "\t" if line[:5] == "sep=\t" else None
 
 
 def _fit(lines: list[str], separator: str) -> tuple[int, float]:
-    """How well a separator fits: usual names in the header, then the share of rows that have the header's cells."""
+    """How well a separator fits: common names in the header, then the share of rows with as many cells."""
     cells = [split_row(line.rstrip("\r\n"), separator) for line in lines]
     header = cells[0] if cells and isinstance(cells[0], list) else []
     if len(header) < 2:
@@ -91,7 +91,7 @@ def split_row(text: str, separator: str) -> Cells | str:
 
 
 def _quoted_between_blanks(text: str, separator: str, place: int) -> tuple[str, int] | None:
-    """A quoted text with blanks around its quotes, and where it ends (−1: with the row); None if there is none."""
+    """A quoted text with spaces around its quotes, and its end (−1: end of the row); None if there is none."""
     start = place
     while text.startswith(" ", start):
         start += 1
@@ -117,7 +117,7 @@ def _closing_quote(text: str, start: int) -> int:
 def read_rows(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, Cells | Problem]]:
     """Yield line number and cells of each row of the file, the header too; rows without any text are skipped.
 
-    A quote that never closes spoils only its own line.
+    An unclosed quote affects only its own line.
     """
     lines, ahead = iter(text_lines(path, encoding)), deque()
     while line := ahead.popleft() if ahead else next(lines, None):
@@ -137,7 +137,7 @@ def read_rows(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, 
 
 
 def _read_on(text: str, separator: str, lines: Iterator[Line], ahead: deque[Line]) -> Cells | str:
-    """Cells of a row whose quoted text goes on in the next lines. Lines that turn out not to belong stay ahead."""
+    """Cells of a row whose quoted text continues on later lines. Lines that do not belong to it are not consumed."""
     used = 0
     while used < MAX_ROW_LINES and len(text) < MAX_LINE:
         if used == len(ahead):
@@ -159,7 +159,7 @@ def _read_on(text: str, separator: str, lines: Iterator[Line], ahead: deque[Line
 
 
 def read_header(path: Path, encoding: str, separator: str) -> tuple[str, ...]:
-    """Names of the columns, which are the first row.
+    """Column names, from the first row.
 
     Raises:
         UserError: there is no row, the first one looks like data, or two columns have one name.
@@ -177,18 +177,18 @@ def read_header(path: Path, encoding: str, separator: str) -> tuple[str, ...]:
 
 
 def check_header(path: Path, number: int, names: tuple[str, ...], separator: str = ",") -> None:
-    """Raises `UserError` if names of columns look like data, or are given twice."""
+    """Raises `UserError` if column names look like data or are repeated."""
     if shown := next((name for name in names if looks_like_data(name, names)), None):
         raise UserError(
             f"{path}, line {number} looks like data, not like names of columns: {shown[:60]!r}. Add a first line that "
             f"names them, such as {separator.join(('image', 'caption'))!r}."
         )
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"{path}, line {number} names two columns {twice!r}. Give each column a name of its own.")
+        raise UserError(f"{path}, line {number} names two columns {twice!r}. Give each column its own name.")
 
 
 def looks_like_data(name: str, names: tuple[str, ...]) -> bool:
-    """Whether a cell of the first line is a value and no name: a file, a link, or a number among unknown names."""
+    """Whether a cell of the first line is a value and not a name: a file, a link, or a number among unknown names."""
     if name.lower().endswith(tuple(IMAGE_SUFFIXES)) or name.lower().startswith(URL_PREFIXES):
         return True
     is_value = len(name) > LONGEST_NAME or name.replace(".", "").replace("-", "").isdigit()
@@ -198,7 +198,7 @@ def looks_like_data(name: str, names: tuple[str, ...]) -> bool:
 def fit_header(
     path: Path, number: int, cells: Cells, columns: tuple[str, ...], separator: str
 ) -> dict[str, str] | Problem:
-    """The row of these cells; a problem if there are more or fewer than the header has."""
+    """The row of these cells, or a problem if their number differs from the header."""
     if len(cells) > len(columns) and not any(map(str.strip, cells[len(columns) :])):  # a spreadsheet's empty columns
         cells = cells[: len(columns)]
     if len(cells) == len(columns):

@@ -1,7 +1,7 @@
-"""Tell the encoding of a text file from its first bytes, and read its lines in bounded memory.
+"""Detect the encoding of a text file from its first bytes, and read its lines in bounded memory.
 
-Recognised: UTF-8 with and without byte order mark, UTF-16, UTF-32, GB18030 (and so GBK and GB2312) and Big5. What fits
-none of them is refused, and so is a file that stops fitting later: nothing is decoded on trust.
+Supported: UTF-8 with and without byte order mark, UTF-16, UTF-32, GB18030 (which includes GBK and GB2312) and Big5.
+Files in other encodings are refused, even if only a later line does not fit.
 """
 
 import codecs
@@ -12,27 +12,27 @@ from pathlib import Path
 from ofa_hf.errors import UserError
 
 
-SAMPLE_BYTES = 4 * 2**20  # of a file's start, from which the encoding is told
-MAX_LINE = 2**24  # characters; only a file without line breaks has longer lines
+SAMPLE_BYTES = 4 * 2**20  # bytes at the start of a file, for detecting the encoding
+MAX_LINE = 2**24  # characters; longer lines occur only in files without line breaks
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it starts with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is a prefix
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 DOUBLE_BYTES = re.compile(rb"[\x81-\xfe][\x40-\xfe]")
-# Pairs of bytes that running text consists of: punctuation and the characters in everyday use.
+# Byte pairs of common text: punctuation and frequent characters.
 COMMON_GB18030 = re.compile(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]")
 COMMON_BIG5 = re.compile(rb"[\xa1-\xc6][\x40-\x7e\xa1-\xfe]")
-COMMON_SHARE = 0.3  # of the pairs must be common ones; other languages' encodings have far fewer
+COMMON_SHARE = 0.3  # minimum share of common pairs; encodings of other languages have far fewer
 SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "utf-8": "utf-8-sig"}
-MIXED = ("gb18030", "big5", "cp950", "big5hkscs")  # in which a line of UTF-8 can be read, wrongly
+MIXED = ("gb18030", "big5", "cp950", "big5hkscs")  # encodings in which a line of UTF-8 can be decoded by mistake
 ACCEPTED = "utf-8, gb18030, big5 or utf-16"
 
 
 def find_encoding(path: str | Path, given: str | None = None) -> str:
-    """The encoding of a text file: the given one, or the one that its start is written in.
+    """The encoding of a text file: the given one, or the one detected from its start.
 
     Raises:
         UserError: the file cannot be opened or is empty, or its encoding is unknown.
@@ -52,7 +52,7 @@ def find_encoding(path: str | Path, given: str | None = None) -> str:
         return found
     line = _first_bad_line(path, "utf-8")
     raise UserError(
-        f"{path}, line {line}: the encoding cannot be told; it is none of {ACCEPTED}. Save the file as UTF-8, or name "
+        f"{path}, line {line}: the encoding is unknown; it is none of {ACCEPTED}. Save the file as UTF-8, or name "
         "its encoding with --encoding (encoding= in Python)."
     )
 
@@ -86,7 +86,7 @@ def _known(name: str) -> str:
 
 
 def _wide_encoding(sample: bytes) -> str | None:
-    """UTF-16 without a mark: its line ends and Latin letters have a 0 in every second byte."""
+    """UTF-16 without a mark: line ends and Latin letters have a 0 in every second byte."""
     zeros = sample[::2].count(0), sample[1::2].count(0)
     if max(zeros) < 2 or min(zeros) > max(zeros) // 10:
         return None
@@ -95,7 +95,7 @@ def _wide_encoding(sample: bytes) -> str | None:
 
 
 def _chinese_encoding(sample: bytes) -> str | None:
-    """GB18030 or Big5, whichever makes more everyday characters of the bytes; None if neither makes many."""
+    """GB18030 or Big5, whichever gives more common characters; None if neither gives many."""
     pairs = DOUBLE_BYTES.findall(sample)
     scores = {}
     for names, common in ((("gb18030",), COMMON_GB18030), (("big5", "cp950", "big5hkscs"), COMMON_BIG5)):
@@ -143,14 +143,14 @@ def text_lines(path: str | Path, encoding: str) -> Iterator[tuple[int, str | Non
 
 
 def is_utf8(line: str, encoding: str) -> bool:
-    """Whether a line that was decoded as a Chinese encoding is UTF-8 in truth, as after a program appended to it."""
+    """Whether a line that was decoded in a Chinese encoding is actually UTF-8, appended by another program."""
     if line.isascii():
         return False
     try:
         text = line.encode(encoding).decode("utf-8")
     except UnicodeError:
         return False
-    return sum(not char.isascii() for char in text) > 1  # a single one may be chance
+    return sum(not char.isascii() for char in text) > 1  # a single one can be a coincidence
 
 
 def _mixed(path: str | Path, number: int, encoding: str) -> UserError:
@@ -161,7 +161,7 @@ def _mixed(path: str | Path, number: int, encoding: str) -> UserError:
 
 
 def _first_bad_line(path: str | Path, encoding: str) -> int:
-    """Number of the first line that cannot be decoded; 0 if there is none or lines cannot be told by their bytes."""
+    """Number of the first line that cannot be decoded; 0 if there is none or lines cannot be separated by bytes."""
     if "16" in encoding or "32" in encoding:
         return 0
     with open(path, "rb") as stream:

@@ -1,4 +1,4 @@
-"""Read JSON as a table, element by element: lines of objects, a list, and the forms in which data sets come.
+"""Read JSON as a table, element by element: lines of objects, a list, and the formats of common data sets.
 
 Recognised objects: COCO's (`images` and `annotations`), Karpathy's (`images` with `sentences`), a list under any name,
 and texts by file name.
@@ -17,8 +17,8 @@ from ofa_hf.tables.encodings import text_lines
 from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
 
-CHUNK = 2**20  # characters read at a time
-MAX_ELEMENT = 2**26  # characters of one element
+CHUNK = 2**20  # characters per read
+MAX_ELEMENT = 2**26  # maximum characters of an element
 SAMPLE_ROWS = 100  # whose keys are the columns
 JSON_LINES, JSON_LIST, COCO, KARPATHY, BY_NAME = "jsonl", "json list", "coco json", "karpathy json", "json by name"
 
@@ -27,7 +27,7 @@ Rows = Iterator[tuple[int, dict[str, Any] | Problem]]
 
 @dataclass
 class JsonText:
-    """A JSON text that is decoded value by value while it is read.
+    """A JSON text that is decoded incrementally.
 
     Raises:
         UserError: the text is not JSON; the line is named.
@@ -64,7 +64,7 @@ class JsonText:
         return bool(read)
 
     def peek(self) -> str:
-        """The next character that is not blank; empty at the end."""
+        """The next character that is not whitespace; empty at the end."""
         while True:
             while self._place < len(self._text) and self._text[self._place].isspace():
                 self.line += self._text[self._place] == "\n"
@@ -75,7 +75,7 @@ class JsonText:
                 return ""
 
     def skip(self, character: str) -> bool:
-        """Step over a character if it is next."""
+        """Skip a character if it is next."""
         if self.peek() != character:
             return False
         self._place += 1
@@ -88,7 +88,7 @@ class JsonText:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._place)
-                if end < len(self._text) or not self._more(size):  # a number at the end may go on
+                if end < len(self._text) or not self._more(size):  # a number at the end may continue
                     break
                 continue
             except RecursionError as error:
@@ -108,7 +108,7 @@ class JsonText:
         return UserError(f"{self.path}, line {self.line} is not valid JSON: {why}. Correct it, or export it again.")
 
     def elements(self) -> Iterator[tuple[int, Any]]:
-        """Line and value of each element of the array that comes next."""
+        """Line and value of each element of the next array."""
         if not self.skip("["):
             raise self.fault("expected a list")
         while not self.skip("]"):
@@ -119,7 +119,7 @@ class JsonText:
                 raise self.fault("expected a comma or the end of the list")
 
     def members(self) -> Iterator[str]:
-        """Keys of the object that comes next; the caller reads each value before it asks for the next key."""
+        """Keys of the next object; the caller must read each value before the next key."""
         if not self.skip("{"):
             raise self.fault("expected an object")
         while not self.skip("}"):
@@ -132,7 +132,7 @@ class JsonText:
 
 
 def find_json_kind(path: Path, encoding: str) -> tuple[str, str] | None:
-    """Kind of a JSON file, and the name of the list that holds its rows; None if it is not a known table."""
+    """Kind of a JSON file, and the key of the list with its rows; None if it is not a known table."""
     is_lines = path.suffix.lower() in (".jsonl", ".ndjson")
     with JsonText(path, encoding) as text:
         if text.skip("[") and (not is_lines or text.peek() == "{"):
@@ -150,7 +150,7 @@ def find_json_kind(path: Path, encoding: str) -> tuple[str, str] | None:
 
 
 def _is_collection(row: dict[str, Any]) -> bool:
-    """Whether an object on one line is a whole file: it holds a list of objects, or texts by file name."""
+    """Whether an object on one line is a whole file: it contains a list of objects, or texts by file name."""
     holds_rows = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in row.values())
     return holds_rows or not (any(map(is_usual_name, row)) or len(row) == 1 and not _is_text(next(iter(row.values()))))
 
@@ -232,7 +232,7 @@ def _elements_of(path: Path, encoding: str, key: str) -> Iterator[tuple[int, Any
 def _coco(path: Path, encoding: str, key: str) -> Rows:
     """Annotations with the file name of their image as `image`."""
     images = (row for _, row in _elements_of(path, encoding, "images") if isinstance(row, dict))
-    names = {str(row.get("id")): row.get("file_name") for row in images}  # some tools write a number as a text
+    names = {str(row.get("id")): row.get("file_name") for row in images}  # some tools write numbers as strings
     for number, row in _json_list(path, encoding, key):
         if isinstance(row, dict):
             name = names.get(str(row.get("image_id")))

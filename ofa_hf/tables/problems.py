@@ -1,4 +1,4 @@
-"""Faults of a data set: each one located, counted and written to a file."""
+"""Problems of a data set: located, counted and written to a file."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ REPORT_FILE, SUMMARY_FILE = "problems.jsonl", "summary.json"
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault. `line` counts from 1: a row number where the source has no lines, 0 where it has neither."""
+    """A problem. `line` counts from 1; it is a row number if the source has no lines, or 0."""
 
     kind: str
     file: str
@@ -67,11 +67,11 @@ class ProblemLog:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Outcome of loading a data set: usable rows and targets, and the number of problems of each kind.
+    """Result of loading a data set: usable rows and targets, and the number of problems of each kind.
 
     Args:
         assumed: how a table was read: kind, encoding, separator and columns.
-        repaired: names of images that were found although they were written otherwise, by kind.
+        repaired: number of image names that had to be repaired, by kind.
         left_out: files of the folder that are not images or cannot be read here, by kind.
     """
 
@@ -92,7 +92,7 @@ class DataReport:
         return f"{text}; skipped: {counted(self.problems)}. {self.report_file} lists each with its line.{notes}"
 
     def notes(self) -> list[str]:
-        """What was assumed, repaired and left out, a sentence each."""
+        """A sentence each about what was assumed, repaired and left out."""
         notes = []
         if self.assumed:
             notes.append(f"Read as {describe_form(self.assumed)}.")
@@ -149,5 +149,5 @@ def read_report(folder: Path) -> DataReport:
 
 def write_report(folder: Path, report: DataReport) -> None:
     summary = {**vars(report), "problems": dict(report.problems)}
-    del summary["report_file"]  # it stands beside this one
+    del summary["report_file"]  # it is next to this one
     write_json(folder / SUMMARY_FILE, summary)

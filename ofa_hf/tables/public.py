@@ -1,6 +1,6 @@
-"""Public data sets as they are distributed, by name: `coco-cn:FOLDER@train` stands for a table of their captions.
+"""Public data sets by name, as they are distributed: `coco-cn:FOLDER@train` is a table of captions.
 
-docs/data_sets.md says where each comes from, and under which license.
+docs/data_sets.md lists their sources and licenses.
 """
 
 import json
@@ -23,7 +23,7 @@ Rows = Iterator[tuple[int, dict[str, Any] | Problem]]
 MUGE = "muge"
 NUMBERED = re.compile(r"(?P<id>[^#\s]+)#(?:\w+#)?\d+\s+(?P<text>.*)")  # x.jpg#zhc#0 caption; x#0⇥caption
 MAX_REFS_BYTES = 64 * 2**20
-MAX_REFS_STEPS = 50_000_000  # RefCOCOg's 95,010 sentences with their words need about 20 million
+MAX_REFS_STEPS = 50_000_000  # RefCOCOg's 95,010 sentences with their words take about 20 million
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class PublicSet:
     """A public data set.
 
     Args:
-        files: patterns of the file that holds a split's captions; the first that is there counts. `{split}` and, of
-            sets that name their splits otherwise, `{name}` are filled in.
+        files: patterns of the file with the captions of a split; the first existing one is used. `{split}` is filled
+            in, and `{name}` for sets with other names of splits.
         splits: name here → name in the files.
-        read: from that file and the split to rows.
-        columns: of the rows.
+        read: function from that file and the split to rows.
+        columns: columns of the rows.
     """
 
     files: tuple[str, ...]
@@ -46,7 +46,7 @@ class PublicSet:
 
 @dataclass(frozen=True)
 class Named:
-    """What a name such as `coco-cn:FOLDER@train` stands for."""
+    """The data set of a name such as `coco-cn:FOLDER@train`."""
 
     name: str
     folder: Path
@@ -89,7 +89,7 @@ def _first(folder: Path, pattern: str) -> Path | None:
 
 
 def named_set(name: str | Path) -> Named | None:
-    """What a name stands for; None if it is not the name of a public set."""
+    """The data set of a name; None if it is not the name of a public set."""
     set_name, colon, rest = str(name).partition(":")
     if not colon or set_name.lower() not in PUBLIC:
         return None
@@ -112,7 +112,7 @@ def _numbered_lines(path: Path, split: str, image: str = "{id}", joins_words: bo
 
 
 def join_words(text: str) -> str:
-    """Segmented Chinese as it is written: blanks stay only between two Latin words or numbers."""
+    """Join segmented Chinese: spaces remain only between Latin words or numbers."""
     joined = ""
     for word in text.split():
         is_latin = joined[-1:].isascii() and joined[-1:].isalnum() and word[0].isascii() and word[0].isalnum()
@@ -121,7 +121,7 @@ def join_words(text: str) -> str:
 
 
 def _chosen_lines(path: Path, split: str, captions: str) -> Rows:
-    """COCO-CN: the captions of the ids that a split's file lists."""
+    """COCO-CN: the captions of the ids in the file of a split."""
     ids = {line.strip() for _, line in text_lines(path, find_encoding(path)) if line and line.strip()}
     source = _first(path.parent, captions)
     if source is None:
@@ -132,7 +132,7 @@ def _chosen_lines(path: Path, split: str, captions: str) -> Rows:
 
 
 class RefsUnpickler(InertUnpickler):
-    """Reads what Python 2 wrote: numbers, texts, lists and dicts; no class at all."""
+    """Reads pickles of Python 2 with numbers, texts, lists and dicts, but no classes."""
 
     def __init__(self):
         super().__init__(lambda name: False)
@@ -173,7 +173,7 @@ def _refs(path: Path, split: str) -> Rows:
     """A row for each sentence about an object, with its box in pixels, `xmin,ymin,xmax,ymax`."""
     instances = _first(path.parent, "instances.json")
     if instances is None:
-        raise UserError(f"{path.parent} holds no instances.json, which RefCOCO has beside {path.name}. Copy it there.")
+        raise UserError(f"{path.parent} holds no instances.json, which belongs next to {path.name}. Copy it there.")
     found = json.loads(instances.read_text(encoding="utf-8"))
     names = {image["id"]: image["file_name"] for image in found["images"]}
     boxes = {annotation["id"]: annotation["bbox"] for annotation in found["annotations"]}

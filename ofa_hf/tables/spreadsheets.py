@@ -17,7 +17,7 @@ from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 ERRORS = frozenset("#N/A #NAME? #REF! #VALUE! #DIV/0! #NULL! #NUM!".split())
 FORMULA = re.compile(rb"<f[ >/]")
 MERGED = re.compile(rb"<mergeCell ref=\"([A-Z]+)(\d+):[A-Z]+(\d+)\"")
-BATCH_ROWS = 100  # of a parquet file held in memory, which may hold images
+BATCH_ROWS = 100  # rows of a parquet file in memory, which can contain images
 
 Rows = Iterator[tuple[int, dict[str, Any] | Problem]]
 
@@ -26,7 +26,7 @@ def open_workbook(path: Path, values: bool = True):
     """A spreadsheet that is read row by row.
 
     Args:
-        values: cells hold what their formulas gave when the file was last saved; False: the formulas.
+        values: read the saved results of formulas; False reads the formulas.
 
     Raises:
         UserError: the library is missing, or the file is damaged.
@@ -40,7 +40,7 @@ def open_workbook(path: Path, values: bool = True):
         ) from error
     try:
         return openpyxl.load_workbook(path, read_only=True, data_only=values)
-    except Exception as error:  # a damaged file raises anything
+    except Exception as error:  # a damaged file can raise any error
         raise UserError(f"{path} cannot be read as a spreadsheet ({error}). Export the table as CSV.") from error
 
 
@@ -67,8 +67,8 @@ def sheet_header(path: Path) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
 def read_sheet(path: Path, sheet: str, columns: tuple[str, ...]) -> Rows:
     """Yield number and texts of each row of a sheet below its header; empty rows are skipped.
 
-    Cells merged over several rows have their value in each. A row with an error, such as `#N/A`, or with a formula
-    whose value the file lacks is a problem.
+    Cells merged over several rows have their value in each. A row with an error, such as `#N/A`, or a formula without
+    a saved value is a problem.
     """
     workbook, merged = open_workbook(path), _merged_cells(path, sheet)
     formulas = open_workbook(path, values=False) if _has_formulas(path) else None
@@ -99,7 +99,7 @@ def read_sheet(path: Path, sheet: str, columns: tuple[str, ...]) -> Rows:
 
 
 def _fault(cells: list[str], source: tuple, columns: tuple[str, ...]) -> str:
-    """What is wrong with a row of a sheet; empty if nothing is."""
+    """The problem with a row of a sheet; empty if there is none."""
     if any(cells[len(columns) :]):
         return "a value outside the header's columns"
     for column, cell, formula in zip(columns, cells, chain(source, repeat(None))):
@@ -134,7 +134,7 @@ def _merged_cells(path: Path, sheet: str) -> dict[int, list[tuple[int, int]]]:
 
 
 def _parts(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
-    """A file of an archive in pieces, each with the end of the one before."""
+    """A file of an archive in chunks, each preceded by the end of the previous one."""
     with archive.open(name) as stream:
         end = b""
         while piece := stream.read(2**20):
@@ -143,7 +143,7 @@ def _parts(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
 
 
 def cell_text(value: Any) -> str:
-    """A cell as text. Whole numbers have no point, days have no time, and an empty cell is the empty text."""
+    """A cell as text: integers without a decimal point, dates without a time, empty cells as empty text."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -19,7 +19,7 @@ from ofa_hf.tables.text_files import TEXT_FILES, has_text_files, read_text_files
 
 JSON_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
 ACCEPTED = "CSV or another text table, JSONL, JSON, xlsx and parquet"
-NOT_TABLES = {  # first bytes → what they are
+NOT_TABLES = {  # first bytes → kind of file
     b"\xd0\xcf\x11\xe0": "an old (.xls) or a protected spreadsheet. Save it as .xlsx without a password, or as CSV",
     b"\x1f\x8b": "packed with gzip. Unpack it first",
     b"%PDF": "a PDF. Export the table as CSV",
@@ -38,9 +38,9 @@ class Table:
     """A table that is read row by row, again at each iteration: `(line number, row | Problem)`.
 
     Args:
-        columns: names of the columns; of JSON those of the first rows.
-        assumed: how the file was read: `kind`, `encoding` and `separator` (None where there is none), and the `sheet`
-            of a spreadsheet, with the names of `other_sheets` that hold text.
+        columns: names of the columns; for JSON, those of the first rows.
+        assumed: how the file was read: `kind`, `encoding` and `separator` (None if there is none), and the `sheet`
+            of a spreadsheet, with the names of `other_sheets` that contain text.
     """
 
     path: Path
@@ -53,17 +53,17 @@ class Table:
 
 
 def open_table(path: str | Path, *, encoding: str | None = None, separator: str | None = None) -> Table:
-    """Open a table of any usual kind; its form is told from its content and noted in `assumed`.
+    """Open a table of any common kind; its format is detected and recorded in `assumed`.
 
     Args:
-        path: a file; a folder of images with a text file of the same name beside each; or a public set by name, such
+        path: a file; a folder of images with a text file of the same name next to each; or a public set by name, such
             as `coco-cn:FOLDER@train`.
-        encoding: of a text file; told from its first bytes by default.
-        separator: character between the cells of a text table, or its name, such as "tab"; told by default.
+        encoding: encoding of a text file; by default detected from its first bytes.
+        separator: character between the cells of a text table, or its name, such as "tab"; by default detected.
 
     Raises:
-        UserError: the file is missing, empty or no table, its encoding cannot be told, or its first line names no
-            columns.
+        UserError: the file is missing, empty or no table, its encoding cannot be detected, or its first line does
+            not name the columns.
     """
     if public := named_set(path):
         read = NamedRows(public.name, str(public.folder), public.split)
@@ -112,7 +112,7 @@ def _open_folder(path: Path) -> Table:
     if not has_text_files(path):
         raise UserError(
             f"{path} is a folder without captions: no image in it has a .txt file of the same name. Pass a table, or "
-            "put a text file beside each image."
+            "put a text file next to each image."
         )
     return _table(path, TEXT_FILES, ("image", "caption"), partial(read_text_files, path))
 
@@ -147,7 +147,7 @@ def _open_json(path: Path, encoding: str) -> Table:
     columns = json_columns(read())
     if not columns and (problem := next((row for _, row in read() if isinstance(row, Problem)), None)):
         raise UserError(
-            f"{path}, line {problem.line} is malformed: {problem.detail}; no row of its start is usable. Correct it, "
+            f"{path}, line {problem.line} is malformed: {problem.detail}; no usable row at its start. Correct it, "
             "or export it again."
         )
     return _table(path, kind, columns, read, encoding=encoding)

@@ -1,4 +1,4 @@
-"""A folder of images with a text file of the same name beside each, as a table."""
+"""A folder of images with a text file of the same name next to each, as a table."""
 
 import os
 from collections import Counter
@@ -12,8 +12,8 @@ from ofa_hf.tables.encodings import find_encoding, text_lines
 from ofa_hf.tables.problems import MALFORMED_LINE, TARGETS_WITHOUT_IMAGE, WITHOUT_TARGETS, Problem
 
 
-TEXT_FILES = "text files"  # kind of such a table
-TEXT_FILE = "text file"  # the column that names where a caption comes from
+TEXT_FILES = "text files"  # kind of this table
+TEXT_FILE = "text file"  # column with the file of a caption
 SUFFIXES = (".txt", ".caption")
 
 Rows = Iterator[tuple[int, dict[str, Any] | Problem]]
@@ -27,7 +27,7 @@ def text_beside(image: str) -> str | None:
 
 
 def read_text_files(folder: Path) -> Rows:
-    """Yield the captions beside each image, one a line; images without a text file are none of it.
+    """Yield the captions of each image, one per line; images without a text file are skipped.
 
     A text that belongs to two images, as `a.txt` to `a.jpg` and `a.png`, is a problem, and so is one without an image.
     """
@@ -54,12 +54,12 @@ def read_text_files(folder: Path) -> Rows:
 
 
 def has_text_files(folder: Path) -> bool:
-    """Whether any image of a folder has a text file beside it."""
+    """Whether any image of a folder has a text file next to it."""
     return any(map(text_beside, walk_images(folder)))
 
 
 def texts_identity(folder: Path) -> list:
-    """Path of a folder, number and total size of the texts beside its images, latest modification time."""
+    """Path of a folder, number and total size of the texts next to its images, latest modification time."""
     count = size = latest = 0
     for text in filter(None, map(text_beside, walk_images(folder))):
         status = os.stat(text)

@@ -73,7 +73,7 @@ def test_from_check_to_a_finetuned_model_without_a_word_of_documentation(ask, sh
     assert found["problems"] == {
         "malformed line": 2,
         "targets without image": 1,
-        "caption with characters that the vocabulary lacks": 6,
+        "caption with characters not in the vocabulary": 6,
     }
     assert found["unknown_characters"] == {"，": 6}
     assert found["repaired"].keys() >= {"backslashes", "drive letter", "folder in front", "upper or lower case"}
@@ -95,7 +95,7 @@ def test_from_check_to_a_finetuned_model_without_a_word_of_documentation(ask, sh
     status, out, err = ask("finetune", *words, "--json", "--use_cpu", "true", "--disable_tqdm", "true")
     assert status == 0, err
     assert json.loads(out.splitlines()[-1])["steps"] == 2
-    assert len(re.findall(r"^Data: .*6 × caption with characters that the vocabulary lacks.*，", err, re.M)) == 1
+    assert len(re.findall(r"^Data: .*6 × caption with characters not in the vocabulary.*，", err, re.M)) == 1
     assert "gb18030" in caplog.text
 
     status, _, err = ask("caption", "手机", "--model", "out", "--output", "captions.csv", "--device", "cpu")

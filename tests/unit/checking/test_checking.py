@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from ofa_hf.checking.checking import check_data
-from ofa_hf.checking.text_check import check_texts, unknown_to, unknown_to_list, unknown_to_published, why_odd
 from ofa_hf.data.sources import TableForm
 from ofa_hf.errors import UserError
 from ofa_hf.tasks_ofa import TASKS
@@ -32,41 +31,6 @@ def shop(tmp_path):
     for number in range(4):
         (photos / f"{number}.jpg").write_bytes(jpeg_of(photo(number)))
     return photos
-
-
-@pytest.mark.parametrize(
-    ("caption", "kind"),
-    [
-        ("红色连衣裙", ""),
-        ("红，", "near-empty caption"),
-        ("……", "near-empty caption"),
-        ("a.jpg", "caption like a file name"),
-        ("IMG_20240101", "caption like a file name"),
-        ("sku-17", "caption like a file name"),
-        ("红裙\nb.jpg,蓝裙\nc.jpg,白裙", "caption like a whole row"),
-        ("a.jpg,红裙", "caption like a whole row"),
-        ("1\t红裙\t99", "caption like a whole row"),
-        ('{"caption": "红"}', "caption like a whole row"),
-        ("5寸屏, 黑色, 新款", ""),
-        ("适合iPhone.jpg格式壁纸", ""),
-    ],
-)
-def test_captions_that_are_none_are_told(caption, kind):
-    assert why_odd(caption, "photos/sku-17.jpg") == kind
-
-
-def test_characters_that_the_vocabulary_lacks_are_counted_by_character(tiny_processor, tmp_path):
-    rows = [("1.jpg", ["红色🍎围巾🍎", "红色围巾", "“红色”"]), ("2.jpg", ["红色围巾", "红色围巾"])]
-    faults = check_texts(rows, unknown_to(tiny_processor.tokenizer))
-    assert faults.characters == {"🍎": 2, "“": 1, "”": 1}
-    assert faults.counts["caption with characters that the vocabulary lacks"] == 2
-    assert faults.counts["caption repeated for one image"] == 1
-    assert "🍎 2" in faults.line()
-    assert unknown_to_published("红🍎…a") == {"🍎", "…"}
-    (tmp_path / "vocab.txt").write_text("红\n色\n围\n##巾\na\n", encoding="utf-8")
-    assert unknown_to_list(str(tmp_path / "vocab.txt"))("红巾A🍎 ") == {"🍎"}
-    with pytest.raises(UserError, match="Cannot read .*gone.txt"):
-        unknown_to_list(str(tmp_path / "gone.txt"))
 
 
 def test_a_check_counts_what_finetune_would_train_on(shop, tmp_path):
@@ -95,7 +59,7 @@ def test_a_check_counts_what_finetune_would_train_on(shop, tmp_path):
         "near-empty caption": 1,
         "very small image": 1,
         "very long or wide image": 1,
-        "image that is there twice": 1,
+        "duplicate image": 1,
     }
     assert found["assumed"]["encoding"] == "gb18030"
     assert found["assumed"]["separator"] == ";"
@@ -123,8 +87,8 @@ def test_images_that_are_in_both_sets_are_found_by_content(shop, tmp_path):
         (folder / "t.csv").write_text(f"image,caption\n{lines}", encoding="utf-8")
     form = TableForm(cache_dir=str(tmp_path / "cache"))
     check = check_data(shop / "t.csv", shop, TASKS["caption"], form=form, test=(test / "t.csv", test))
-    assert check.odd == {"image that is in the test set too": 1}
-    assert check.examples["image that is in the test set too"] == ["2.jpg: x.jpg of the test set"]
+    assert check.odd == {"image also in the test set": 1}
+    assert check.examples["image also in the test set"] == ["2.jpg: x.jpg of the test set"]
 
 
 def test_data_of_which_nothing_can_be_used_says_why(shop, tmp_path):

@@ -198,7 +198,7 @@ def test_answers_of_a_list_are_scored_and_what_cannot_be_chosen_is_left_out_and_
         "1 empty (line 3)",
         "1 the same as an earlier one",
         "(line 4: 红)",
-        "vocabulary lacks (line 5: xyz)",
+        "not in the vocabulary (line 5: xyz)",
     ):
         assert left_out in err
     _, out, _ = ask("vqa", "shop/0", "--question", "什么颜色?", "--answers", "红，绿", "--answers", "蓝")
@@ -219,7 +219,7 @@ def test_each_model_chooses_among_the_answers_that_its_own_vocabulary_has(ask, s
     assert status == 0, err
     found = {row["model"]: {one["label"] for one in row["labels"]} for row in map(json.loads, out.splitlines())}
     assert found == {other: {"红", "绿", "紫"}, model: {"红", "绿"}}
-    assert f"left out of the list of answers of {model}: 1 of words that the vocabulary lacks ('紫': 紫)." in err
+    assert f"not used as answers by {model}: 1 with words that are not in the vocabulary (answer 3: 紫)." in err
 
 
 def test_texts_are_summarized_from_arguments_lines_tables_and_stdin(ask, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ def test_the_last_line_of_stdout_is_json(data, tmp_path, capsys):
     assert main(["check", *data, "--model", str(model), "--report", str(page), "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["images"], found["captions"]) == (1, 1)
-    assert found["problems"] == {"caption with characters that the vocabulary lacks": 1}
+    assert found["problems"] == {"caption with characters not in the vocabulary": 1}
     assert "🍎" in found["unknown_characters"]
     assert found["examples"] == [{"image_id": "a.jpg", "captions": ["<b>红色🍎</b>"]}]
     html = page.read_text(encoding="utf-8")

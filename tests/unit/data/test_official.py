@@ -77,10 +77,10 @@ def test_columns_can_be_named_as_in_the_scripts(load):
 
 def test_tasks_and_prompts_without_files_are_refused(load, tmp_path):
     with pytest.raises(
-        UserError, match="The original has no files for the task region_caption. Accepted with data_fo"
+        UserError, match="The official code has no files for the task region_caption. Accepted with data_fo"
     ):
         load("region_caption", "x")
-    with pytest.raises(UserError, match="asks for objects, which the original's files do not have"):
+    with pytest.raises(UserError, match="asks for objects, which official files do not have"):
         load("grounding", "1\ta\t0,0,9,9\tIMAGE", language="zh", more_fields=["objects"])
     assert set(FORMS) == set(TASKS) - {"region_caption"}
 

@@ -58,7 +58,7 @@ def test_parquet_may_hold_the_images(jpeg, tmp_path, form):
     report = report_of(loaded)
     assert (report.assumed["kind"], report.assumed["columns"]) == ("parquet", {"image": "图片", "caption": "标题"})
     assert report.problems == {"broken image": 1}
-    with pytest.raises(UserError, match="t.parquet holds its images, but .* was given too. Leave that out"):
+    with pytest.raises(UserError, match="t.parquet holds its images, but .* was also given. Leave that out"):
         load_source(tmp_path / "t.parquet", tmp_path, form=form, num_proc=0)
 
 

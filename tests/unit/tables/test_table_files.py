@@ -88,7 +88,7 @@ def test_encoding_and_separator_can_be_named(tmp_path):
     table = open_table(path, encoding="gbk", separator="~")
     assert (rows_of(table), table.assumed["separator"]) == (as_dicts(ROWS), "~")
     assert open_table(write(tmp_path / "t.txt", text_of("\t")), separator="tab").columns == ("image", "caption")
-    with pytest.raises(UserError, match="no known encoding"):
+    with pytest.raises(UserError, match="not a known encoding"):
         open_table(path, encoding="gbx")
     with pytest.raises(UserError, match="not one character"):
         open_table(path, separator="::")
@@ -135,7 +135,7 @@ def test_columns_of_one_name_are_refused_and_empty_ones_are_dropped(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("image,caption\na.jpg,café\n".encode("latin-1"), "line 2.*encoding cannot be told.*--encoding"),
+        ("image,caption\na.jpg,café\n".encode("latin-1"), "line 2.*encoding is unknown.*--encoding"),
         (
             text_of().encode("gbk") + "d.jpg,新的图片\n".encode(),
             "line 5 is UTF-8, but the lines before it are gb18030",

@@ -232,7 +232,7 @@ def test_arguments_that_say_two_things_are_refused(parse, changes, why):
             {"tasks": {"caption": {}, "ocr": {}}, "cache_encoder_outputs": True},
             "tasks has several. Drop cache_encoder",
         ),
-        ({"task": "grounding", "data_format": "official"}, "files hold their images, but .* was given too"),
+        ({"task": "grounding", "data_format": "official"}, "files contain their images, but .* was also given"),
         ({"columns": ["caption"]}, "The column caption has the name of the task caption"),
         (
             {"columns": ["色"], "dataset_name": "x", "train_caption_file": None, "train_image_file": None},
