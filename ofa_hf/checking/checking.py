@@ -1,6 +1,5 @@
 """Check data as finetuning would read it: what would be trained on, what was assumed, and what is odd."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -15,7 +14,7 @@ from ofa_hf.data.answers import TargetForm
 from ofa_hf.data.build import NoUsableRow
 from ofa_hf.data.sources import TableForm, as_read, has_its_images, load_source
 from ofa_hf.errors import UserError
-from ofa_hf.tables.problems import DataReport, Problem, counted, describe_form, report_of
+from ofa_hf.tables.problems import DataReport, Problem, counted, describe_form, report_of, stored_problems
 from ofa_hf.tasks_ofa import Task
 
 
@@ -136,13 +135,8 @@ def check_data(
         odd |= seen.counts
         examples |= {kind: [f"{i}: {text}" for i, text in found] for kind, found in seen.examples.items()}
         faulty |= {kind: [i for i, _ in found] for kind, found in seen.examples.items()}
-    examples |= problem_examples(stored(report.report_file))
+    examples |= problem_examples(stored_problems(report.report_file))
     return DataCheck(report, rows, odd, dict(texts.characters.most_common()), examples, faulty)
-
-
-def stored(path: str) -> Iterable[Problem]:
-    with open(path, encoding="utf-8") as lines:
-        yield from (Problem(**json.loads(line)) for line in lines)
 
 
 def problem_examples(problems: Iterable[Problem]) -> dict[str, list[str]]:

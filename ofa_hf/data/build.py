@@ -33,6 +33,7 @@ from ofa_hf.tables.problems import (
     Problem,
     ProblemLog,
     read_report,
+    stored_problems,
     write_report,
 )
 
@@ -185,11 +186,6 @@ def read_and_log(
             results.append((result, before))
             lines[result.file] = before + result.lines
     return results
-
-
-def stored_problems(path: Path) -> Iterator[Problem]:
-    with path.open(encoding="utf-8") as lines:
-        yield from (Problem(**json.loads(line)) for line in lines)
 
 
 def mark_duplicates(results: list[tuple[ShardResult, int]], index: TargetIndex | None, log: ProblemLog) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,12 @@ class ProblemLog:
 
     def __exit__(self, *exception) -> None:
         self._lines.close()
+
+
+def stored_problems(path: str | Path) -> Iterator[Problem]:
+    """The problems that a `ProblemLog` wrote to a file."""
+    with open(path, encoding="utf-8") as lines:
+        yield from (Problem(**json.loads(line)) for line in lines)
 
 
 @dataclass(frozen=True)

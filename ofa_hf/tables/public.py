@@ -3,7 +3,6 @@
 docs/data_sets.md lists their sources and licenses.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_hf.errors import UserError
+from ofa_hf.files import read_json
 from ofa_hf.inert_pickle import InertUnpickler, PickleRefused
 from ofa_hf.tables.encodings import find_encoding, text_lines
 from ofa_hf.tables.json_tables import COCO, JSON_LIST, read_json_table
@@ -23,6 +23,7 @@ Rows = Iterator[tuple[int, dict[str, Any] | Problem]]
 MUGE = "muge"
 NUMBERED = re.compile(r"(?P<id>[^#\s]+)#(?:\w+#)?\d+\s+(?P<text>.*)")  # x.jpg#zhc#0 caption; x#0⇥caption
 MAX_REFS_BYTES = 64 * 2**20
+MAX_INSTANCES_BYTES = 2**30
 MAX_REFS_STEPS = 50_000_000  # RefCOCOg's 95,010 sentences with their words take about 20 million
 
 
@@ -174,9 +175,12 @@ def _refs(path: Path, split: str) -> Rows:
     instances = _first(path.parent, "instances.json")
     if instances is None:
         raise UserError(f"{path.parent} holds no instances.json, which belongs next to {path.name}. Copy it there.")
-    found = json.loads(instances.read_text(encoding="utf-8"))
-    names = {image["id"]: image["file_name"] for image in found["images"]}
-    boxes = {annotation["id"]: annotation["bbox"] for annotation in found["annotations"]}
+    found = read_json(instances, "Get RefCOCO's file again.", max_bytes=MAX_INSTANCES_BYTES)
+    try:
+        names = {image["id"]: image["file_name"] for image in found["images"]}
+        boxes = {annotation["id"]: annotation["bbox"] for annotation in found["annotations"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{instances} lists no images with boxes ({error}). Get RefCOCO's file again.") from error
     for number, ref in enumerate(read_refs(path), start=1):
         if ref.get("split") != split:
             continue

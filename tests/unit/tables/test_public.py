@@ -138,6 +138,14 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path):
         list(open_table(f"refcoco:{tmp_path}@train"))
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"images": []}', '{"images": [1], "annotations": []}'])
+def test_instances_without_images_and_boxes_are_refused(tmp_path, text):
+    (tmp_path / "instances.json").write_text(text)
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(REFS))
+    with pytest.raises(UserError, match="instances.json .*Get RefCOCO's file again"):
+        list(open_table(f"refcoco:{tmp_path}@train"))
+
+
 def test_a_public_set_is_loaded_with_its_images(tmp_path, jpeg):
     photos = tmp_path / "images" / "train2014"
     photos.mkdir(parents=True)
