@@ -93,7 +93,7 @@ $(EXTRAS)/.stamp: $(VENV)/.stamp tests/extras.txt
 	@touch $@
 
 .PHONY: demo
-demo: $(VENV)/.stamp ## Run the main job end to end on the embedded shop (OUT=outputs/demo)
+demo: $(VENV)/.stamp ## Convert, finetune, score and caption on generated images (OUT=outputs/demo)
 	@$(BIN)/ofa-hf demo $(OUT) --json $(ARGS)
 
 .PHONY: test
@@ -102,12 +102,12 @@ test: $(VENV)/.stamp ## Run the tests (ARGS="tests/unit/cli -x" to choose)
 	@$(PYTEST) $(ARGS)
 
 .PHONY: test-v4
-test-v4: $(V4)/.stamp ## Run the tests on transformers 4.57.6, but for those that no version can change
+test-v4: $(V4)/.stamp ## Run the tests on transformers 4.57.6, except those that do not depend on the version
 	@PYTHONPATH=$(CURDIR)/$(V4) $(VERSIONS) 4
 	@PYTHONPATH=$(CURDIR)/$(V4) $(PYTEST) $(if $(findstring tests/,$(ARGS)),,$(addprefix --deselect=,$(ONE_VERSION_TESTS))) $(ARGS)
 
 .PHONY: test-extras
-test-extras: $(EXTRAS)/.stamp ## Run the tests of what needs optional libraries: web page, ONNX, int8, Ray, reference scores
+test-extras: $(EXTRAS)/.stamp ## Run the tests that need optional libraries: web page, ONNX, int8, Ray, reference scores
 	@PYTHONPATH=$(CURDIR)/$(EXTRAS) $(VERSIONS) 5
 	@PYTHONPATH=$(CURDIR)/$(EXTRAS) $(PYTEST) $(EXTRAS_TESTS) $(ARGS)
 
@@ -131,12 +131,12 @@ test-lowest: ## Run unit and parity tests on the oldest versions that setup.cfg 
 	@$(subst $(BIN),$(VENV)-lowest/bin,$(PYTEST)) tests/parity $(LOWEST_TESTS) $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.stamp ## Measure what the performance table says, in up to twenty minutes, into outputs/bench
+bench: $(VENV)/.stamp ## Measure the figures of docs/performance.md, in up to twenty minutes, into outputs/bench
 	@mkdir -p outputs/bench; for name in $(BENCHES); do \
 	$(BIN)/python benchmarks/bench_$$name.py --json outputs/bench/$$name.json $(ARGS); echo; done
 
 .PHONY: bench-check
-bench-check: $(VENV)/.stamp ## Fail if a ratio of the performance table has fallen far
+bench-check: $(VENV)/.stamp ## Fail if a ratio of docs/performance.md has dropped far
 	@$(BIN)/python benchmarks/check.py
 
 .PHONY: docs
@@ -145,11 +145,11 @@ docs: $(VENV)/.stamp ## Write the API reference from the docstrings into outputs
 	@$(BIN)/python docs/make_reference.py
 
 .PHONY: stress
-stress: $(VENV)/.stamp ## Half an hour of hostile input, kills, full disks and long runs, with a fresh seed
+stress: $(VENV)/.stamp ## Run half an hour of hostile input, kills, full disks and long runs, with a new seed
 	@$(BIN)/python tests/stress/run.py $(ARGS)
 
 .PHONY: audit
-audit: $(VENV)/.stamp ## Ask the advisory database about the installed packages (needs the network)
+audit: $(VENV)/.stamp ## Check the installed packages for known vulnerabilities (needs the network)
 	@$(BIN)/python -m pip install --quiet pip-audit
 	@$(BIN)/python -m pip_audit --local --skip-editable --progress-spinner off
 

@@ -122,7 +122,10 @@ class OFAConfig(PretrainedConfig):
     """
 
     model_type = "ofa"
-    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # of the output; until and from transformers 5.24
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "cache",
+    ]  # names of the output's cache before and since transformers 5.24
     attribute_map = {
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",

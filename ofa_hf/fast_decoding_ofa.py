@@ -15,7 +15,7 @@ from .fast_ofa import OFALinear, WeightMemo, can_reorder, is_observed, onednn_li
 
 
 ROOM = 32  # initial capacity of a cache in positions; doubled when it is full
-MANY_TOKENS = 64  # of a text: then reading those so far counts
+MANY_TOKENS = 64  # tokens of a text from which on reading the cache dominates
 FEW_IMAGES = 2  # captioned at once: steps then wait for memory, and copies of all weights pay
 LARGEST_COPY = 2 * 2**30  # bytes; a large decoder has 830 MB in float32
 PLAIN_MODULES = (nn.Linear, OFALinear, nn.LayerNorm, nn.Dropout, nn.ModuleList)
@@ -132,7 +132,7 @@ class TextCache(Cache):
     is_compileable = False
 
     def __init__(self, apart: bool = False, room: int = 0):
-        self.layers: list = []  # of the parent's kind: none
+        self.layers: list = []  # none of the parent class
         self.apart, self.room = apart, room
         self.dtype = torch.float32 if room > MANY_TOKENS else None  # None: that of the first keys
         self.length = 0

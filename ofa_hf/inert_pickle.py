@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 
 MAX_STEPS = 1_000_000  # a large checkpoint with its optimizer state needs about 150,000
-MAX_BYTES = 64 * 2**20  # of one pickle; the same checkpoint has about 1 MB
+MAX_BYTES = 64 * 2**20  # limit of one pickle; a large checkpoint has about 1 MB
 MAX_KEY = 2**60  # larger integer keys could be chosen to collide in a hash table
 
 MAPPINGS = frozenset({"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"})

@@ -16,7 +16,7 @@ from .fast_ofa import WeightMemo
 
 
 PIXELS_PER_CELL = 16  # stride of the image trunk
-PIXELS_PER_CODE = 8  # of a generated image
+PIXELS_PER_CODE = 8  # pixels a side of a cell of a generated image
 BEYOND_CODE_GRID = 1024  # OFA's position of image codes beyond the window
 STEPS_PER_TABLE = 64  # step by which tables of decoding steps grow
 

@@ -800,7 +800,7 @@ class OFATextToImagePipeline(OFAPipeline):
         at_once = num_images if is_search else IMAGES_PER_BATCH
         found, scores = [], []
         steps = Steps(on_step, settings["max_length"] * math.ceil(num_images / at_once)) if on_step else None
-        if steps and is_search:  # to which transformers gives no streamer
+        if steps and is_search:  # transformers does not pass a streamer to beam search
             settings["logits_processor"] = LogitsProcessorList([*settings["logits_processor"], steps])
         elif steps:
             settings["streamer"] = steps

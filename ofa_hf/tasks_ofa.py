@@ -117,7 +117,7 @@ def as_in_gigaword(text: str) -> str:
     return join_tokens(text.lower().strip()).replace("1", "#")
 
 
-PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"  # of ASCII
+PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"  # ASCII punctuation
 TREEBANK = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "[UNK]": "UNK"}
 TREEBANK |= {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 QUOTES = {'"': ("``", "''"), "'": ("`", "'")}  # opening, closing

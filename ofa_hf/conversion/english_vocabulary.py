@@ -25,8 +25,8 @@ from ofa_hf.conversion.vocabulary import BOS, EOS, MASK, PAD, TOKENIZER_SETTINGS
 from ofa_hf.errors import UserError
 
 
-OFFICIAL_FILES = ("encoder.json", "vocab.bpe", "dict.txt")  # of OFA's utils/BPE
-BART_FILES = ("vocab.json", "merges.txt")  # of BART and of the 2022 folders
+OFFICIAL_FILES = ("encoder.json", "vocab.bpe", "dict.txt")  # files of OFA's utils/BPE
+BART_FILES = ("vocab.json", "merges.txt")  # files of BART and of the 2022 folders
 FILLER = "madeupword"  # fillers that make the size of fairseq's dictionary a multiple of 8
 VOCABULARY_REPOSITORY = "facebook/bart-base"
 VOCABULARY_DIGEST = "2b23d5accf1316911929c37014dc7691b11a248667f69d0fe87d5f7dca37df83"

@@ -48,7 +48,7 @@ class Source:
     weights: Mapping[str, Any]  # names → tensors with dtype, shape and load()
     settings: dict[str, Any]  # fairseq's arguments or the fields of a legacy config.json
     ignored: list[str] = field(default_factory=list)
-    folder: Path | None = None  # of a legacy checkpoint
+    folder: Path | None = None  # folder of a legacy checkpoint
     published: PublishedCheckpoint | None = None
 
     def release_pages(self) -> None:

@@ -31,7 +31,7 @@ TOLERANCE = 0.0  # for the same code, numbers and number of threads
 class Verification:
     """Results of the fresh process."""
 
-    max_difference: float  # of the logits, absolute
+    max_difference: float  # largest difference of the logits
     logits_shape: list[int]
     equal_tensors: int  # loaded by the fresh process, equal to the written ones to the last bit
     load_seconds: float

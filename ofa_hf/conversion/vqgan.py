@@ -38,7 +38,7 @@ NUMBERS = ("z_channels", "resolution", "in_channels", "out_ch", "ch", "num_res_b
 LISTS = ("ch_mult", "attn_resolutions")
 MAX_CHANNELS, MAX_BLOCKS, NORM_GROUPS = 2**16, 64, 32
 NO_YAML = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what safe_load raises
-SAME_PARTS = (  # of names: official, in diffusers
+SAME_PARTS = (  # official name, name in diffusers
     ("encoder.down.", "encoder.down_blocks."),
     ("decoder.up.", "decoder.up_blocks."),
     (".mid.block_1.", ".mid_block.resnets.0."),

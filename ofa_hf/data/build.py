@@ -44,7 +44,7 @@ FULL_DISK_ADVICE = (
     "The build needs about as much space as the images. Free some space, or choose another disk with cache_dir or the "
     "environment variable HF_HOME. The unfinished build was removed."
 )
-SHOWN_PROBLEMS = 1000  # of a source without a usable row
+SHOWN_PROBLEMS = 1000  # problems shown for a source without a usable row
 FORMAT_VERSION = 3  # part of every fingerprint: increase it when the same files give other rows
 
 

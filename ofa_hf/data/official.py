@@ -98,7 +98,7 @@ FORMS = {
     "rte": Form(("sentence1", "sentence2", TARGET), "1,2,3"),
     "mnli": Form(("sentence1", "sentence2", TARGET), "0,1,2"),
 }
-NUMBERS = {  # of labels, in the original's files
+NUMBERS = {  # label numbers in official files
     "qnli": {"0": "no", "1": "yes"},
     "mnli": {"0": "maybe", "1": "yes", "2": "no"},
 }

@@ -27,7 +27,7 @@ from ofa_hf.tasks_ofa import Task
 
 
 MUGE_SUFFIX = ".tsv"
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "tif", "tiff", "image")  # of a shard's files
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "tif", "tiff", "image")  # files of a shard
 SAMPLE_ROWS = 100  # number of rows to search for the first image of a table
 TEXT_KEYS = ("txt", "caption", "text", "json")
 

@@ -37,7 +37,7 @@ ANSWER_SCRIPT = Path(__file__).with_name("answer_onnx.py")
 TASKS_FILE = "tasks.json"
 LABELS = ("a", "b")  # for the comparison of a task that brings no list of answers
 BOX = (5, 5, 30, 30)  # in the compared image
-TOLERANCE = 1e-3  # of the scores, which are about 10; float32 rounds differently in every engine
+TOLERANCE = 1e-3  # difference of scores, which are about 10; engines round float32 differently
 TIMEOUT = 1800  # seconds
 README = Path(__file__).with_name("onnx_readme.md")
 
@@ -67,7 +67,7 @@ def export_onnx(model: str, out: str | Path, progress: Callable[[str], None] = l
         progress("tracing both graphs (some minutes for a large model)")
         captioner.model.generation_config.save_pretrained(folder)
         captioner.processor.save_pretrained(folder)
-        for code in folder.glob("*.py"):  # of the processor, for transformers
+        for code in folder.glob("*.py"):  # files of the processor, for transformers
             code.unlink()
         write_graphs(captioner.model, folder)
         write_scripts(folder)

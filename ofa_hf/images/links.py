@@ -17,7 +17,7 @@ from datasets.utils import tqdm
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES, URL_TIMEOUT
 
 
-MAX_BYTES = 100 * 2**20  # of one image
+MAX_BYTES = 100 * 2**20  # limit of one image
 CHUNK = 2**18  # bytes read at a time
 THREADS = 16
 PATIENCE = 4  # limit for a whole image, as a multiple of the timeout

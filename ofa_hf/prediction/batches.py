@@ -13,7 +13,7 @@ from ofa_hf.pipeline_ofa import generate_answers
 from ofa_hf.tasks_ofa import Task
 
 
-Answers = list[dict[str, Any]]  # of one row, best first
+Answers = list[dict[str, Any]]  # answers to one row, best first
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def evaluate_drawings(
         files: a table with a column of texts, or one of the original's files. Images are not read.
         drawn: folder of the images, in which an interrupted evaluation is continued; by default they are not kept.
         num_images: of each text, of which the best counts.
-        limit: only the first so many texts.
+        limit: draw only the first texts, up to this number.
         run: what was run, for the record.
 
     Raises:

@@ -34,7 +34,7 @@ from ofa_hf.tasks_ofa import Task
 
 ID_COLUMNS = ("image_id", "id", "file", "file_name")  # common columns of row ids, in order of preference
 BATCHES_PER_CALL = 16  # a call starts with an idle model, and is repeated completely if its worker dies
-LINES_PER_GROUP = 10_000  # of a parquet file
+LINES_PER_GROUP = 10_000  # rows per group of a parquet file
 RESULT_SCHEMA = pa.schema([(name, pa.string()) for name in ("name", "answers", "error")])
 
 

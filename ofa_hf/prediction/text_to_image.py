@@ -30,8 +30,8 @@ from ofa_hf.tasks_ofa import Task
 
 
 RECORD = "images.jsonl"
-TEXT_COLUMNS = ("text", "caption", "description", "prompt")  # of tables
-SETTINGS = "settings.json"  # of the run that a folder is of
+TEXT_COLUMNS = ("text", "caption", "description", "prompt")  # common columns of tables
+SETTINGS = "settings.json"  # settings of the run in a folder
 # Files of a model that decide what it draws, and of a CLIP that decide how it ranks.
 DECISIVE = ("*.safetensors", "pytorch_model*.bin", "*config.json", "tokenizer.json", "vocab.*", "merges.txt")
 GAP = 8  # pixels between the images of a sheet

@@ -57,7 +57,7 @@ class Push:
     """The result of a push."""
 
     repo_id: str
-    url: str  # of the repository, or of the pull request
+    url: str  # address of the repository or the pull request
     commit: str | None  # None for a pull request, which the Hub identifies by its number
     deleted: tuple[str, ...]  # files of an earlier version
 

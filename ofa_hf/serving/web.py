@@ -35,17 +35,17 @@ logger = logging.get_logger(__name__)
 
 SETTINGS_FILE = "page.json"  # {"models": ["owner/name", …]}
 EXAMPLE_FILES = "example_*.jpg"
-MAX_MEGABYTES = 20  # of an image file
+MAX_MEGABYTES = 20  # limit of an image file
 MAX_CAPTIONS, MAX_BEAMS, MAX_TOKENS, MIN_TOKENS = 5, 10, 160, 4
 DEFAULT_CAPTIONS, DEFAULT_TOKENS = 3, 30
 MAX_PROMPT_CHARACTERS, MAX_TEXT_CHARACTERS = 200, 4000
 MAX_LABELS = 200
 MAX_SEED = 2**31 - 1
-SECONDS_BETWEEN_SIGNS = 0.5  # of progress
+SECONDS_BETWEEN_SIGNS = 0.5  # between updates of progress
 SHOWN_SIDE = 1000  # pixels of an image with boxes
 BOX_COLORS = ("#e11d48", "#2563eb", "#16a34a", "#d97706", "#9333ea", "#0891b2")
 MAX_WAITING = 32  # visitors; the next one is asked to come back later
-SECONDS_KEPT = 3600  # of visitors' images
+SECONDS_KEPT = 3600  # lifetime of visitors' images
 
 WORDS = {
     "zh": {
@@ -100,7 +100,7 @@ WORDS = {
         "model": "Model",
         "task": "Task",
         "text": "Text",
-        "text_info": "What the prompt asks about: a question, a phrase, an article; several phrases one a line",
+        "text_info": "What the prompt asks about: a question, a phrase, an article; several phrases one per line",
         "seed": "Seed",
         "seed_info": "The same seed draws the same images; empty: other ones each time",
         "labels": "Answers to choose from",
@@ -181,7 +181,7 @@ SCRIPT = """() => {
             if (target.matches?.("#image img")) target.style.opacity = opacity;
         }, true);
 }"""
-TELL_LANGUAGE = "(language) => { document.documentElement.lang = language; return language }"  # to screen readers
+TELL_LANGUAGE = "(language) => { document.documentElement.lang = language; return language }"  # for screen readers
 ASKED_LANGUAGE = f"() => ({TELL_LANGUAGE})(new URLSearchParams(location.search).get('lang') === 'en' ? 'en' : 'zh')"
 
 
@@ -243,7 +243,7 @@ class Wish(NamedTuple):
     length: int
     prompt: str | None
     seed: int
-    on_step: Callable[[int, int], object] | None  # of a drawing, see `Progress`
+    on_step: Callable[[int, int], object] | None  # only for drawing, see `Progress`
 
     @property
     def lines(self) -> list[str]:
@@ -251,7 +251,7 @@ class Wish(NamedTuple):
 
     @property
     def values(self) -> dict[str, Any]:
-        """What fills the slots of the prompt: the whole text, or a line each."""
+        """Values of the prompt's slots: the whole text, or one line per slot."""
         fields = self.task.fields
         values = dict(zip(fields, self.lines if len(fields) > 1 else [self.text], strict=False))
         if "box" in values:
@@ -448,7 +448,7 @@ class Progress:
 
     Args:
         done, total: steps.
-        is_left: whether nobody waits any more, which ends the drawing.
+        is_left: whether the visitor has left, which ends the drawing.
     """
 
     def __init__(self):
@@ -461,7 +461,7 @@ class Progress:
 
 
 class VisitorLeft(Exception):
-    """Ends what nobody waits for."""
+    """Ends a drawing whose visitor has left."""
 
 
 def answer_in_steps(load: Callable[[str], Pipeline], turn: Any, *given) -> Iterator[str]:

@@ -17,7 +17,7 @@ TARGET_NAMES = (
     "卖点 内容 句子 答案 标签 摘要 标注 標題 說明 文字 内容描述"
 ).split()
 ID_NAMES = "image_id imageid img_id id sku sku_id 编号 商品编号 图片编号 图片id 商品id 序号 編號".split()
-FIELD_NAMES = {  # of a task's field
+FIELD_NAMES = {  # common names of task fields
     "article": ("article", "document", "text", "content", "文章", "原文", "正文", "文本"),
     "question": ("question", "query", "prompt", "问题", "提问", "問題"),
     "text": ("text", "document", "article", "sentence", "文本", "原文", "正文", "描述"),

@@ -14,7 +14,7 @@ from ofa_hf.prediction.scoring import MEAN_SCORE
 Points = Sequence[tuple[float, float]]  # (step, value)
 Curves = Mapping[str, Points]  # by label
 
-WIDTH, HEIGHT = 960, 440  # of one panel
+WIDTH, HEIGHT = 960, 440  # pixels of one panel
 LEFT, TOP, RIGHT, BOTTOM = 84, 64, 40, 48  # margins of a panel
 SCALE = 2  # supersampling factor, for smooth lines
 COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777")

@@ -26,7 +26,7 @@ from ofa_hf.training.sources import RunData
 
 logger = logging.get_logger(__name__)
 
-MAX_ANSWERS = 100_000  # of a list that is made of the data
+MAX_ANSWERS = 100_000  # maximum size of a list made from the data
 
 
 def load_task_processor(args: FinetuneArguments) -> OFAProcessor:

@@ -86,7 +86,7 @@ class OFATrainer(Seq2SeqTrainer):
         super().__init__(*args, processing_class=processor, **kwargs)
         self.encoder = encoder
         unwrapped = self.accelerator.unwrap_model(self.model)
-        base_model = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped  # of adapters
+        base_model = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
         base_model.loss_function = smoothed_cross_entropy
         self.finetune_args = finetune_args
         self.processor = processor
