@@ -99,7 +99,7 @@ def test_a_hostile_description_is_refused(files, value):
     [
         ("decoder.conv_in.bias", lambda bias: bias.long(), r"1 no floats \(decoder.conv_in.bias\)"),
         ("quantize.embedding.weight", lambda _: torch.ones(8192, 32), r"1 there twice \(quantize.embedding.weight\)"),
-        (5, lambda _: torch.ones(1), "no Lightning checkpoint"),
+        (5, lambda _: torch.ones(1), "not a Lightning checkpoint"),
     ],
 )
 def test_weights_that_are_none_are_refused(files, name, change, message):

@@ -187,7 +187,7 @@ def test_the_published_archive_is_converted_as_it_is_and_nothing_is_left_of_it(d
     assert [one.name for one in (tmp_path / "out").iterdir()] == ["large"]
     with pytest.raises(UserError, match="holds an earlier conversion"):
         convert(archive, tmp_path / "out" / "large", vocabulary)
-    with pytest.raises(UserError, match="has its VQGAN with it. Leave out --vqgan"):
+    with pytest.raises(UserError, match="includes its VQGAN. Leave out --vqgan"):
         convert(archive, tmp_path / "other", vocabulary, vqgan=vqgan, vqgan_config=settings)
     with zipfile.ZipFile(archive, "w") as file:
         for name in ("a.pt", "last.ckpt", "model.yaml"):
@@ -410,7 +410,7 @@ def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_pa
         ({"output": str(tmp_path / "file")}, "is a file"),
         ({"model": str(bare)}, "has no folder vqgan"),
         ({"task": "caption"}, "does not draw: its tasks are image_generation"),
-        ({"clip": str(tmp_path)}, "The CLIP .* cannot be loaded .* Give a folder or Hub id of a CLIP"),
+        ({"clip": str(tmp_path)}, "The CLIP .* cannot be loaded .* Pass a folder or Hub id of a CLIP"),
         ({"clip": str(tmp_path / "none")}, "The CLIP .*none is not a folder"),
     ]
     for change, message in cases:
