@@ -722,7 +722,7 @@ class OFAProcessor(ProcessorMixin):
         return self._symbol_ids("bin", values)
 
     def encode_codes(self, values: Iterable[int]) -> list[int]:
-        """Image codes 0 … 8191, in most vocabularies → ids of `<code_i>`, which no text encodes to."""
+        """Image codes, 0 … 8191 in most vocabularies → ids of `<code_i>`, which no text encodes to."""
         return self._symbol_ids("code", values)
 
     def _symbol_ids(self, kind: str, values: Iterable[int]) -> list[int]:
