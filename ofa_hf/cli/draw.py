@@ -6,7 +6,9 @@ from ofa_hf.cli.answering import DTYPES
 from ofa_hf.cli.table_options import OPTIONS
 
 
-HELP = "Draw texts: PNG images, a contact sheet per text, and images.jsonl. An interrupted run can be resumed."
+HELP = (
+    "Draw images of texts: PNG files, a contact sheet per text, and images.jsonl. An interrupted run can be resumed."
+)
 TEXTS = "text to draw, file with one text per line, table with a column of texts, or - for the lines of stdin"
 
 
@@ -18,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=42, help="random seed; the same seed gives the same images (default: 42)"
     )
-    parser.add_argument("--column", metavar="NAME", help="column of texts in a table (default: text or caption)")
+    columns = "column of texts in a table (default: text, caption, description or prompt)"
+    parser.add_argument("--column", metavar="NAME", help=columns)
     for name in ("encoding", "separator"):
         parser.add_argument(f"--{name}", metavar="NAME", help=OPTIONS[name])
     parser.add_argument("--task", metavar="NAME", help="task of the model (default: the one that draws)")
