@@ -2,7 +2,7 @@
 
 import argparse
 
-from ofa_hf.cli.table_options import OPTIONS
+from ofa_hf.cli.table_options import OPTIONS, reading_of
 
 
 HELP = "Draw texts: PNG images, a sheet of them per text, and images.jsonl. A run that was interrupted is continued."
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         column=args.column,
         device=args.device,
         dtype=args.dtype,
-        reading={"encoding": args.encoding, "separator": args.separator},
+        reading=reading_of(args),
         options={name: value for name, value in options.items() if value is not None},
     )
     failed = draw_files(request)

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from ofa_hf.cli.answering import DTYPES, positive, probability
+from ofa_hf.cli.table_options import add_table_options
 
 
 HELP = "Fill columns of a table of images, each with a score per cell; the image is read once for all columns."
@@ -18,11 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="folder of a finetuned model, or Hub id")
     parser.add_argument("--output", required=True, metavar="FILE", help=OUTPUT)
     parser.add_argument("--columns", nargs="+", default=[], metavar="NAME", help=COLUMNS)
-    parser.add_argument("--image-column", metavar="NAME", help="the column of images (image, 图片, …)")
-    text = "of the table, such as gb18030 (default: told from the file)"
-    parser.add_argument("--encoding", metavar="NAME", help=text)
-    text = "of the table: a character, or its name, such as tab (default: told from the file)"
-    parser.add_argument("--separator", metavar="CHARACTER", help=text)
+    add_table_options(parser, without=("caption_column", "id_column"))
     parser.add_argument("--overwrite", action="store_true", help="fill cells that have a value, too")
     text = "leave a cell empty whose value is less probable (0); its score is written all the same"
     parser.add_argument("--min-score", type=probability, default=0.0, metavar="P", help=text)
@@ -41,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         tqdm.write(f"ofa-hf fill: {text}", file=sys.stderr)
 
     names = ("table", "images", "model", "output", "columns", "image_column", "overwrite", "min_score", "batch_size")
-    names += ("device", "dtype", "encoding", "separator")
+    names += ("device", "dtype", "encoding", "separator", "cache_dir")
     filling = Filling(**{name: getattr(args, name) for name in names})
     interval = 0.2 if sys.stderr.isatty() else 30
     with tqdm(unit="row", file=sys.stderr, mininterval=interval) as bar:

@@ -19,7 +19,7 @@ from ofa_hf.data.tables import load_rows, load_table
 from ofa_hf.errors import UserError
 from ofa_hf.images.links import is_link
 from ofa_hf.images.packed import is_packed
-from ofa_hf.tables.columns import Columns, find_columns, image_column_of
+from ofa_hf.tables.columns import Columns, find_columns, image_column_of, missing_columns
 from ofa_hf.tables.problems import Problem
 from ofa_hf.tables.public import muge_files
 from ofa_hf.tables.table_files import open_table
@@ -94,7 +94,7 @@ def load_source(
                 f"The task needs the columns {', '.join(fields)}, which MUGE's files do not have. Pass a table and a "
                 "folder of images."
             )
-        return load_muge(captions, images, cache_dir=form.cache_dir, **options)
+        return load_muge(captions, images, **form.reading(), **form.columns(), cache_dir=form.cache_dir, **options)
     options["targets"] = targets
     if images is not None and needs_images and stored_images(captions, form):
         raise UserError(f"{captions} holds its images, but {images} was given too. Leave that out.")
@@ -206,9 +206,15 @@ def names_complete(path: str | Path, form: TableForm) -> bool:
 
 
 def first_image(path: str | Path, form: TableForm) -> Any:
-    """What the image column of a table first holds; None if there is no such column, or its first rows have none."""
+    """What the image column of a table first holds; None if its first rows have none.
+
+    Raises:
+        UserError: there is no such column.
+    """
     table = open_table(path, **form.reading())
     column = image_column_of(table.columns, form.image_column)
+    if column is None:
+        raise missing_columns(str(path), [form.image_column or "image"], table.columns)
     rows = (row for _, row in islice(table, SAMPLE_ROWS) if not isinstance(row, Problem))
     return next((row[column] for row in rows if row.get(column)), None)
 

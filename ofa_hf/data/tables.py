@@ -216,7 +216,10 @@ def parse_texts(row: dict, columns: Columns, file: str, line: int, default_id: s
 
 
 def name_of_image(value: Any) -> str:
-    """The name of an image file in a cell; of JSON also the name in an object such as `{"id": 7, "path": "a.jpg"}`."""
+    """The name of an image file in a cell; of JSON also the name in an object such as `{"id": 7, "path": "a.jpg"}`,
+    or the only one of a list."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if isinstance(value, dict):
         named = (value[key] for key in matches(value, IMAGE_FILE_NAMES))
         return next((each.strip() for each in named if isinstance(each, str) and each.strip()), "")

@@ -138,7 +138,8 @@ def answer_files(request: Request, reports: Sequence[Report] = ()) -> int:
         rows.names, choices = processes.agree((rows.names, choices))
         job = Job(request, task, rows, choices, len(models) > 1, bool(reports), processes, scratch)
         if processes.is_first:
-            for note in [f"skipped: {problem}" for problem in rows.problems] + notes_of(rows.counts, language):
+            skipped = [f"skipped: {problem}" for problem in rows.problems]
+            for note in [*rows.notes, *skipped, *notes_of(rows.counts, language)]:
                 request.say(note)
         answers = {model: job.run(model) for model in models}
     for report in reports:
