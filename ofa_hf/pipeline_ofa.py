@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, Pipeline
+from transformers import LogitsProcessor, LogitsProcessorList, Pipeline
 from transformers.utils import logging
 
 from .image_loading_ofa import load_image
@@ -33,6 +33,7 @@ PLAIN_SCORES = {
 }
 IMAGES_PER_BATCH = 16  # that are drawn together
 PHRASES_PER_BATCH = 16  # that are located together
+MAX_SEED = 2**63 - 1
 PIPELINE_NAMES = ("", "image-to-text", "image-text-to-text")  # what transformers passes as `task`
 OF_OTHER_MODELS = frozenset(  # what transformers' pipelines of these names take for theirs; nothing to do here
     "hypothesis_template tokenizer_kwargs truncation padding max_question_len clean_up_tokenization_spaces "
@@ -718,10 +719,12 @@ class OFATextToImagePipeline(OFAPipeline):
         Args:
             text: what to draw, at most 64 words, or a list of texts.
             num_images: samples of each text, 1 by default. A sample is independent of the others.
-            seed: the same seed draws a text again, whatever is drawn before it; by default each call draws anew.
+            seed: from 0 to 2**63 - 1. The same seed draws a text again, whatever is drawn before it; by default each
+                call draws anew.
             image_decoder: a `diffusers.VQModel` in place of the checkpoint's.
             on_step: called after each code with the steps done and those of the whole text, `(40, 1026)`; what it
-                raises ends the call. A beam search calls it once, at its end.
+                raises ends the call.
+            notice_language: log once that a text is in another language than the checkpoint reads; on by default.
             task, kwargs: a task of the checkpoint, and settings of `generate`: `do_sample=False` takes the best code
                 at each place, `num_beams=5` searches, `top_k` and `temperature` change the samples.
 
@@ -735,6 +738,8 @@ class OFATextToImagePipeline(OFAPipeline):
         """
         text = kwargs.pop("inputs", text)
         kwargs.pop("batch_size", None)  # the images of a text are the batch
+        if isinstance(text, (list, tuple)) and not text:
+            return []
         return super().__call__(list(text) if isinstance(text, tuple) else text, **kwargs)
 
     def _sanitize_parameters(
@@ -744,29 +749,30 @@ class OFATextToImagePipeline(OFAPipeline):
         seed: int | None = None,
         image_decoder: Any = None,
         on_step: Callable[[int, int], object] | None = None,
+        notice_language: bool | None = None,
         generate_kwargs: dict | None = None,
         **kwargs,
     ) -> tuple[dict, dict, dict]:
+        num_images = kwargs.pop("num_return_sequences", num_images)  # as other pipelines call it
         if num_images is not None and (type(num_images) is not int or num_images < 1):
             raise ValueError(f"num_images={num_images!r}. Accepted: a whole number from 1.")
+        if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
+            raise ValueError(f"seed={seed!r}. Accepted: a whole number from 0 to {MAX_SEED}.")
         kwargs = {name: value for name, value in kwargs.items() if name not in OF_OTHER_MODELS}
         decoding = _given(task=task, image_decoder=image_decoder)
         drawing = {**_given(num_images=num_images, seed=seed, on_step=on_step), **(generate_kwargs or {}), **kwargs}
-        return decoding, {**_given(task=task), **drawing}, decoding
+        reading = {**decoding, **_given(notice_language=notice_language)}
+        return reading, {**_given(task=task), **drawing}, decoding
 
-    def preprocess(self, inputs: Any, task: str | None = None, image_decoder: Any = None) -> dict:
+    def preprocess(
+        self, inputs: Any, task: str | None = None, image_decoder: Any = None, notice_language: bool = True
+    ) -> dict:
         name = self._task_for(task)
         text = inputs["text"] if isinstance(inputs, Mapping) and "text" in inputs else inputs
-        check_description(text)
+        encoded = encode_description(self.processor, text, name, notice_language)
         check_image_decoder(image_decoder or self._image_decoder(), self.processor.codes()[1])
         check_window(self.processor, name, self.model.config)
-        encoded = self.processor.encode_question(text, name)
-        length, limit = encoded["input_ids"].shape[1], self.processor.max_prompt_tokens
-        if length > limit:
-            raise ValueError(
-                f"The text {text[:60]!r}… has {length:,} tokens with its prompt, of {limit:,}. Shorten it."
-            )
-        return dict(encoded)
+        return encoded
 
     def _image_decoder(self) -> Any:
         config = self.model.config
@@ -781,16 +787,22 @@ class OFATextToImagePipeline(OFAPipeline):
         on_step: Callable[[int, int], object] | None = None,
         **generate_kwargs,
     ) -> dict:
-        settings = self._search_settings(self._task_for(task), generate_kwargs)
-        is_search = (_setting(self.model, "num_beams", settings) or 1) > 1
-        if is_search:
-            settings |= {"do_sample": False, "early_stopping": generate_kwargs.get("early_stopping", True)}
+        settings = self._drawing_settings(self._task_for(task), generate_kwargs)
+        num_beams, do_sample = (_setting(self.model, name, settings) for name in ("num_beams", "do_sample"))
+        is_search = (num_beams or 1) > 1
+        if num_images > (num_beams or 1) and not (do_sample and not is_search):
+            raise ValueError(
+                f"num_images={num_images}, but a search with {num_beams or 1} beams finds no more than that. Raise "
+                f"num_beams, lower num_images, or draw samples, with num_beams=1 and do_sample=True."
+            )
         leave_lost_threads()
         encoder_outputs = self.model.encode(**{name: model_inputs[name] for name in ("input_ids", "attention_mask")})
-        at_once = IMAGES_PER_BATCH if _setting(self.model, "do_sample", settings) else num_images
+        at_once = num_images if is_search else IMAGES_PER_BATCH
         found, scores = [], []
         steps = Steps(on_step, settings["max_length"] * math.ceil(num_images / at_once)) if on_step else None
-        if steps and not is_search:  # to which transformers gives no streamer
+        if steps and is_search:  # to which transformers gives no streamer
+            settings["logits_processor"] = LogitsProcessorList([*settings["logits_processor"], steps])
+        elif steps:
             settings["streamer"] = steps
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=seed is not None):
@@ -805,6 +817,16 @@ class OFATextToImagePipeline(OFAPipeline):
         if steps:
             steps.finish()
         return {"sequences": torch.cat(found), "scores": torch.cat(scores).float()}
+
+    def _drawing_settings(self, task: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Keywords of `generate`, with which it makes the codes of an image and nothing else."""
+        settings = self._search_settings(task, given)
+        if (_setting(self.model, "num_beams", settings) or 1) > 1:
+            settings |= {"do_sample": False, "early_stopping": given.get("early_stopping", True)}
+        if "generation_config" in given:  # which does not know images
+            of_task = self.processor.generation_kwargs(task)
+            settings |= {name: of_task[name] for name in ("max_length", "logits_processor")}
+        return settings
 
     def _scores(self, found: Any, encoder_outputs: Any, settings: Mapping[str, Any]) -> torch.Tensor:
         """Mean log-probabilities: those of the search, or computed anew where it gives none or others."""
@@ -823,8 +845,8 @@ class OFATextToImagePipeline(OFAPipeline):
         return [{"image": image, "score": score} for image, score in zip(images, scores.tolist(), strict=True)]
 
 
-class Steps:
-    """Counts the steps of a drawing: what `generate` takes for a streamer.
+class Steps(LogitsProcessor):
+    """Counts the steps of a drawing: a streamer for samples, and a logits processor that changes nothing for searches.
 
     Args:
         on_step: called with the steps done and the total.
@@ -836,6 +858,10 @@ class Steps:
     def put(self, value: Any) -> None:
         self.done += 1
         self.on_step(self.done, self.total)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.put(input_ids)
+        return scores
 
     def end(self) -> None:
         pass
@@ -861,8 +887,27 @@ def check_window(processor: Any, task: str, config: Any) -> None:
         )
 
 
-def check_description(text: Any) -> None:
-    """Check a text that is to be drawn.
+class TextTooLong(ValueError):
+    """A text is longer than the model can read.
+
+    Args:
+        length, limit: of the text, and the most there may be.
+        unit: of both, "words" or "tokens".
+    """
+
+    def __init__(self, text: str, length: int, limit: int, unit: str):
+        self.length, self.limit, self.unit = length, limit, unit
+        counted = "tokens, its prompt included" if unit == "tokens" else unit
+        super().__init__(
+            f"The text {text[:60]!r}… has {length:,} {counted}. The model reads at most {limit:,}. Shorten the text."
+        )
+
+
+def encode_description(processor: Any, text: Any, task: str, notice_language: bool = True) -> dict[str, torch.Tensor]:
+    """A text that is to be drawn → the inputs of the model.
+
+    Args:
+        notice_language: as in `OFAProcessor.encode_question`.
 
     Raises:
         ValueError: it is no text, empty, or longer than the model was trained for.
@@ -870,7 +915,8 @@ def check_description(text: Any) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"Drawing needs a text, but got {repr(text)[:100]}. Describe the image in a few words.")
     if (words := len(text.split())) > MAX_DESCRIPTION:
-        raise ValueError(
-            f"The text {text[:60]!r}… has {words} words. The model was trained on at most {MAX_DESCRIPTION}: shorten "
-            f"it."
-        )
+        raise TextTooLong(text, words, MAX_DESCRIPTION, "words")
+    encoded = processor.encode_question(text, task, notice_language=notice_language)
+    if (length := encoded["input_ids"].shape[1]) > processor.max_prompt_tokens:
+        raise TextTooLong(text, length, processor.max_prompt_tokens, "tokens")
+    return dict(encoded)

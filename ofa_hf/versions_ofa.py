@@ -62,6 +62,18 @@ def pipeline_generate_kwargs(pipeline: Any, given: Mapping[str, Any]) -> dict[st
     return {**given, "generation_config": pipeline.generation_config, "use_model_defaults": False}
 
 
+def clip_text_features(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Features of texts, `(texts, D)`. In transformers 4 the method of Chinese CLIP asks for what its model lacks."""
+    if model.config.model_type == "chinese_clip" and not TRANSFORMERS_5:
+        return model.text_projection(model.text_model(**inputs).last_hidden_state[:, 0])
+    return features_of(model.get_text_features(**inputs))
+
+
+def features_of(found: Any) -> torch.Tensor:
+    """What a CLIP's `get_…_features` found: a tensor, in transformers 5 an output that holds it."""
+    return getattr(found, "pooler_output", found)
+
+
 def http_get(url: str, timeout: float) -> bytes:
     """Download a URL with the HTTP client of transformers itself, which 5 changed.
 

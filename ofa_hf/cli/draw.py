@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", metavar="NAME", help=OPTIONS[name])
     parser.add_argument("--task", metavar="NAME", help="task of the model (default: the one that draws)")
     parser.add_argument("--clip", metavar="DIR_OR_ID", help="rank the images of a text with this CLIP")
-    parser.add_argument("--num-beams", type=int, metavar="N", help="search with so many beams instead of sampling")
+    parser.add_argument(
+        "--num-beams", type=int, metavar="N", help="search instead of sampling; 1 takes the best codes"
+    )
     parser.add_argument("--top-k", type=int, metavar="N", help="sample among the N best codes (default: 256)")
     parser.add_argument("--temperature", type=float, metavar="T", help="below 1 samples are more alike (default: 1)")
     parser.add_argument("--device", help="such as cuda or cpu (default: the best there is)")
@@ -36,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from ofa_hf.prediction.text_to_image import RECORD, DrawRequest, draw_files
 
     options = {"num_beams": args.num_beams, "top_k": args.top_k, "temperature": args.temperature}
+    options["do_sample"] = None if args.num_beams is None else False
     request = DrawRequest(
         args.texts,
         args.model,

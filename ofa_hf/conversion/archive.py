@@ -84,7 +84,7 @@ def find_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipI
         if kind is not None:
             found[kind].append(member)
     if any(len(members) != 1 for members in found.values()):
-        seen = ", ".join(f"{len(members)} {kind}" for kind, members in found.items())
+        seen = ", ".join(f"{len(members)} {WANTED.get(kind, '.pt')}" for kind, members in found.items())
         raise UserError(
             f"{path} is not the archive of a checkpoint that draws: expected one .pt, one last.ckpt and one "
             f"model.yaml, found {seen}. Unpack it and give the files."

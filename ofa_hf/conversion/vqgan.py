@@ -148,6 +148,8 @@ class VQGANSource:
                 different = [one for one in weights.names if not same_bits(file.get_tensor(one), weights.load(one))]
             if different:
                 raise UserError(f"{name} was not written as it should be: {different[0]} differs. Check the disk.")
+            if broken := [one for one in weights.names if not bool(weights.load(one).isfinite().all())]:
+                raise UserError(f"{self.path} has weights that are no numbers: {broken[0]}. Download it again.")
         return {
             "source": {"name": self.path.name, "sha256": file_digest(self.path), "config": self.settings_path.name},
             "codes": self.config["num_vq_embeddings"],

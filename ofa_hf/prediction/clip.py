@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from ofa_hf.errors import UserError
 from ofa_hf.models import explain_failure
-from ofa_hf.versions_ofa import PILLOW_BACKEND
+from ofa_hf.versions_ofa import PILLOW_BACKEND, clip_text_features, features_of
 
 
 ADVICE = "Give a folder or Hub id of a CLIP."
@@ -39,6 +39,8 @@ class ClipScorer:
             self._check(name, report["missing_keys"])
             self.images = AutoImageProcessor.from_pretrained(name, **PILLOW_BACKEND, **NO_CODE)
             self.tokenizer = AutoTokenizer.from_pretrained(name, **NO_CODE)
+        if len(self.tokenizer) <= len(self.tokenizer.all_special_tokens):  # what transformers makes of no file
+            raise UserError(f"The tokenizer of the CLIP {name} knows no words. Download its vocabulary, too.")
         self.device = torch.device(device or "cpu")
         self.model.to(self.device).eval()
         text_config = getattr(self.model.config, "text_config", self.model.config)
@@ -50,6 +52,10 @@ class ClipScorer:
             raise UserError(f"{name} is a model of the kind {kind!r}, not a CLIP, which compares images with texts.")
         if missing:  # which transformers fills with random numbers
             raise UserError(f"The CLIP {name} lacks weights, such as {sorted(missing)[0]}. Download it again.")
+        if broken := [key for key, one in self.model.named_parameters() if not bool(one.isfinite().all())]:
+            raise UserError(
+                f"The CLIP {name} has weights that are no numbers, such as {broken[0]}. Download it again."
+            )
 
     def __call__(self, text: str, images: Sequence[Image.Image]) -> list[float]:
         """Cosines between a text and images.
@@ -80,22 +86,17 @@ class ClipScorer:
     @torch.no_grad()
     def text_features(self, text: str) -> torch.Tensor:
         """`(1, D)`"""
-        return tensor_of(self.model.get_text_features(**self.read(text).to(self.device)))
+        return clip_text_features(self.model, self.read(text).to(self.device)).float()
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """`(images, D)`"""
-        return tensor_of(self.model.get_image_features(pixel_values=self.pixels(images).to(self.device)))
+        return features_of(self.model.get_image_features(pixel_values=self.pixels(images).to(self.device))).float()
 
 
 def clip_text(text: str) -> str:
     """The text that CLIP reads: without slashes, as in the original, and with single blanks."""
     return " ".join(text.split()).replace("/", "")
-
-
-def tensor_of(features: Any) -> torch.Tensor:
-    """What transformers 4 and 5 return as features: a tensor, or an output that holds it."""
-    return getattr(features, "pooler_output", features).float()
 
 
 def normalized(features: torch.Tensor) -> torch.Tensor:

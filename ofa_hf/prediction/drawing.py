@@ -38,6 +38,9 @@ FONT_FOLDERS = (
     r"C:\Windows\Fonts",
 )
 READ_AHEAD = 8
+MAX_LABEL = 200  # characters of a label that is shortened
+
+Ground = tuple[int, int, int, int]  # left, top, right and bottom of what a label stands on, in pixels
 
 
 class Labelled(NamedTuple):
@@ -49,21 +52,52 @@ class Labelled(NamedTuple):
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Labelled], with_labels: bool = True) -> Image.Image:
-    """A copy of an image with boxes and their labels, each label at the corner of its box and inside the image."""
+    """A copy of an image with boxes and their labels, each label at the corner of its box and inside the image.
+
+    Labels of boxes that overlap stand below each other. One that is wider than the image is shortened.
+    """
     drawn = image.convert("RGB")
     pen, stroke = ImageDraw.Draw(drawn), max(2, round(min(image.size) / 200))
     font = label_font(max(12, round(min(image.size) / 28)))
     for box in boxes:
         pen.rectangle(tuple(map(round, box.sides)), outline=box.colour, width=stroke)
+    taken: list[Ground] = []
     for box in boxes if with_labels else ():
-        left, top, right, bottom = pen.textbbox((0, 0), box.label, font=font)
-        width, height = right - left + 2 * stroke, bottom - top + 2 * stroke
-        x = max(0, min(round(box.sides[0]), image.width - width))
-        y = round(box.sides[1]) - height
-        y = y if y >= 0 else min(round(box.sides[1]) + stroke, max(0, image.height - height))
-        pen.rectangle((x, y, x + width, y + height), fill=box.colour)
-        pen.text((x + stroke - left, y + stroke - top), box.label, fill="white", font=font)
+        label = shortened(box.label, lambda text: pen.textlength(text, font) + 2 * stroke <= image.width)
+        left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
+        size = round(right - left) + 2 * stroke, round(bottom - top) + 2 * stroke
+        ground = free_ground(box.sides, size, image.size, taken)
+        taken.append(ground)
+        pen.rectangle(ground, fill=box.colour)
+        pen.text((ground[0] + stroke - left, ground[1] + stroke - top), label, fill="white", font=font)
     return drawn
+
+
+def shortened(label: str, fits: Callable[[str], bool]) -> str:
+    """A label that fits: its last word, which is the score, stays, and the words before it end in dots."""
+    if fits(label):
+        return label
+    text, _, score = label.rpartition(" ")
+    lengths = range(min(len(text), MAX_LABEL), 0, -1)
+    return next(filter(fits, (f"{text[:length].rstrip()}… {score}" for length in lengths)), score)
+
+
+def free_ground(
+    sides: Sequence[float], size: tuple[int, int], image_size: tuple[int, int], taken: Sequence[Ground]
+) -> Ground:
+    """Where a label goes: above its box, or as far below that as it takes to leave other labels uncovered."""
+    width, height = size
+    left, top = round(sides[0]), round(sides[1])
+    x = max(0, min(left, image_size[0] - width))
+    ys = [max(0, min(top + step * height, image_size[1] - height)) for step in range(-1, len(taken) + 1)]
+    grounds = [(x, y, x + width, y + height) for y in ys]
+    return min(grounds, key=lambda ground: sum(shared_area(ground, other) for other in taken))
+
+
+def shared_area(one: Ground, other: Ground) -> int:
+    """Pixels that two rectangles share."""
+    width, height = (min(one[side + 2], other[side + 2]) - max(one[side], other[side]) for side in (0, 1))
+    return max(0, width) * max(0, height)
 
 
 @lru_cache

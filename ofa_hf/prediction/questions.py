@@ -118,7 +118,7 @@ def find_rows(inputs: Inputs, task: Task, language: str, skip: Callable[[str], b
         if task.fields:
             _note(item[task.needs_image :], task, language, rows.counts)
     if not rows.names:
-        named = ", ".join(path or "an empty text" for path in inputs.paths)[:300]
+        named = ", ".join(path.strip() or "an empty text" for path in inputs.paths)[:300]
         raise UserError(f"Nothing to answer in {named}: {(rows.problems or ['it has no rows'])[0]}.")
     return rows
 

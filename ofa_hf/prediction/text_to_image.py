@@ -1,11 +1,13 @@
 """Draw texts into a folder: an image per file, a sheet per text, and a record by which a run is continued."""
 
+import hashlib
 import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,24 @@ from PIL import Image
 from ofa_hf.configuration_ofa import OFAConfig
 from ofa_hf.data.codes import load_vqgan
 from ofa_hf.errors import UserError, explain_full_disk
-from ofa_hf.files import read_json, write_image, write_json
+from ofa_hf.files import file_digest, read_json, refuse_unwritable, write_image, write_json
 from ofa_hf.image_processing_ofa import VQGAN_FOLDER, check_image_decoder
 from ofa_hf.models import load_model, load_processor, read_tasks
-from ofa_hf.pipeline_ofa import OFATextToImagePipeline, check_description, check_window
+from ofa_hf.pipeline_ofa import MAX_SEED, OFATextToImagePipeline, check_window, encode_description
 from ofa_hf.prediction.clip import ClipScorer
 from ofa_hf.prediction.outputs import SCORES, Format
 from ofa_hf.prediction.processes import Processes, open_answer_file
 from ofa_hf.prediction.questions import Inputs, Rows, find_rows, notes_of
+from ofa_hf.processing_ofa import OFAProcessor
 from ofa_hf.tasks_ofa import Task
 
 
 RECORD = "images.jsonl"
 TEXT_COLUMNS = ("text", "caption", "description", "prompt")  # of tables
 SETTINGS = "settings.json"  # of the run that a folder is of
+# Files of a model that decide what it draws, and of a CLIP that decide how it ranks.
+DECISIVE = ("*.safetensors", "pytorch_model*.bin", "*config.json", "tokenizer.json", "vocab.*", "merges.txt")
 GAP = 8  # pixels between the images of a sheet
-MAX_SEED = 2**63 - 1
 
 Key = tuple[str, str]  # number and text
 
@@ -65,16 +69,21 @@ class DrawRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     is_literal: bool = False
 
-    @property
     def settings(self) -> dict[str, Any]:
-        """What decides which images come out."""
-        models = {"model": place_of(self.model), "clip": self.clip and place_of(self.clip)}
+        """What decides which images come out. A folder is known by its files: it may be moved, but not changed."""
+        models = {"model": identity_of(self.model), "clip": self.clip and identity_of(self.clip)}
         return {**models, "num_images": self.num_images, "seed": self.seed, "options": dict(self.options)}
 
 
-def place_of(model: str) -> str:
-    """The name of a model from every working directory."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
+def identity_of(model: str) -> str:
+    """A Hub id, or a digest of a folder's weights, settings and vocabulary."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    parts = [part for part in (folder, folder / VQGAN_FOLDER) if part.is_dir()]
+    files = sorted({file for part in parts for pattern in DECISIVE for file in part.glob(pattern)})
+    lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n" for file in files]
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
 def draw_files(request: DrawRequest) -> int:
@@ -91,12 +100,13 @@ def draw_files(request: DrawRequest) -> int:
     full_disk = explain_full_disk(folder, "What is drawn is kept. Free some room and run the command again.")
     with processes, full_disk:
         rows.names = processes.agree(rows.names)
+        settings = processes.agree(request.settings() if processes.is_first else {})
         if processes.is_first:
-            prepare_folder(folder, request)
+            check_folder(folder, request, settings)
             for note in [f"skipped: {problem}" for problem in rows.problems] + notes_of(rows.counts, language):
                 say(note)
-        processes.total()  # the folder is there
-        return len(rows.problems) + Job(request, task, processes).run(rows)
+        processes.total()  # the first one found nothing wrong
+        return len(rows.problems) + Job(request, task, processes, settings).run(rows)
 
 
 def inputs_of(request: DrawRequest, task: Task) -> Inputs:
@@ -108,34 +118,36 @@ def inputs_of(request: DrawRequest, task: Task) -> Inputs:
 
 @dataclass
 class Job:
-    """The texts of a request, each process taking its share."""
+    """The texts of a request, each process taking its share.
+
+    Args:
+        settings: of the request, for the folder.
+    """
 
     request: DrawRequest
     task: Task
     processes: Processes
+    settings: dict[str, Any]
     failed: int = 0
 
     def run(self, rows: Rows) -> int:
         """Draw what is not drawn yet; returns how many texts could not be, in all processes."""
         keys = [(str(number), text) for number, text in enumerate(rows.names, 1)]
-        format = Format("image", self.request.num_images, names=("number", "text"))
-        path = Path(self.request.output)
-        with open_answer_file(path / RECORD, format, self.processes, keys) as output:
-            folder = DrawnFolder(path, output, self.request)
-            mine = self.processes.share(keys)
-            todo = [key for key in mine if not folder.has(key) and self._can_be_drawn(key)]
-            drawn = self._draw(folder, todo) if todo else 0
-            before = len(mine) - len(todo) - (self.failed - (len(todo) - drawn))
-        drawn, before, failed = self.processes.total(drawn, before, self.failed)
+        can_be_drawn = partial(self._can_be_drawn, load_processor(self.request.model))
+        mine = list(filter(can_be_drawn, self.processes.share(keys)))
+        drawn = before = 0
+        if self.processes.total(len(mine))[0]:
+            drawn, before = self.processes.total(*self._draw_missing(mine, keys))
+        (failed,) = self.processes.total(self.failed)
         if self.processes.is_first:
             already = f", {before:,} drawn before" if before else ""
             number, skipped = len(keys) + len(rows.problems), failed + len(rows.problems)
             say(f"{drawn:,} of {number:,} texts drawn, {skipped:,} not{already}.")
         return failed
 
-    def _can_be_drawn(self, key: Key) -> bool:
+    def _can_be_drawn(self, processor: OFAProcessor, key: Key) -> bool:
         try:
-            check_description(key[1])
+            encode_description(processor, key[1], self.task.name, notice_language=False)
         except ValueError as error:
             self._skip(key, error)
             return False
@@ -145,19 +157,42 @@ class Job:
         self.failed += 1
         say(f"text {key[0]} is skipped: {error}")
 
-    def _draw(self, folder: "DrawnFolder", todo: Sequence[Key]) -> int:
-        """Load the models and draw; returns how many texts were."""
+    def _draw_missing(self, mine: Sequence[Key], keys: Sequence[Key]) -> tuple[int, int]:
+        """Draw those of this process's texts that are not drawn; returns how many were, and how many had been.
+
+        Args:
+            keys: of all processes.
+        """
+        path, request = Path(self.request.output), self.request
+        request = replace(request, device=self.processes.device(request.device))
+        load = cache(partial(load_drawer, self.task, request))
+        if mine and not (path / RECORD).exists():
+            load()  # models that are refused leave no record behind
+        format = Format("image", request.num_images, names=("number", "text"))
+        with open_answer_file(path / RECORD, format, self.processes, keys) as output:
+            folder = DrawnFolder(path, output, request)
+            todo = [key for key in mine if not folder.has(key)]
+            return self._draw(folder, todo, *load()) if todo else 0, len(mine) - len(todo)
+
+    def _draw(
+        self,
+        folder: "DrawnFolder",
+        todo: Sequence[Key],
+        pipe: OFATextToImagePipeline,
+        decoder: Any,
+        scorer: ClipScorer | None,
+    ) -> int:
+        """Draw texts; returns how many could be."""
         request, before = self.request, self.failed
-        pipe, decoder, scorer = load_drawer(self.task, replace(request, device=self.processes.device(request.device)))
-        write_json(folder.path / SETTINGS, request.settings)  # now that there will be images
+        write_json(folder.path / SETTINGS, self.settings)  # now that there will be images
         options = {"num_images": request.num_images, "seed": request.seed, "task": self.task.name, **request.options}
+        options |= {"image_decoder": decoder, "notice_language": False}  # which was told for all texts together
         with code_bar(len(todo), is_hidden=not self.processes.is_first) as on_step:
             for key in todo:
                 try:
                     if scorer is not None:
                         scorer.read(key[1])  # before minutes of drawing
-                    images = pipe(key[1], image_decoder=decoder, on_step=on_step, **options)
-                    folder.add(key, ranked(images, key[1], scorer))
+                    folder.add(key, ranked(pipe(key[1], on_step=on_step, **options), key[1], scorer))
                 except ValueError as error:
                     self._skip(key, error)
         return len(todo) - (self.failed - before)
@@ -176,7 +211,7 @@ def load_drawer(task: Task, request: DrawRequest) -> tuple[OFATextToImagePipelin
         check_window(processor, task.name, OFAConfig.from_pretrained(request.model))
     except ValueError as error:
         raise UserError(str(error)) from error
-    scorer = ClipScorer(request.clip, request.device) if request.clip else None
+    scorer = None if request.clip is None else ClipScorer(request.clip, request.device)
     loaded = load_model(request.model, device=request.device, dtype=request.dtype)
     pipe = OFATextToImagePipeline(model=loaded.model, processor=loaded.processor, device=loaded.model.device)
     return pipe, decoder, scorer
@@ -196,22 +231,25 @@ def ranked(images: list[dict[str, Any]], text: str, scorer: ClipScorer | None) -
 
 def check_settings(request: DrawRequest) -> None:
     """Raises `UserError` for numbers with which nothing can be drawn."""
-    if request.num_images < 1 or not 0 <= request.seed <= MAX_SEED:
-        raise UserError(
-            f"num_images={request.num_images}, seed={request.seed}: at least one image is drawn, and a seed is a "
-            f"number from 0 to {MAX_SEED}."
-        )
+    if request.num_images < 1:
+        raise UserError(f"--num-images {request.num_images}: draw at least one image of each text.")
+    if not 0 <= request.seed <= MAX_SEED:
+        raise UserError(f"--seed {request.seed} is no seed. Accepted: whole numbers from 0 to {MAX_SEED}.")
     beams, options = request.options.get("num_beams"), request.options
-    if beams is not None and beams != 1 and beams < request.num_images:
+    if beams is not None and beams < request.num_images:
         raise UserError(
-            f"A search with {beams} beams finds at most {beams} images, but {request.num_images} were asked for. "
-            f"Raise --num-beams, or lower --num-images."
+            f"A search with --num-beams {beams} finds at most as many images, but --num-images is "
+            f"{request.num_images}. Raise --num-beams, lower --num-images, or leave out --num-beams to draw samples."
         )
-    if options.get("top_k", 1) < 1 or not 0 < options.get("temperature", 1) < math.inf:
+    if beams is not None and "top_k" in options:
         raise UserError(
-            f"top_k={options.get('top_k')}, temperature={options.get('temperature')}: samples are among at least 1 "
-            f"code, and the temperature is a number above 0."
+            f"--top-k {options['top_k']} is for samples, but with --num-beams the best codes are searched. Leave out "
+            f"one of the two."
         )
+    if (top_k := options.get("top_k", 1)) < 1:
+        raise UserError(f"--top-k {top_k}: samples are chosen among at least 1 code.")
+    if not 0 < (temperature := options.get("temperature", 1)) < math.inf:
+        raise UserError(f"--temperature {temperature}: the temperature is a number above 0.")
 
 
 def drawing_task(request: DrawRequest) -> tuple[Task, str]:
@@ -235,25 +273,32 @@ def drawing_task(request: DrawRequest) -> tuple[Task, str]:
 # ------------------------------------------------------------------------------------------------------- output
 
 
-def prepare_folder(folder: Path, request: DrawRequest) -> None:
-    """Make the folder of a new run, or look whether it is of this one.
+def check_folder(folder: Path, request: DrawRequest, settings: Mapping[str, Any]) -> None:
+    """Look whether images can go to a folder: a new one, or that of an earlier run with the same settings.
 
     Raises:
-        UserError: it is a file, or of a run with other settings.
+        UserError: it is a file, cannot be written to, or is of a run with other settings.
     """
     if folder.is_file():
         raise UserError(f"{folder} is a file. Give a folder for the images.")
-    folder.mkdir(parents=True, exist_ok=True)
+    there = next(place for place in (folder, *folder.parents) if place.exists())  # nothing is made yet
+    refuse_unwritable([there / RECORD])
     kept = folder / SETTINGS
-    if kept.is_file() and (seen := read_json(kept, "Give another folder for the images.")) != request.settings:
+    if kept.is_file() and (seen := read_json(kept, "Give another folder for the images.")) != settings:
         raise UserError(
-            f"{folder} is of another run, with {said(seen)}. Asked for was {said(request.settings)}. Give another "
-            f"folder, or the same settings to continue that run."
+            f"{folder} is of another run, with {differences(seen, settings, request)}. Give another folder, or the "
+            f"same settings to continue that run."
         )
 
 
-def said(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items() if value not in (None, {}))
+def differences(seen: Mapping[str, Any], asked: Mapping[str, Any], request: DrawRequest) -> str:
+    """What the settings of an earlier run have that others have not, in words."""
+    names = {"model": f"another model than {request.model}", "clip": f"another CLIP than {request.clip}"}
+    return ", ".join(
+        names.get(name) or f"{name}={seen.get(name)} instead of {value}"
+        for name, value in asked.items()
+        if seen.get(name) != value
+    )
 
 
 class DrawnFolder:

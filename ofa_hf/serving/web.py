@@ -83,6 +83,8 @@ WORDS = {
         "nothing_found": "没有找到",
         "large_image": "图片太大",
         "large_image_advice": "文件有 {megabytes:.1f} MB，最多 {most} MB。请先把图片缩小。",
+        "long_words": "文字太长：共 {length} 个词，最多 {limit} 个。请缩短文字。",
+        "long_tokens": "文字太长：连同提示共 {length} 个词元，最多 {limit} 个。请缩短文字。",
         "bad_input": "无法作答",
         "bad_model": "这个模型无法载入",
         "failed": "没有成功，原因已写入服务器日志",
@@ -123,6 +125,8 @@ WORDS = {
         "nothing_found": "Nothing found",
         "large_image": "The image is too large",
         "large_image_advice": "The file has {megabytes:.1f} MB, the most is {most} MB. Make the image smaller.",
+        "long_words": "The text is too long: {length} words, of at most {limit}. Shorten it.",
+        "long_tokens": "The text is too long: {length} tokens with its prompt, of at most {limit}. Shorten it.",
         "bad_input": "This cannot be answered",
         "bad_model": "This model cannot be loaded",
         "failed": "Something went wrong; see the server log",
@@ -526,12 +530,18 @@ def answer(
             return error_html(words[missing], words[f"{missing}_advice"])
         return answers_html(ASK[task.pipeline](pipeline_for(loaded, task.pipeline), wish), file, words)
     except ValueError as error:  # ImageError is one; its text is for the visitor
-        return error_html(words["bad_input"], str(error))
+        return error_html(words["bad_input"], reason_of(error, words))
     except VisitorLeft:
         return ""
     except Exception:  # out of memory or a bug: a visitor can fix neither
         logger.exception("a visitor got no answer")
         return error_html(words["failed"])
+
+
+def reason_of(error: ValueError, words: dict[str, str]) -> str:
+    """Why a wish cannot be granted: in the visitor's language if it is known to be the length of the text."""
+    reason = words.get(f"long_{getattr(error, 'unit', '')}")
+    return str(error) if reason is None else reason.format(length=error.length, limit=error.limit)
 
 
 def broken_model(model: str, error: Exception, words: dict[str, str]) -> str:

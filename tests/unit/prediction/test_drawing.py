@@ -4,10 +4,10 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from ofa_hf.prediction import drawing
-from ofa_hf.prediction.drawing import Labelled, chinese_font, draw_boxes, places_below
+from ofa_hf.prediction.drawing import COLOURS, Labelled, chinese_font, draw_boxes, places_below, shortened
 
 
 @pytest.fixture
@@ -49,6 +49,22 @@ def test_a_box_and_its_label_are_drawn_in_the_image_and_on_a_copy(sides):
     pixels = np.asarray(drawn).reshape(-1, 3)
     assert (pixels == (255, 0, 0)).all(1).sum() > 200  # the label's ground
     assert ((pixels[:, 0] == 255) & (pixels[:, 1] > 0) & (pixels[:, 1] < 255)).any()  # and its letters
+
+
+def test_labels_of_boxes_on_top_of_each_other_are_all_seen():
+    boxes = [Labelled((40 + number, 30 + number, 150, 90), "a label", colour) for number, colour in enumerate(COLOURS)]
+    drawn = draw_boxes(Image.new("RGB", (400, 400), "white"), boxes)
+    grounds = {color: count for count, color in drawn.getcolors(1 << 20)}
+    grounds = [grounds[ImageColor.getrgb(colour)] for colour in COLOURS]
+    assert min(grounds) > 0.6 * max(grounds)
+
+
+def test_a_label_that_is_too_wide_keeps_its_score():
+    assert shortened("red dress 0.87", lambda text: len(text) <= 14) == "red dress 0.87"
+    assert shortened("red dress 0.87", lambda text: len(text) <= 10) == "red… 0.87"
+    assert shortened("红色连衣裙 0.87", lambda text: len(text) <= 8) == "红色… 0.87"
+    assert shortened("red dress 0.87", lambda text: len(text) <= 5) == "0.87"
+    assert shortened("0.87", lambda text: False) == "0.87"
 
 
 def test_no_two_drawings_have_one_place(tmp_path):

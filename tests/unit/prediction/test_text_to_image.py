@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,6 +72,17 @@ def test_the_best_code_at_each_place_and_beams_need_no_seed(pipe):
     greedy, beams = pipe("red hat", do_sample=False), pipe("red hat", num_beams=3, num_images=2)
     assert len(beams) == 2
     assert beams[0]["score"] >= greedy[0]["score"] - 1e-5
+    for options in ({"num_beams": 2}, {"do_sample": False}):
+        with pytest.raises(ValueError, match="num_images=3, but a search with . beams finds no more"):
+            pipe("red hat", num_images=3, **options)
+
+
+def test_what_other_pipelines_take_is_taken_here(pipe):
+    expected = pipe("red hat", num_images=2, seed=7)
+    assert same(pipe("red hat", num_return_sequences=2, seed=7), expected)
+    settings = transformers.GenerationConfig(do_sample=True, top_k=256, num_beams=1)
+    assert same(pipe("red hat", num_images=2, seed=7, generation_config=settings, on_step=print), expected)
+    assert pipe([]) == []
 
 
 def test_each_step_is_told_and_may_end_the_work(pipe):
@@ -79,15 +91,17 @@ def test_each_step_is_told_and_may_end_the_work(pipe):
     assert told == [(step, 66) for step in range(1, 67)]  # the start token, 64 codes, the end
     assert same(pipe("red hat", num_images=2, seed=7), alone)
     told.clear()
-    pipe("red hat", num_beams=2, on_step=lambda *step: told.append(step))
-    assert told == [(66, 66)]
+    beams = pipe("red hat", num_beams=2, on_step=lambda *step: told.append(step))
+    assert told == [(step, 66) for step in range(1, 67)]
+    assert same(pipe("red hat", num_beams=2), beams)
 
     def leave(done, total):
         if done == 5:
             raise KeyError("left")
 
-    with pytest.raises(KeyError, match="left"):
-        pipe("red hat", on_step=leave)
+    for options in ({}, {"num_beams": 2}):
+        with pytest.raises(KeyError, match="left"):
+            pipe("red hat", on_step=leave, **options)
 
 
 def test_the_score_of_an_image_is_that_of_its_codes_whichever_loop_draws_it(pipe, monkeypatch):
@@ -100,7 +114,12 @@ def test_the_score_of_an_image_is_that_of_its_codes_whichever_loop_draws_it(pipe
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "needs a text"), (None, "got None"), ("hat " * 65, "65 words"), ("x" * 60, "tokens with its prompt")],
+    [
+        ("", "needs a text"),
+        (None, "got None"),
+        ("hat " * 65, "65 words"),
+        ("x" * 60, "tokens, its prompt included. The model reads at most 60"),
+    ],
 )
 def test_texts_that_cannot_be_drawn_are_refused(pipe, text, message):
     with pytest.raises(ValueError, match=message):
@@ -111,6 +130,12 @@ def test_texts_that_cannot_be_drawn_are_refused(pipe, text, message):
 def test_a_number_of_images_that_is_none_is_refused(pipe, number):
     with pytest.raises(ValueError, match="num_images=.* Accepted: a whole number from 1"):
         pipe("red hat", num_images=number)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "7", True])
+def test_a_seed_that_is_none_is_refused(pipe, seed):
+    with pytest.raises(ValueError, match="seed=.* Accepted: a whole number from 0"):
+        pipe("red hat", seed=seed)
 
 
 def test_a_window_that_the_model_has_no_places_for_is_refused(pipe, monkeypatch):
@@ -247,6 +272,14 @@ def test_the_command_draws_and_continues(drawer, tmp_path, capsys):
     assert len(lines_of(out)) == 2
 
 
+def test_one_beam_takes_the_best_codes(drawer, pipe, tmp_path):
+    out = tmp_path / "out"
+    options = ["--num-images", "1", "--num-beams", "1", "--output", str(out)]
+    assert main(["draw", "red hat", "--model", str(drawer), *options]) == 0
+    greedy = pipe("red hat", do_sample=False)[0]["image"]
+    assert Image.open(out / "0001-1.png").tobytes() == greedy.tobytes()
+
+
 def test_what_a_full_disk_interrupts_is_continued(drawer, tmp_path, monkeypatch):
     request = DrawRequest(["red hat", "what"], str(drawer), str(tmp_path / "out"), num_images=2)
     assert draw_files(DrawRequest(**{**vars(request), "output": str(tmp_path / "whole")})) == 0
@@ -273,7 +306,7 @@ def test_processes_share_the_texts_and_the_first_one_merges(drawer, tmp_path, mo
     for rank in (1, 0):
         fake = Processes({})
         fake.count, fake.rank = 2, rank
-        fake._all_of = lambda value: [value]
+        fake._all_of = lambda value: [request.settings() if value == {} else value]  # that of the first one
         monkeypatch.setattr(Processes, "__enter__", lambda own: own)
         monkeypatch.setattr(Processes, "__exit__", lambda own, *_: None)
         monkeypatch.setattr(text_to_image, "Processes", lambda fake=fake: fake)
@@ -287,12 +320,38 @@ def test_another_run_does_not_mix_with_it(drawer, tmp_path, monkeypatch):
     assert draw_files(request) == 0
     monkeypatch.setattr(text_to_image, "load_model", lambda *_, **__: pytest.fail("loaded"))
     shutil.copytree(drawer, tmp_path / "other")
-    changes = ({"texts": ["what"]}, {"seed": 1}, {"num_images": 2}, {"options": {"top_k": 3}})
-    for change in (*changes, {"model": str(tmp_path / "other")}):
-        other = DrawRequest(**{**vars(request), **change})
-        with pytest.raises(UserError, match="is of another run"):
-            draw_files(other)
+    settings = json.loads((tmp_path / "other" / "generation_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "other" / "generation_config.json").write_text(json.dumps(settings | {"top_k": 9}), encoding="utf-8")
+    changes = [
+        ({"texts": ["what"]}, "text 1 was 'red hat'"),
+        ({"seed": 1}, "with seed=42 instead of 1"),
+        ({"num_images": 2}, "with num_images=1 instead of 2"),
+        ({"options": {"top_k": 3}}, "with options={} instead of {'top_k': 3}"),
+        ({"model": str(tmp_path / "other")}, "with another model than .*other"),
+        ({"clip": "owner/clip"}, "with another CLIP than owner/clip"),
+    ]
+    for change, message in changes:
+        with pytest.raises(UserError, match=f"is of another run.*{message}"):
+            draw_files(replace(request, **change))
     assert draw_files(request) == 0
+
+
+def test_a_run_goes_on_with_a_model_that_was_moved_but_not_with_one_that_was_changed(drawer, tmp_path, capsys):
+    (tmp_path / "here" / "checkpoint-1").mkdir(parents=True)
+    shutil.copytree(drawer, tmp_path / "here", dirs_exist_ok=True)
+    request = DrawRequest(["red hat"], str(tmp_path / "here"), str(tmp_path / "out"), num_images=1)
+    assert draw_files(request) == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    (tmp_path / "there" / "README.md").write_text("mine", encoding="utf-8")
+    (tmp_path / "there" / "checkpoint-1" / "model.safetensors").write_bytes(b"of a training")
+    moved = replace(request, model=str(tmp_path / "there"), texts=["red hat", "what"])
+    assert draw_files(moved) == 0
+    assert "1 of 2 texts drawn, 0 not, 1 drawn before." in capsys.readouterr().err
+    weights = load_file(tmp_path / "there" / "vqgan" / "diffusion_pytorch_model.safetensors")
+    weights["quantize.embedding.weight"] += 1
+    save_file(weights, tmp_path / "there" / "vqgan" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match="with another model than .*there"):
+        draw_files(moved)
 
 
 def test_a_table_is_drawn_and_its_bad_rows_are_counted(drawer, tmp_path, capsys):
@@ -342,11 +401,12 @@ def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_pa
         ({"texts": [str(table)]}, "no column text or caption or"),
         ({"texts": [str(table)], "column": "c"}, "no column c; it has a, b"),
         ({"texts": [" "]}, "Nothing to answer"),
-        ({"options": {"num_beams": 2}}, "finds at most 2 images, but 4 were asked for"),
-        ({"options": {"top_k": 0}}, "top_k=0"),
-        ({"options": {"temperature": 0.0}}, "temperature=0.0"),
-        ({"num_images": 0}, "at least one image"),
-        ({"seed": -1}, "a seed is a number from 0"),
+        ({"options": {"num_beams": 2}}, "--num-beams 2 finds at most as many images, but --num-images is 4"),
+        ({"options": {"num_beams": 4, "top_k": 9}}, "--top-k 9 is for samples"),
+        ({"options": {"top_k": 0}}, "--top-k 0: "),
+        ({"options": {"temperature": 0.0}}, "--temperature 0.0: "),
+        ({"num_images": 0}, "--num-images 0: draw at least one image"),
+        ({"seed": -1}, "--seed -1 is no seed. Accepted: whole numbers from 0"),
         ({"output": str(tmp_path / "file")}, "is a file"),
         ({"model": str(bare)}, "has no folder vqgan"),
         ({"task": "caption"}, "does not draw: its tasks are image_generation"),
@@ -357,6 +417,20 @@ def test_what_cannot_be_drawn_is_refused_before_a_model_is_loaded(drawer, tmp_pa
         values = {"texts": ["red hat"], "model": str(drawer), "output": str(tmp_path / "out"), **change}
         with pytest.raises(UserError, match=message):
             draw_files(DrawRequest(**values))
+        assert not (tmp_path / "out").exists()
+
+
+def test_where_nothing_can_be_drawn_nothing_is_written(drawer, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_to_image, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    assert draw_files(DrawRequest(["hat " * 65, "x" * 60], str(drawer), str(tmp_path / "out"))) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_language_is_told_once(drawer, tmp_path, capfd):
+    assert (
+        main(["draw", "红色 hat", "--model", str(drawer), "--num-images", "1", "--output", str(tmp_path / "o")]) == 0
+    )
+    assert capfd.readouterr().err.count("Chinese") == 1
 
 
 def test_a_missing_extra_is_named(drawer, tmp_path, monkeypatch):
@@ -404,69 +478,3 @@ def test_clip_ranks_images_by_the_cosine_with_the_text(clip, drawer, tmp_path):
     assert scores == sorted(scores, reverse=True)
     drawn = [Image.open(tmp_path / "out" / f"0001-{rank}.png") for rank in (1, 2, 3)]
     assert scorer("hat", drawn) == pytest.approx(scores, abs=1e-5)
-
-
-@pytest.fixture(scope="module")
-def chinese_clip(tmp_path_factory):
-    """A small Chinese CLIP, whose text side is a BERT."""
-    folder = tmp_path_factory.mktemp("chinese_clip")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"红色裙子蓝"]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.ChineseCLIPConfig(
-        text_config={**sizes, "vocab_size": len(words), "max_position_embeddings": 12},
-        vision_config={**sizes, "image_size": 32, "patch_size": 8},
-        projection_dim=8,
-    )
-    torch.manual_seed(0)
-    transformers.ChineseCLIPModel(config).save_pretrained(folder)
-    side = {"height": 32, "width": 32}
-    transformers.ChineseCLIPImageProcessor(size=side, crop_size=side).save_pretrained(folder)
-    return folder
-
-
-def test_a_chinese_clip_ranks_too(chinese_clip):
-    scorer = ClipScorer(str(chinese_clip))
-    images = [Image.effect_noise((64, 64), 10 + 40 * number).convert("RGB") for number in range(3)]
-    cosines = scorer("红色裙子", images)
-    model, tokens = scorer.model, scorer.tokenizer("红色裙子", return_tensors="pt")
-    with torch.no_grad():
-        outputs = model(**tokens, pixel_values=scorer.pixels(images))
-    cosine = torch.nn.functional.cosine_similarity(outputs.text_embeds, outputs.image_embeds)
-    assert cosines == pytest.approx(cosine.tolist(), abs=1e-6)
-    assert cosines != pytest.approx(scorer("蓝色裙子", images), abs=1e-4)
-    best = text_to_image.ranked([{"image": image} for image in images], "红色裙子", scorer)
-    assert [one["clip_score"] for one in best] == sorted(cosines, reverse=True)
-    with pytest.raises(ValueError, match="tokens for CLIP, which reads 12"):
-        scorer("红" * 11, images)
-
-
-def test_a_model_that_is_no_clip_is_refused(tmp_path):
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    transformers.BertModel(transformers.BertConfig(vocab_size=20, **sizes)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="is a model of the kind 'bert', not a CLIP"):
-        ClipScorer(str(tmp_path))
-
-
-def test_a_clip_that_is_damaged_is_refused_and_code_that_comes_with_it_is_not_run(clip, tmp_path, monkeypatch):
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
-    for name in ("partial", "junk", "foreign"):
-        shutil.copytree(clip, tmp_path / name)
-    weights = load_file(clip / "model.safetensors")
-    del weights["text_projection.weight"]
-    save_file(weights, tmp_path / "partial" / "model.safetensors", {"format": "pt"})
-    (tmp_path / "junk" / "model.safetensors").write_bytes(b"junk" * 100)
-    config = json.loads((clip / "config.json").read_text(encoding="utf-8"))
-    config |= {"model_type": "other_clip", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
-    (tmp_path / "foreign" / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (tmp_path / "foreign" / "code.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')", encoding="utf-8")
-    messages = {
-        "partial": "lacks weights, such as text_projection",
-        "junk": "SafetensorError",
-        "foreign": "custom code",
-    }
-    for name, message in messages.items():
-        with pytest.raises(UserError, match=message):
-            ClipScorer(str(tmp_path / name))
-    assert not (tmp_path / "mark").exists()

@@ -190,7 +190,7 @@ def test_switching_the_language_changes_every_word(monkeypatch):
     words = json.dumps(updates, ensure_ascii=False)
     used = {name for name in web.WORDS["en"] if json.dumps(web.WORDS["en"][name], ensure_ascii=False)[1:-1] in words}
     later = ("bad_model", "bad_input", "failed", "nothing_found", "drawing", "drawn_with")
-    spoken_later = {name for name in web.WORDS["en"] if name in later or name.startswith(("no_", "large_"))}
+    spoken_later = {name for name in web.WORDS["en"] if name in later or name.startswith(("no_", "large_", "long_"))}
     assert used == web.WORDS["en"].keys() - spoken_later
 
 
@@ -300,9 +300,17 @@ def test_without_a_seed_each_drawing_is_another_and_says_how_to_get_it_again(art
     assert pixels_of(drawn(artist, "red hat", number=1, seed=None)[1]) != pixels_of(html)
 
 
-@pytest.mark.parametrize(("text", "told"), [(" ", "There is no text yet"), ("hat " * 65, "has 65 words")])
-def test_a_text_that_cannot_be_drawn_is_explained(artist, text, told):
-    assert told in drawn(artist, text)[1]
+@pytest.mark.parametrize(
+    ("language", "text", "told"),
+    [
+        ("en", " ", "There is no text yet"),
+        ("en", "hat " * 65, "The text is too long: 65 words, of at most 64. Shorten it."),
+        ("zh", "hat " * 65, "文字太长：共 65 个词，最多 64 个。请缩短文字。"),
+        ("zh", "x" * 60, " 个词元，最多 60 个。请缩短文字。"),
+    ],
+)
+def test_a_text_that_cannot_be_drawn_is_explained(artist, language, text, told):
+    assert told in drawn(artist, text, language=language)[1]
 
 
 def test_a_drawing_that_nobody_waits_for_ends(artist, monkeypatch):

@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import shutil
+import signal
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tiny_shop import weights, write_model
 
+from ofa_hf.data.codes import ImageEncoder
 from ofa_hf.errors import UserError
 from ofa_hf.models import load_processor
 from ofa_hf.prediction.text_to_image import DrawRequest, draw_files
@@ -39,10 +42,10 @@ def pairs(tmp_path_factory):
 
 
 @pytest.fixture
-def learn(drawer, pairs, tmp_path):
-    """Learn to draw with changed arguments, into a folder of its own."""
+def write_arguments(drawer, pairs, tmp_path):
+    """Write a file of arguments, changed, for a run into a folder of its own."""
 
-    def learn(name: str = "out", **changes):
+    def write(name: str = "out", **changes):
         files = {f"{part}_caption_file": str(pairs / "pairs.csv") for part in ("train", "test")}
         files |= {f"{part}_image_file": str(pairs) for part in ("train", "test")}
         values = {
@@ -61,9 +64,15 @@ def learn(drawer, pairs, tmp_path):
             **changes,
         }
         (tmp_path / "args.json").write_text(json.dumps(values), encoding="utf-8")
-        return finetune(*parse_arguments(tmp_path / "args.json"))
+        return tmp_path / "args.json"
 
-    return learn
+    return write
+
+
+@pytest.fixture
+def learn(write_arguments):
+    """Learn to draw with changed arguments."""
+    return lambda *name, **changes: finetune(*parse_arguments(write_arguments(*name, **changes)))
 
 
 def test_a_model_learns_to_draw_resumes_and_draws_then(learn, drawer, tmp_path, capsys):
@@ -92,6 +101,38 @@ def test_a_model_learns_to_draw_resumes_and_draws_then(learn, drawer, tmp_path, 
     learn(**options, resume_from_checkpoint=True)
     again = weights(ran.folder)
     assert all(torch.equal(after[name], again[name]) for name in after)
+
+
+KILLED = """
+import os, signal
+from ofa_hf.cli import main
+from ofa_hf.training.row_store import RowStore
+
+write = RowStore.write
+
+def write_and_die(store, *given):
+    write(store, *given)
+    store.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+RowStore.write = write_and_die
+main(["finetune", {arguments!r}])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_run_that_is_killed_while_images_become_codes_is_continued(learn, write_arguments, forks, monkeypatch):
+    killed = forks.run([sys.executable, "-c", KILLED.format(arguments=str(write_arguments()))])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    counts, encode = [], ImageEncoder.codes_of_pixels
+    monkeypatch.setattr(
+        ImageEncoder,
+        "codes_of_pixels",
+        lambda own, pixels, *rest: counts.append(len(pixels)) or encode(own, pixels, *rest),
+    )
+    ran = learn()
+    assert sum(counts) == len(TEXTS) - 2  # those of one batch were on the disk
+    assert ran.metrics["eval_loss"] > 0
 
 
 def test_the_loss_is_among_codes_and_a_smaller_window_can_be_learned(learn, monkeypatch):
