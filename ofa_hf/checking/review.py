@@ -16,7 +16,7 @@ from ofa_hf.errors import UserError
 from ofa_hf.files import refuse_unwritable, write_bytes
 from ofa_hf.images.image_finder import ImageFinder
 from ofa_hf.tables.columns import Columns, find_columns
-from ofa_hf.tables.problems import EMPTY_TARGET, MISSING_ID, Problem
+from ofa_hf.tables.problems import EMPTY_TARGET, MISSING_ID, Problem, describe_form
 from ofa_hf.tables.table_files import open_table
 
 
@@ -71,6 +71,7 @@ class Review:
         refuse_unwritable([self.output, self.decisions])
         self.finder = ImageFinder(folder)
         self.problems: Counter[str] = Counter()
+        self.notes: list[str] = []  # how the table was read
         self.items = self._read(table, form)
         if not self.items:
             raise UserError(f"{table} has no caption to review. Pass a table of images and captions.")
@@ -94,6 +95,7 @@ class Review:
                 item = Item(image, caption.strip(), caption.strip())
                 items.setdefault(item.key, item)
         self.problems = +self.problems  # without zeros
+        self.notes.append(f"{path} is read as {describe_form({**table.assumed, 'columns': columns.assumed()})}.")
         return list(items.values())
 
     def _take_up(self) -> None:

@@ -1,6 +1,7 @@
 """One door for data in files: MUGE, tables with folders of images, packed shards, and public sets by name."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob
@@ -29,6 +30,7 @@ from ofa_hf.tasks_ofa import Task
 MUGE_SUFFIX = ".tsv"
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "tif", "tiff", "image")  # of a shard's files
 SAMPLE_ROWS = 100  # in which the first image of a table is looked for
+NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # as WebDataset's users write them
 TEXT_KEYS = ("txt", "caption", "text", "json")
 
 
@@ -99,7 +101,7 @@ def load_source(
     if images is not None and needs_images and stored_images(captions, form):
         raise UserError(f"{captions} holds its images, but {images} was given too. Leave that out.")
     if images is None and needs_images:
-        if is_packed(captions) or "*" in str(captions):
+        if are_shards(captions):
             return load_shards(str(captions), fields=fields, form=form, **options)
         if Path(captions).is_dir():
             images = captions
@@ -189,7 +191,7 @@ def load_task_files(files: Files, task: Task, language: str, targets: TargetForm
 
 def has_its_images(captions: str | Path, form: TableForm) -> bool:
     """Whether a source of captions needs no folder of images beside it."""
-    if muge_files(captions) or is_packed(captions) or "*" in str(captions) or Path(captions).is_dir():
+    if muge_files(captions) or are_shards(captions) or Path(captions).is_dir():
         return True
     return stored_images(captions, form) or names_complete(captions, form)
 
@@ -259,13 +261,31 @@ def load_dataset_rows(
     )
 
 
+def are_shards(captions: str | Path) -> bool:
+    """Whether a name stands for shards of WebDataset."""
+    return is_packed(captions) or "*" in str(captions) or NUMBERS.search(str(captions)) is not None
+
+
+def shard_files(pattern: str) -> list[str]:
+    """The files of a pattern, in which `*` stands for anything, and `{000..123}` for numbers."""
+    if not (numbers := NUMBERS.search(pattern)):
+        return sorted(glob(pattern)) if "*" in pattern else [pattern]
+    first, last = numbers.groups()
+    width = len(first) if first.startswith("0") else 0
+    parts = (f"{number:0{width}d}" for number in range(int(first), int(last) + 1))
+    names = (f"{pattern[: numbers.start()]}{part}{pattern[numbers.end() :]}" for part in parts)
+    return [file for name in names for file in shard_files(name)]
+
+
 def load_shards(pattern: str, *, fields: Sequence[str] = (), form: TableForm, **options: Any) -> Dataset:
     """Rows of WebDataset shards: tar files that hold an image and a text or JSON file under each key.
 
     Raises:
         UserError: there is no such file, or it holds no images with texts.
     """
-    files = sorted(glob(pattern)) if "*" in pattern else [pattern]
+    files = shard_files(pattern)
+    if missing := [file for file in files if not os.path.isfile(file)]:
+        raise UserError(f"{pattern} names {missing[0]}, which does not exist. Name the shards that are there.")
     if not files:
         raise UserError(f"No file fits {pattern}. Pass the path of a .tar file, or a pattern such as shards/*.tar.")
     try:

@@ -12,6 +12,7 @@ from ofa_hf.files import refuse_unwritable, write_text
 from ofa_hf.image_loading_ofa import URL_PREFIXES
 from ofa_hf.images.image_finder import without_suffix
 from ofa_hf.prediction.outputs import Answers, Format, Name
+from ofa_hf.tables.text_files import text_called
 
 
 SHEET_SUFFIX = ".xlsx"
@@ -113,7 +114,8 @@ class TextFiles:
         """The text file of an image."""
         whole = os.path.abspath(file)
         stem = without_suffix(whole)
-        return f"{whole if self.stems[stem] > 1 else stem}.txt"
+        base = whole if self.stems[stem] > 1 else stem
+        return text_called(base) or f"{base}.txt"
 
     def __enter__(self) -> "TextFiles":
         return self

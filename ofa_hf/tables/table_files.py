@@ -112,9 +112,10 @@ def _table(path: Path, kind: str, columns: tuple[str, ...], read: Callable, **as
 
 def _open_folder(path: Path) -> Table:
     if not has_text_files(path):
+        shards = f" Its .tar files may be shards: pass '{path}/*.tar'." if any(path.glob("*.tar")) else ""
         raise UserError(
             f"{path} is a folder without captions: no image in it has a .txt file of the same name. Pass a table, or "
-            "put a text file beside each image."
+            f"put a text file beside each image.{shards}"
         )
     return _table(path, TEXT_FILES, ("image", "caption"), partial(read_text_files, path))
 

@@ -22,8 +22,10 @@ def names(tmp_path):
 
 def test_each_image_gets_a_text_of_its_own_and_keeps_one_that_is_there(names, tmp_path):
     (tmp_path / "item.png.txt").write_text("我的", encoding="utf-8")
-    with TextFiles(names) as output:
+    (tmp_path / "b.caption").write_text("也是我的", encoding="utf-8")
+    with TextFiles([*names, str(tmp_path / "b.jpg")]) as output:
         assert [name in output.done for name in names] == [False, False, True]
+        assert str(tmp_path / "b.jpg") in output.done, "a text of another suffix is not shadowed"
         for name in names[:2]:
             output.write(name, TWO)
         assert all(name in output.done for name in names)
