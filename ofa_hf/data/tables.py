@@ -275,10 +275,15 @@ class FolderImages(Mapping):
             raise KeyError(name)
         return {"bytes": None, "path": path}
 
-    def report_left_out(self) -> None:
-        """Log by kind what the folder holds besides."""
+    def report_left_out(self, texts_are_read: bool = False) -> None:
+        """Log by kind what the folder holds besides.
+
+        Args:
+            texts_are_read: texts beside images are the captions, and are none of it.
+        """
         len(self)
-        report_left_out(self.folder, self.finder.left_out)
+        left_out = {kind: count for kind, count in self.finder.left_out.items() if kind != TEXT or not texts_are_read}
+        report_left_out(self.folder, Counter(left_out))
 
     def report_repaired(self, names: Iterable[str]) -> None:
         """Log by kind how names had to be repaired to be found."""

@@ -133,16 +133,21 @@ def _walk(folder: str) -> Iterator[str]:
     report_left_out(folder, left_out)
 
 
-def open_images(path: str | os.PathLike, cache_dir: str | None = None) -> Mapping[str, Any]:
+def open_images(
+    path: str | os.PathLike, cache_dir: str | None = None, captions: str | os.PathLike | None = None
+) -> Mapping[str, Any]:
     """Images by id: those of a folder or packed folder by their names, or those of an image file of MUGE.
+
+    Args:
+        cache_dir: folder of what is unpacked and built.
+        captions: what is read with them; texts of a folder are not counted as left out.
 
     Raises:
         UserError: there is no such folder or file.
     """
     if os.path.isdir(path) or is_packed(path):
         images = FolderImages(unpacked(path, cache_root(cache_dir)))
-        images.report_left_out()
+        images.report_left_out(texts_are_read=captions is not None and os.path.isdir(captions))
         return images
-    return ImagesById(
-        load_muge(None, path, check_images=False, cache_dir=cache_dir)
-    )  # a broken one is noticed when it is answered
+    # a broken image is noticed when it is answered
+    return ImagesById(load_muge(None, path, check_images=False, cache_dir=cache_dir))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ofa_hf.errors import UserError
 from ofa_hf.image_loading_ofa import ImageError, load_image
-from ofa_hf.prediction.inputs import ImageFile, TableImages, find_images, image_of
+from ofa_hf.prediction.inputs import ImageFile, TableImages, find_images, image_of, open_images
 
 
 @pytest.fixture
@@ -69,3 +69,10 @@ def test_images_of_a_table_are_found_counted_and_linked_ones_named_alike(shop):
         images.file("deep/d.webp")
     assert images.file("HTTPS://a.cn/B.jpg") == "https://a.cn/B.jpg"
     assert image_of("https://a.cn/B.jpg", str(shop)).cache == shop
+
+
+@pytest.mark.parametrize(("captions", "said"), [(None, 1), ("t.csv", 1), ("", 0)])
+def test_texts_that_are_captions_are_not_left_out(shop, caplog, captions, said):
+    open_images(shop, captions=captions if captions is None else shop / captions)
+    assert caplog.text.count("1 × text file") == said
+    assert "1 × hidden or system file" in caplog.text
