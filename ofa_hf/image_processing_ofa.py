@@ -26,6 +26,7 @@ MIN_SIDE = 64  # pixels of the shorter side of an image that keeps its shape
 VQGAN_FOLDER = "vqgan"  # of a checkpoint that draws, in the format of diffusers
 PIXELS_PER_CODE = 8  # a side
 DOCUMENT_ROWS = 4  # into which the line of a document is cut
+UNUSABLE = (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError)  # what diffusers raises for files
 
 
 def load_image_decoder(name_or_path: str, revision: str | None = None) -> Any:
@@ -36,7 +37,7 @@ def load_image_decoder(name_or_path: str, revision: str | None = None) -> Any:
 
     Raises:
         ImportError: diffusers is not installed.
-        ValueError: the checkpoint has no VQGAN.
+        ValueError: the checkpoint has no VQGAN, or one that is damaged.
     """
     if os.path.isdir(name_or_path):
         return _load_image_decoder(os.path.abspath(name_or_path), None)
@@ -57,23 +58,30 @@ def read_image_decoder(name_or_path: str, revision: str | None = None) -> Any:
             f"Drawing needs diffusers, but: {error}. Install it with `pip install diffusers`, or `pip install "
             f"'diffusers<0.36'` where transformers is older than 5."
         ) from error
+    options = {"revision": revision, "use_safetensors": True, "torch_dtype": torch.float32}
     try:
-        decoder = VQModel.from_pretrained(
-            name_or_path, subfolder=VQGAN_FOLDER, revision=revision, use_safetensors=True, torch_dtype=torch.float32
+        decoder, report = VQModel.from_pretrained(
+            name_or_path, subfolder=VQGAN_FOLDER, output_loading_info=True, **options
         )
-    except (OSError, ValueError) as error:
+    except UNUSABLE as error:
         raise ValueError(
-            f"{name_or_path} has no VQGAN in {VQGAN_FOLDER}/, which turns codes into images: {error}. Convert the "
-            f"checkpoint with its VQGAN, or use one that draws."
+            f"{name_or_path} has no VQGAN in {VQGAN_FOLDER}/ that can be loaded ({type(error).__name__}: {error}). "
+            f"Convert the checkpoint with its VQGAN, or use one that draws."
         ) from error
+    broken = (name for name, weight in decoder.named_parameters() if not bool(weight.isfinite().all()))
+    if names := sorted(report["missing_keys"]) or list(broken):  # what is missing has no numbers at all
+        raise ValueError(
+            f"The VQGAN of {name_or_path} lacks weights, or they are no numbers: {names[0]}. Convert the checkpoint "
+            f"again, or download it again."
+        )
     return decoder.eval()
 
 
 def check_image_decoder(decoder: Any, num_codes: int) -> None:
-    """Check that a VQGAN has the codes of a checkpoint, 8 × 8 pixels each.
+    """Check that a VQGAN has the codes of a checkpoint, 8 × 8 pixels each, and draws codes.
 
     Raises:
-        ValueError: it has others.
+        ValueError: it has others, or draws only what its encoder gives.
     """
     pixels = 2 ** (len(decoder.config.block_out_channels) - 1)
     if (decoder.config.num_vq_embeddings, pixels) != (num_codes, PIXELS_PER_CODE):
@@ -81,6 +89,8 @@ def check_image_decoder(decoder: Any, num_codes: int) -> None:
             f"The VQGAN has {decoder.config.num_vq_embeddings:,} codes of {pixels} × {pixels} pixels. Accepted: "
             f"{num_codes:,} codes of {PIXELS_PER_CODE} × {PIXELS_PER_CODE}, as the checkpoint knows them."
         )
+    if not decoder.config.lookup_from_codebook:
+        raise ValueError("The VQGAN draws no codes: its config.json needs lookup_from_codebook=true.")
 
 
 @torch.no_grad()

@@ -722,7 +722,7 @@ class OFAProcessor(ProcessorMixin):
         return self._symbol_ids("bin", values)
 
     def encode_codes(self, values: Iterable[int]) -> list[int]:
-        """Image codes 0 … 8191 → ids of `<code_i>`, which no text encodes to."""
+        """Image codes, 0 … 8191 in most vocabularies → ids of `<code_i>`, which no text encodes to."""
         return self._symbol_ids("code", values)
 
     def _symbol_ids(self, kind: str, values: Iterable[int]) -> list[int]:
@@ -730,7 +730,8 @@ class OFAProcessor(ProcessorMixin):
         ids = self.tokenizer.convert_tokens_to_ids(symbols)
         unknown = [symbol for symbol, index in zip(symbols, ids) if index in (None, self.tokenizer.unk_token_id)]
         if unknown:
-            raise ValueError(f"No such symbols: {unknown[:5]}. Bins run from 0 to 999, codes from 0 to 8191.")
+            accepted = "Bins run from 0 to 999, codes from 0 to 8191 in most vocabularies."
+            raise ValueError(f"No such symbols: {unknown[:5]}. {accepted}")
         return ids
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs) -> str:

@@ -2,10 +2,11 @@
 
 import argparse
 
+from ofa_hf.cli.answering import DTYPES
 from ofa_hf.cli.table_options import OPTIONS, reading_of
 
 
-HELP = "Draw texts: PNG images, a sheet of them per text, and images.jsonl. A run that was interrupted is continued."
+HELP = "Draw images of texts: PNG files, a sheet per text, and images.jsonl. An interrupted run can be resumed."
 TEXTS = "what to draw; a table with a column of texts, a file with one per line, or - for the lines of stdin"
 
 
@@ -13,9 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("texts", nargs="+", metavar="TEXT", help=TEXTS)
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a checkpoint that draws")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder of the images")
-    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="images of each text (default: 4)")
-    parser.add_argument("--seed", type=int, default=42, help="the same seed draws the same images (default: 42)")
-    parser.add_argument("--column", metavar="NAME", help="column of the texts in a table (default: text or caption)")
+    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="images per text (default: 4)")
+    parser.add_argument("--seed", type=int, default=42, help="the same seed gives the same images (default: 42)")
+    columns = "column of the texts in a table (default: text, caption, description or prompt)"
+    parser.add_argument("--column", metavar="NAME", help=columns)
     for name in ("encoding", "separator"):
         parser.add_argument(f"--{name}", metavar="NAME", help=OPTIONS[name])
     parser.add_argument("--task", metavar="NAME", help="task of the model (default: the one that draws)")
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="N", help="sample among the N best codes (default: 256)")
     parser.add_argument("--temperature", type=float, metavar="T", help="below 1 samples are more alike (default: 1)")
     parser.add_argument("--device", help="such as cuda or cpu (default: the best there is)")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help=DTYPES)
     parser.add_argument("--json", action="store_true", help="print the lines of images.jsonl instead of file names")
 
 

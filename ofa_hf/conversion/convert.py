@@ -28,7 +28,7 @@ from ofa_hf.conversion.tasks import fitting, name_pipelines, offered_tasks, reco
 from ofa_hf.conversion.torch_file import FileRefused
 from ofa_hf.conversion.verify import Verification, empty_model, verify_written
 from ofa_hf.conversion.vocabulary import NUM_CODES, build_tokenizer, fetch_vocabulary, load_legacy_tokenizer
-from ofa_hf.conversion.vqgan import VQGANSource, with_vqgan
+from ofa_hf.conversion.vqgan import VQGANSource, find_diffusers, with_vqgan
 from ofa_hf.conversion.write import (
     WeightsToSave,
     compare_weights,
@@ -118,9 +118,9 @@ def convert(
     """
     target = Path(out).absolute()
     full_disk = explain_full_disk(target.parent, "Free some room and convert again; nothing half-written was kept.")
+    check_before_download(checkpoint, partial(check_target, target, overwrite), task, (vqgan, vqgan_config))
     if archive := archive_of(checkpoint):
-        if vqgan or vqgan_config:
-            raise UserError(f"{archive} has its VQGAN with it. Leave out --vqgan and --vqgan-config.")
+        refuse_other_vqgan(archive, (vqgan, vqgan_config))
         options = {"dtype": dtype, "task": task, "prompt": prompt, "image_size": image_size, "generation": generation}
         options |= {"overwrite": overwrite, "verify": verify, "progress": progress}
         check_target(target, overwrite)
@@ -139,6 +139,37 @@ def convert(
         except FileRefused as error:  # found while numbers were read: damaged bytes
             raise UserError(f"{checkpoint} cannot be converted: {error}.") from error
     return ConversionAccount(target, values)
+
+
+def check_before_download(
+    checkpoint: str | Path,
+    check_target: Callable[[], None],
+    task: str | None,
+    vqgan: tuple[str | Path | None, str | Path | None],
+) -> None:
+    """Refuse what would be refused after the download of a published checkpoint.
+
+    Args:
+        check_target: raises `UserError` if the folder must not be replaced.
+        task: that the user names.
+
+    Raises:
+        UserError: the folder must not be replaced, or the VQGAN of a checkpoint that draws is missing or too many.
+    """
+    published = CATALOGUE.get(str(checkpoint))
+    if published is None or not published.url or Path(checkpoint).exists():
+        return
+    check_target()
+    if published.url.endswith(".zip"):
+        refuse_other_vqgan(checkpoint, vqgan)
+        find_diffusers()
+    elif task in (None, published.defaults.task) and TASKS[published.defaults.task].answer == "image":
+        with_vqgan(*vqgan)
+
+
+def refuse_other_vqgan(archive: str | Path, vqgan: tuple[str | Path | None, str | Path | None]) -> None:
+    if any(vqgan):
+        raise UserError(f"{archive} has its VQGAN with it. Leave out --vqgan and --vqgan-config.")
 
 
 def archive_of(checkpoint: str | Path) -> Path | None:

@@ -50,12 +50,12 @@ class DrawingSize:
 
     num_drawn: int = 100
     num_train: int = 8000
-    pixels: int = 64
+    pixels: int = 96
     vqgan: VQGANTraining = field(default_factory=VQGANTraining)
-    epochs: float = 1.6
+    epochs: float = 1.3
     batch_size: int = 32
-    learning_rate: float = 3e-3
-    temperature: float = 0.85
+    learning_rate: float = 2e-3
+    temperature: float = 1.0
     num_images: int = 1
 
 
@@ -163,7 +163,7 @@ def learn_to_draw(start: Path, folder: Path, pairs: tuple[Path, Path], size: Dra
         "per_device_train_batch_size": size.batch_size,
         "learning_rate": size.learning_rate,
         "lr_scheduler_type": "cosine",
-        "warmup_ratio": 0.05,
+        "warmup_ratio": 0.1,
         "adam_beta2": 0.98,
         "weight_decay": 0.01,
         "dropout": 0.0,

@@ -47,7 +47,7 @@ class VQGANTraining:
     factors: tuple[int, int, int, int] = (2, 2, 2, 4)
     width: int = 32
     codes: int = 512
-    steps: int = 1500
+    steps: int = 900
     learning_rate: float = 2e-4
     warmup_share: float = 0.04
 

@@ -169,6 +169,7 @@ class Job:
         load = cache(partial(load_drawer, self.task, request))
         if mine and not (path / RECORD).exists():
             load()  # models that are refused leave no record behind
+        self.processes.total()  # nor does a process that had none to load
         format = Format("image", request.num_images, names=("number", "text"))
         with open_answer_file(path / RECORD, format, self.processes, keys) as output:
             folder = DrawnFolder(path, output, request)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 import small_checkpoints
 import torch
 from fixtures.recorded import FIXTURES
+from safetensors.torch import load_file, save_file
 
 from ofa_hf.conversion.archive import unpack
 from ofa_hf.conversion.convert import convert
-from ofa_hf.conversion.vqgan import VQGANSource, with_vqgan
+from ofa_hf.conversion.vqgan import WEIGHTS_NAME, VQGANSource, with_vqgan
 from ofa_hf.errors import UserError
 from ofa_hf.image_processing_ofa import check_image_decoder, images_of_codes, load_image_decoder
 
@@ -54,6 +56,39 @@ def test_a_vqgan_with_other_codes_is_refused(recorded_vqgans):
 def test_a_folder_without_a_vqgan_says_so(diffusers, tmp_path):
     with pytest.raises(ValueError, match="has no VQGAN in vqgan/"):
         load_image_decoder(str(tmp_path))
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / WEIGHTS_NAME)
+    change(weights)
+    save_file(weights, folder / WEIGHTS_NAME, {"format": "pt"})
+
+
+def change_config(folder, **values):
+    kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(kept | values), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: change_weights(folder, lambda weights: weights.pop("decoder.conv_in.bias")), "lacks weights"),
+        (
+            lambda folder: change_weights(folder, lambda weights: weights["decoder.conv_in.bias"].fill_(torch.nan)),
+            "no n",
+        ),
+        (lambda folder: (folder / WEIGHTS_NAME).write_bytes(b"junk"), "that can be loaded"),
+        (lambda folder: (folder / "config.json").unlink(), "that can be loaded"),
+        (lambda folder: change_config(folder, num_vq_embeddings="512"), "that can be loaded .TypeError"),
+        (lambda folder: change_config(folder, lookup_from_codebook=False), "draws no codes"),
+    ],
+)
+def test_a_damaged_vqgan_is_refused_before_anything_is_drawn(recorded_vqgans, tmp_path, damage, message):
+    shutil.copytree(recorded_vqgans["attn2"] / "vqgan", tmp_path / "vqgan")
+    (tmp_path / "config.json").write_text('{"vocab_size": 3}', encoding="utf-8")  # of the checkpoint
+    damage(tmp_path / "vqgan")
+    with pytest.raises(ValueError, match=message):
+        check_image_decoder(load_image_decoder(str(tmp_path)), 512)
 
 
 @pytest.fixture

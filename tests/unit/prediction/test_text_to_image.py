@@ -234,6 +234,26 @@ def test_a_checkpoint_that_draws_is_not_converted_without_its_vqgan(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_published_checkpoint_is_downloaded_only_if_it_can_be_converted(tmp_path, monkeypatch):
+    *_, vqgan, settings = write_drawing_files(tmp_path)
+    for module in ("convert", "sources"):
+        monkeypatch.setattr(f"ofa_hf.conversion.{module}.download_file", lambda url: pytest.fail(f"downloaded {url}"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    cases = [
+        ("image_gen_base_best", {}, "needs its VQGAN: add --vqgan"),
+        ("image_gen_base_best", {"vqgan": settings, "vqgan_config": settings}, "cannot be converted"),
+        ("image_gen_large_best", {"vqgan": vqgan, "vqgan_config": settings}, "has its VQGAN with it"),
+        ("image_gen_large_best", {"out": tmp_path / "full"}, "holds other files"),
+    ]
+    for name, options, message in cases:
+        with pytest.raises(UserError, match=message):
+            convert(name, **{"out": tmp_path / "out", **options})
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match=r"ofa-hf\[draw\]"):
+        convert("image_gen_large_best", tmp_path / "out")
+
+
 # ------------------------------------------------------------------------------------------------- the command
 
 
