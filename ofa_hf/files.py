@@ -179,10 +179,10 @@ def new_folder(target: str | Path, check: Callable[[Path], None] = refuse_existi
         check: called with `target` before anything is built; raises `UserError` if it must not be replaced.
 
     Raises:
-        UserError: `check` refuses, or another process is writing `target`.
+        UserError: `check` refuses, another process is writing `target`, or its parent cannot be written.
     """
     target = Path(target).absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_writable(target.parent)
     with _only_writer(target):
         _clean_up(target)
         check(target)

@@ -16,13 +16,14 @@ from ofa_hf.errors import UserError
 from ofa_hf.files import refuse_unwritable, write_bytes
 from ofa_hf.images.image_finder import ImageFinder
 from ofa_hf.tables.columns import Columns, find_columns
-from ofa_hf.tables.problems import EMPTY_TARGET, MISSING_ID, Problem
+from ofa_hf.tables.problems import EMPTY_TARGET, MISSING_ID, Problem, describe_form
 from ofa_hf.tables.table_files import open_table
 
 
 ACCEPTED, REJECTED, OPEN = "accepted", "rejected", "open"
-MARK = b"\xef\xbb\xbf"  # so that spreadsheet applications read the file as UTF-8
-LONGEST = 10_000  # maximum characters of a caption
+MARK = b"\xef\xbb\xbf"  # so that a spreadsheet takes the file for UTF-8
+HEADER = ["image", "caption"]
+LONGEST = 10_000  # characters of a caption
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Review:
         refuse_unwritable([self.output, self.decisions])
         self.finder = ImageFinder(folder)
         self.problems: Counter[str] = Counter()
+        self.notes: list[str] = []  # how the table was read
         self.items = self._read(table, form)
         if not self.items:
             raise UserError(f"{table} has no caption to review. Pass a table of images and captions.")
@@ -94,23 +96,44 @@ class Review:
                 item = Item(image, caption.strip(), caption.strip())
                 items.setdefault(item.key, item)
         self.problems = +self.problems  # without zeros
+        self.notes.append(f"{path} is read as {describe_form({**table.assumed, 'columns': columns.assumed()})}.")
         return list(items.values())
 
     def _take_up(self) -> None:
-        """Decisions of an earlier review; the last one about a caption counts."""
-        if not self.decisions.exists():
-            return
-        known = {item.key: item for item in self.items}
-        for line in self.decisions.read_text(encoding="utf-8", errors="replace").splitlines():
+        """What an earlier review decided; the last decision about a caption counts."""
+        known, accepted = {item.key: item for item in self.items}, set()
+        has_decisions = self.decisions.exists()
+        lines = self.decisions.read_text(encoding="utf-8", errors="replace").splitlines() if has_decisions else []
+        for line in lines:
             try:
                 made = json.loads(line)
                 item = known.get((made["image"], made["original"]))
                 decision, caption = made["decision"], made["caption"]
             except (ValueError, KeyError, TypeError):  # an incomplete line after a crash
                 continue
+            if isinstance(caption, str):
+                accepted.add(tuple(text.encode("utf-8", "replace").decode() for text in (made["image"], caption)))
             if item and decision in (ACCEPTED, REJECTED, OPEN) and isinstance(caption, str):
                 item.decision, item.caption = decision, caption
-        self._write_output()
+        self._refuse_changed(accepted)
+        if has_decisions:
+            self._write_output()
+
+    def _refuse_changed(self, accepted: set[tuple[str, str]]) -> None:
+        """Raises `UserError` if the output holds what no review decided, such as corrections made in a spreadsheet."""
+        if not self.output.exists() or not self.output.stat().st_size:
+            return
+        try:
+            text = self.output.read_bytes().decode("utf-8-sig")
+            header, *rows = csv.reader(io.StringIO(text, newline=""))
+            is_ours = header == HEADER and all(tuple(row) in accepted for row in rows)
+        except (ValueError, csv.Error):
+            is_ours = False
+        if not is_ours:
+            raise UserError(
+                f"{self.output} would be replaced, but holds what no review decided: it was changed since, or is of "
+                "another program. Move it away, or give another --output. `ofa-hf finetune` takes it as it is."
+            )
 
     def path(self, number: int) -> str | None:
         """The file of an item's image; None if there is none."""
@@ -155,6 +178,6 @@ class Review:
     def _write_output(self) -> None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\r\n")
-        writer.writerow(["image", "caption"])
+        writer.writerow(HEADER)
         writer.writerows([item.image, item.caption] for item in self.items if item.decision == ACCEPTED)
         write_bytes(self.output, MARK + text.getvalue().encode("utf-8", "replace"))

@@ -11,11 +11,13 @@ from datasets import Dataset
 from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
 from ofa_hf.images.image_finder import without_suffix
 from ofa_hf.tables.encodings import find_encoding, text_lines
+from ofa_hf.tables.spreadsheets import ERRORS
 from ofa_hf.tasks_ofa import Task
 
 
 NEAR_EMPTY, FILE_NAME, WHOLE_ROW = "near-empty caption", "caption like a file name", "caption like a whole row"
-UNKNOWN, REPEATED = "caption with characters not in the vocabulary", "caption repeated for one image"
+SHEET_ERROR = "caption that is a spreadsheet's error"
+UNKNOWN, REPEATED = "caption with characters that the vocabulary lacks", "caption repeated for one image"
 FILE = re.compile(r"[^\s,;，；。]*(?:" + "|".join(map(re.escape, sorted(IMAGE_SUFFIXES))) + r")", re.IGNORECASE)
 FILE_INSIDE = re.compile(rf"(?:^|[,;\t\n\"]){FILE.pattern}(?:[,;\t\"]|$)", re.IGNORECASE)
 CAMERA_NAME = re.compile(
@@ -113,6 +115,8 @@ def why_odd(caption: str, image_id: str) -> str:
     """What is odd about a caption; empty if nothing is."""
     if sum(not char.isspace() and not unicodedata.category(char).startswith("P") for char in caption) < 2:
         return NEAR_EMPTY
+    if caption in ERRORS:
+        return SHEET_ERROR
     name = image_id.rpartition("/")[2]
     if FILE.fullmatch(caption) or CAMERA_NAME.fullmatch(caption) or caption == without_suffix(name):
         return FILE_NAME

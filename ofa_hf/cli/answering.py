@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ofa_hf.cli.table_options import add_table_options, reading_of
 from ofa_hf.files import refuse_unwritable
 
 
@@ -94,15 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
         parser.add_argument("--images", metavar="FOLDER", help=text)
         text = "write the answers for each image to a .txt file next to it; skip images that have one"
         parser.add_argument("--txt", action="store_true", help=text)
-        text = "column that names the images (default: image, 图片, …)"
-        parser.add_argument("--image-column", "--image_column", metavar="NAME", help=text)
-    text = "encoding of text tables, such as gb18030 (default: detected)"
-    parser.add_argument("--encoding", metavar="NAME", help=text)
-    text = "separator of text tables: a character or its name, such as tab (default: detected)"
-    parser.add_argument("--separator", metavar="CHARACTER", help=text)
-    text = "column that names the rows of parquet files and data sets, with --engine ray (default: image_id, id, …)"
-    parser.add_argument("--id-column", metavar="NAME", help=text)
-    unset = dict.fromkeys(("images", "image_column", "texts", "choices", "prompt"))
+    text = "with --engine ray and parquet or a saved data set: the column that names a row (image_id, id, file, …)"
+    parser.add_argument("--id-column", "--id_column", metavar="NAME", help=text)
+    others = () if command.has_images else ("image_column", "cache_dir")
+    add_table_options(parser, without=("caption_column", "id_column", *others))
+    unset = dict.fromkeys(("images", "texts", "choices", "prompt"))
+    unset |= {} if command.has_images else dict.fromkeys(("image_column", "cache_dir"))
     parser.set_defaults(usage_error=parser.error, txt=False, **unset)
 
 
@@ -159,7 +157,7 @@ def make_request(args: argparse.Namespace, command: Command, **more: object):
     options = {"prompt": args.prompt, "num_beams": args.num_beams, "max_length": args.max_length}
     options["batch_size"] = args.batch_size
     inputs = Inputs(args.inputs, texts_of(args, command), args.images, args.image_column, command.ask_with)
-    inputs = replace(inputs, reading={"encoding": args.encoding, "separator": args.separator})
+    inputs = replace(inputs, reading=reading_of(args), cache_dir=args.cache_dir)
     settings = {
         "command": command.name,
         "answer": command.answer,

@@ -3,7 +3,7 @@
 import argparse
 
 from ofa_hf.cli.answering import DTYPES
-from ofa_hf.cli.table_options import OPTIONS
+from ofa_hf.cli.table_options import OPTIONS, reading_of
 
 
 HELP = (
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         column=args.column,
         device=args.device,
         dtype=args.dtype,
-        reading={"encoding": args.encoding, "separator": args.separator},
+        reading=reading_of(args),
         options={name: value for name, value in options.items() if value is not None},
     )
     failed = draw_files(request)

@@ -55,7 +55,13 @@ def run(args: argparse.Namespace) -> int:
     from ofa_hf.evaluation import write_submission
     from ofa_hf.prediction.inputs import open_images
 
-    images = None if args.clip or is_table(args) else open_images(args.images) if args.images else None
+    images = (
+        None
+        if args.clip or is_table(args)
+        else open_images(args.images, args.cache_dir, args.captions)
+        if args.images
+        else None
+    )
     if not args.captions:
         from ofa_hf.prediction.evaluating import answer_images
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from ofa_hf.cli.answering import DTYPES, positive, probability
+from ofa_hf.cli.table_options import add_table_options
 
 
 HELP = "Fill columns of a table of images, with a score per cell. Each image is encoded once for all columns."
@@ -18,13 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="folder of a finetuned model, or Hub id")
     parser.add_argument("--output", required=True, metavar="FILE", help=OUTPUT)
     parser.add_argument("--columns", nargs="+", default=[], metavar="NAME", help=COLUMNS)
-    parser.add_argument("--image-column", metavar="NAME", help="column of image names (default: image, 图片, …)")
-    text = "encoding of a text table, such as gb18030 (default: detected)"
-    parser.add_argument("--encoding", metavar="NAME", help=text)
-    text = "separator of a text table: a character or its name, such as tab (default: detected)"
-    parser.add_argument("--separator", metavar="CHARACTER", help=text)
-    parser.add_argument("--overwrite", action="store_true", help="also fill cells that already have a value")
-    text = "leave a cell empty if its score is lower; the score is still written (default: 0)"
+    add_table_options(parser, without=("caption_column", "id_column"))
+    parser.add_argument("--overwrite", action="store_true", help="fill cells that have a value, too")
+    text = "leave a cell empty whose value is less probable (0); its score is written all the same"
     parser.add_argument("--min-score", type=probability, default=0.0, metavar="P", help=text)
     parser.add_argument("--batch-size", type=positive, default=8, metavar="B", help="images per batch (default: 8)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
@@ -41,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         tqdm.write(f"ofa-hf fill: {text}", file=sys.stderr)
 
     names = ("table", "images", "model", "output", "columns", "image_column", "overwrite", "min_score", "batch_size")
-    names += ("device", "dtype", "encoding", "separator")
+    names += ("device", "dtype", "encoding", "separator", "cache_dir")
     filling = Filling(**{name: getattr(args, name) for name in names})
     interval = 0.2 if sys.stderr.isatty() else 30
     with tqdm(unit="row", file=sys.stderr, mininterval=interval) as bar:

@@ -30,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
 
     images = unpacked(args.images, cache_root(args.cache_dir))
     review = Review(args.captions, images, args.output, table_form(args))
+    for note in review.notes:
+        print(f"ofa-hf review: {note}", file=sys.stderr)
     if review.problems:
         print(f"ofa-hf review: left out: {counted(review.problems)}.", file=sys.stderr)
     with ReviewServer(review, args.port) as server:

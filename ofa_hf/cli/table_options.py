@@ -26,6 +26,11 @@ def add_table_options(parser: argparse.ArgumentParser, without: tuple[str, ...] 
             group.add_argument(*names, dest=name, metavar="FOLDER" if name == "cache_dir" else "NAME", help=text)
 
 
+def reading_of(args: argparse.Namespace) -> dict[str, str | None]:
+    """What the options say about the text of a table."""
+    return {"encoding": args.encoding, "separator": args.separator}
+
+
 def table_form(args: argparse.Namespace):
     """The options as a `TableForm`."""
     from ofa_hf.data.sources import TableForm

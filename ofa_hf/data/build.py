@@ -44,8 +44,8 @@ FULL_DISK_ADVICE = (
     "The build needs about as much space as the images. Free some space, or choose another disk with cache_dir or the "
     "environment variable HF_HOME. The unfinished build was removed."
 )
-SHOWN_PROBLEMS = 1000  # problems shown for a source without a usable row
-FORMAT_VERSION = 3  # part of every fingerprint: increase it when the same files give other rows
+SHOWN_PROBLEMS = 1000  # of a source without a usable row
+FORMAT_VERSION = 4  # part of every fingerprint: increase it when the same files give other rows
 
 
 class NoUsableRow(UserError):
@@ -227,6 +227,8 @@ def count_rows(files: Iterable[Path]) -> tuple[int, int]:
 def no_usable_row(recipe: Recipe, log: ProblemLog, report: Path) -> UserError:
     if log.counts.keys() == {TARGETS_WITHOUT_IMAGE, WITHOUT_TARGETS}:
         hint = "The targets do not belong to the images: they share no id or name. Pass files of the same split."
+    elif log.counts.keys() == {WITHOUT_TARGETS}:
+        hint = "No row was found that belongs to the images; is there anything below the names of columns?"
     else:
         hint = "Check that these are the right files and that targets and images are not swapped."
     counts = ", ".join(f"{count:,} × {kind}" for kind, count in sorted(log.counts.items())) or "no rows at all"

@@ -1,11 +1,8 @@
 """Read text files line by line in bounded memory; lines longer than any image are skipped."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
 
 MAX_LINE_BYTES = 64 * 2**20  # larger than all images of MUGE; longer lines occur only in files without line breaks
@@ -39,21 +36,6 @@ def skip_line(stream) -> None:
         piece = stream.readline(MAX_LINE_BYTES)
         if not piece or piece.endswith(b"\n"):
             return
-
-
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
-    """Yield the number of each line that is not blank, with its object or its problem."""
-    for number, (line, _) in enumerate(read_lines(path), start=1):
-        if line is not None and not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except (AttributeError, ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            yield number, row
-        else:
-            yield number, Problem(MALFORMED_LINE, str(path), number, detail="expected a JSON object in UTF-8")
 
 
 def parse_id(value: Any) -> str:

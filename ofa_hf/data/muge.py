@@ -6,19 +6,23 @@ and the same for `valid`. The `test` split has ids without captions.
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+from ofa_hf.data.answers import targets_in
 from ofa_hf.data.build import Recipe, build, file_identity
-from ofa_hf.data.lines import parse_id, read_json_lines, read_lines, target_list
+from ofa_hf.data.lines import parse_id, read_lines
 from ofa_hf.data.shards import Options, RowRecord
 from ofa_hf.data.target_index import TargetIndex
 from ofa_hf.errors import UserError
+from ofa_hf.tables.column_names import IDS, IMAGES, TARGETS, matches
+from ofa_hf.tables.columns import Columns, missing_columns
 from ofa_hf.tables.problems import (
     BROKEN_IMAGE,
     EMPTY_TARGET,
@@ -26,6 +30,7 @@ from ofa_hf.tables.problems import (
     MISSING_ID,
     Problem,
 )
+from ofa_hf.tables.table_files import Table, open_table
 
 
 Paths = str | Path | Sequence[str | Path]
@@ -42,6 +47,10 @@ def load_muge(
     check_images: bool = True,
     require_targets: bool = True,
     cache_dir: str | Path | None = None,
+    image_column: str | None = None,
+    target_column: str | None = None,
+    id_column: str | None = None,
+    **reading: str | None,
 ) -> Dataset:
     """Load MUGE files as rows `{"id", "image", "targets"}`, one per image, in the order of the images.
 
@@ -49,13 +58,16 @@ def load_muge(
     the size of the files. Lines with a problem are skipped, counted and listed in a file, see `report_of`.
 
     Args:
-        captions: JSONL file; several are merged, as the article merges train and valid. None loads only the images.
+        captions: JSONL file, or another table of ids and captions; several are merged, as the article merges train
+            and valid. None loads only the images.
         images: TSV file or files.
         num_proc: number of processes that read the images; 0 reads them in this process.
         strict: raise the first problem instead of skipping it.
         check_images: decode every image once, so that broken ones are found now and not during training.
         require_targets: skip images without captions, such as those of the test split.
         cache_dir: folder of the Arrow files. Default: the cache of `datasets`.
+        image_column, target_column, id_column: of the captions; usual names are recognised by default.
+        reading: `encoding` and `separator` of the captions, see `open_table`.
 
     Raises:
         UserError: a file is missing or empty, captions and images do not belong together, the disk is full.
@@ -63,12 +75,18 @@ def load_muge(
     caption_files, image_files = as_paths(captions), as_paths(images)
     if not image_files:
         raise UserError("No image file was given. Pass a file such as IC_train.tsv.")
+    if any(path.suffix == ".tsv" for path in caption_files) and not any(path.suffix == ".tsv" for path in image_files):
+        raise UserError(f"Are {caption_files[0]} and {image_files[0]} swapped? Pass the captions first.")
     identity = {"captions": [file_identity(path) for path in caption_files]}
     identity["images"] = [file_identity(path) for path in image_files]
+    columns = Columns(image_column, target_column, id_column)
+    tables = [CaptionFile.open(path, columns, **reading) for path in caption_files]
+    assumed = {"assumed": tables[0].assumed()} if tables else {}
     recipe = Recipe(
         name="-".join(path.stem for path in image_files)[:80],
-        identity={"source": "muge", **identity},
-        read_targets=partial(index_captions, caption_files) if caption_files else None,
+        identity={"source": "muge", **identity, **assumed},
+        read_targets=partial(index_captions, tables) if tables else None,
+        notes=partial(dict, assumed),
         make_shards=lambda index: split_files(image_files, num_proc),
         total=sum(size for _, size, _ in identity["images"]),
         unit="B",
@@ -101,29 +119,64 @@ def as_paths(paths: Paths | None) -> list[Path]:
     return [Path(path) for path in ([paths] if single else paths or [])]
 
 
-def index_captions(files: Iterable[Path], index: TargetIndex) -> Iterator[Problem]:
-    """Add the captions of JSONL files to the index. Yields their problems."""
-    for path in files:
-        for line, row in read_json_lines(path):
+@dataclass(frozen=True)
+class CaptionFile:
+    """A table of ids and captions, MUGE's or another one.
+
+    Args:
+        ids, targets: columns that may hold them; the first that a row has counts.
+    """
+
+    table: Table
+    ids: Sequence[str]
+    targets: Sequence[str]
+
+    @classmethod
+    def open(cls, path: Path, columns: Columns, **reading: str | None) -> "CaptionFile":
+        """Raises `UserError` if no column names images."""
+        table = open_table(path, **reading)
+        ids = [name for name in (columns.id, columns.image) if name][:1]
+        ids = ids or [*matches(table.columns, IDS), *matches(table.columns, IMAGES)]
+        targets = [columns.target] if columns.target else matches(table.columns, TARGETS)
+        columns.require_in(table.columns, str(path))
+        if not ids:
+            raise missing_columns(str(path), ["image_id"], table.columns)
+        return cls(table, ids, targets)
+
+    def assumed(self) -> dict[str, Any]:
+        """How the file is read, for the report."""
+        columns = zip(("image", "caption"), (self.ids[0], *self.targets[:1]), strict=False)
+        return {**self.table.assumed, "columns": dict(columns)}
+
+    def index(self, index: TargetIndex) -> Iterator[Problem]:
+        """Put the captions into the index. Yields their problems."""
+        for line, row in self.table:
             if isinstance(row, Problem):
                 yield row
-                continue
-            yield from index_row(index, str(path), line, row)
+            else:
+                yield from self._index_row(index, line, row)
+
+    def _index_row(self, index: TargetIndex, line: int, row: dict) -> Iterator[Problem]:
+        file = str(self.table.path)
+        image_id = next((parse_id(row[name]) for name in self.ids if name in row), "")
+        target = next((name for name in self.targets if name in row), None)
+        captions = targets_in(row[target]) if target else []  # the test split has only ids
+        if not image_id:
+            yield Problem(MISSING_ID, file, line)
+            return
+        if captions is None:
+            yield Problem(MALFORMED_LINE, file, line, image_id, f'expected "{target}" to be a list of captions')
+            return
+        usable = [caption.strip() for caption in captions if caption.strip()]
+        index.add(image_id, usable, file, line)  # lines of one id are joined, as the rows of a table are
+        for _ in range(len(captions) - len(usable)):
+            yield Problem(EMPTY_TARGET, file, line, image_id)
 
 
-def index_row(index: TargetIndex, file: str, line: int, row: dict) -> Iterator[Problem]:
-    image_id = parse_id(row.get("image_id"))
-    captions = target_list(row.get("text", []))  # the test split has only ids
-    if not image_id:
-        yield Problem(MISSING_ID, file, line)
-        return
-    if captions is None:
-        yield Problem(MALFORMED_LINE, file, line, image_id, 'expected "text" to be a list of captions')
-        return
-    usable = [caption.strip() for caption in captions if caption.strip()]
-    index.add(image_id, usable, file, line)  # lines with the same id are joined, like rows of a table
-    for _ in range(len(captions) - len(usable)):
-        yield Problem(EMPTY_TARGET, file, line, image_id)
+def index_captions(files: Sequence[CaptionFile], index: TargetIndex) -> Iterator[Problem]:
+    """Put the captions of files into the index. Yields their problems."""
+    for file in files:
+        yield from file.index(index)
 
 
 def split_files(files: Sequence[Path], num_proc: int) -> list["TsvRange"]:

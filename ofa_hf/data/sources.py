@@ -1,6 +1,7 @@
 """Load data from files of any kind: MUGE, tables with folders of images, packed shards, and public sets by name."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob
@@ -19,7 +20,7 @@ from ofa_hf.data.tables import load_rows, load_table
 from ofa_hf.errors import UserError
 from ofa_hf.images.links import is_link
 from ofa_hf.images.packed import is_packed
-from ofa_hf.tables.columns import Columns, find_columns, image_column_of
+from ofa_hf.tables.columns import Columns, find_columns, image_column_of, missing_columns
 from ofa_hf.tables.problems import Problem
 from ofa_hf.tables.public import muge_files
 from ofa_hf.tables.table_files import open_table
@@ -27,8 +28,9 @@ from ofa_hf.tasks_ofa import Task
 
 
 MUGE_SUFFIX = ".tsv"
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "tif", "tiff", "image")  # files of a shard
-SAMPLE_ROWS = 100  # number of rows to search for the first image of a table
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "tif", "tiff", "image")  # of a shard's files
+SAMPLE_ROWS = 100  # in which the first image of a table is looked for
+NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # as WebDataset's users write them
 TEXT_KEYS = ("txt", "caption", "text", "json")
 
 
@@ -94,12 +96,12 @@ def load_source(
                 f"The task needs the columns {', '.join(fields)}, which MUGE's files do not have. Pass a table and a "
                 "folder of images."
             )
-        return load_muge(captions, images, cache_dir=form.cache_dir, **options)
+        return load_muge(captions, images, **form.reading(), **form.columns(), cache_dir=form.cache_dir, **options)
     options["targets"] = targets
     if images is not None and needs_images and stored_images(captions, form):
         raise UserError(f"{captions} holds its images, but {images} was also given. Leave that out.")
     if images is None and needs_images:
-        if is_packed(captions) or "*" in str(captions):
+        if are_shards(captions):
             return load_shards(str(captions), fields=fields, form=form, **options)
         if Path(captions).is_dir():
             images = captions
@@ -188,8 +190,8 @@ def load_task_files(files: Files, task: Task, language: str, targets: TargetForm
 
 
 def has_its_images(captions: str | Path, form: TableForm) -> bool:
-    """Whether a source of captions needs no separate folder of images."""
-    if muge_files(captions) or is_packed(captions) or "*" in str(captions) or Path(captions).is_dir():
+    """Whether a source of captions needs no folder of images beside it."""
+    if muge_files(captions) or are_shards(captions) or Path(captions).is_dir():
         return True
     return stored_images(captions, form) or names_complete(captions, form)
 
@@ -206,9 +208,15 @@ def names_complete(path: str | Path, form: TableForm) -> bool:
 
 
 def first_image(path: str | Path, form: TableForm) -> Any:
-    """The first value of a table's image column; None if there is no such column, or its first rows are empty."""
+    """What the image column of a table first holds; None if its first rows have none.
+
+    Raises:
+        UserError: there is no such column.
+    """
     table = open_table(path, **form.reading())
     column = image_column_of(table.columns, form.image_column)
+    if column is None:
+        raise missing_columns(str(path), [form.image_column or "image"], table.columns)
     rows = (row for _, row in islice(table, SAMPLE_ROWS) if not isinstance(row, Problem))
     return next((row[column] for row in rows if row.get(column)), None)
 
@@ -253,13 +261,31 @@ def load_dataset_rows(
     )
 
 
+def are_shards(captions: str | Path) -> bool:
+    """Whether a name stands for shards of WebDataset."""
+    return is_packed(captions) or "*" in str(captions) or NUMBERS.search(str(captions)) is not None
+
+
+def shard_files(pattern: str) -> list[str]:
+    """The files of a pattern, in which `*` stands for anything, and `{000..123}` for numbers."""
+    if not (numbers := NUMBERS.search(pattern)):
+        return sorted(glob(pattern)) if "*" in pattern else [pattern]
+    first, last = numbers.groups()
+    width = len(first) if first.startswith("0") else 0
+    parts = (f"{number:0{width}d}" for number in range(int(first), int(last) + 1))
+    names = (f"{pattern[: numbers.start()]}{part}{pattern[numbers.end() :]}" for part in parts)
+    return [file for name in names for file in shard_files(name)]
+
+
 def load_shards(pattern: str, *, fields: Sequence[str] = (), form: TableForm, **options: Any) -> Dataset:
     """Rows of WebDataset shards: tar files that hold an image and a text or JSON file under each key.
 
     Raises:
         UserError: there is no such file, or it holds no images with texts.
     """
-    files = sorted(glob(pattern)) if "*" in pattern else [pattern]
+    files = shard_files(pattern)
+    if missing := [file for file in files if not os.path.isfile(file)]:
+        raise UserError(f"{pattern} names {missing[0]}, which does not exist. Name the shards that are there.")
     if not files:
         raise UserError(f"No file fits {pattern}. Pass the path of a .tar file, or a pattern such as shards/*.tar.")
     try:

@@ -216,7 +216,10 @@ def parse_texts(row: dict, columns: Columns, file: str, line: int, default_id: s
 
 
 def name_of_image(value: Any) -> str:
-    """The name of an image file in a cell; in JSON also in an object such as `{"id": 7, "path": "a.jpg"}`."""
+    """The name of an image file in a cell; of JSON also the name in an object such as `{"id": 7, "path": "a.jpg"}`,
+    or the only one of a list."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if isinstance(value, dict):
         named = (value[key] for key in matches(value, IMAGE_FILE_NAMES))
         return next((each.strip() for each in named if isinstance(each, str) and each.strip()), "")
@@ -271,10 +274,15 @@ class FolderImages(Mapping):
             raise KeyError(name)
         return {"bytes": None, "path": path}
 
-    def report_left_out(self) -> None:
-        """Log counts of other files in the folder, by kind."""
+    def report_left_out(self, texts_are_read: bool = False) -> None:
+        """Log by kind what the folder holds besides.
+
+        Args:
+            texts_are_read: texts beside images are the captions, and are none of it.
+        """
         len(self)
-        report_left_out(self.folder, self.finder.left_out)
+        left_out = {kind: count for kind, count in self.finder.left_out.items() if kind != TEXT or not texts_are_read}
+        report_left_out(self.folder, Counter(left_out))
 
     def report_repaired(self, names: Iterable[str]) -> None:
         """Log counts of repaired names, by kind."""

@@ -20,7 +20,7 @@ from ofa_hf.errors import UserError
 from ofa_hf.images.image_finder import clean_name, fold, without_suffix
 from ofa_hf.tables.column_names import IDS, IMAGES, TARGETS, matches
 from ofa_hf.tables.columns import missing_columns
-from ofa_hf.tables.problems import MALFORMED_LINE, WITHOUT_TARGETS, Problem, counted
+from ofa_hf.tables.problems import MALFORMED_LINE, WITHOUT_TARGETS, Problem, counted, describe_form
 from ofa_hf.tables.table_files import open_table
 from ofa_hf.tasks_ofa import Task
 
@@ -122,16 +122,20 @@ def read_answer_lines(
     """
     form, seen = form or TableForm(), False
     table = open_table(path, **form.reading())
-    if task and task.target_column in table.columns:
-        form = replace(form, caption_column=form.caption_column or task.target_column)
     fields = fields_in(table.columns, form, task)
     has_confidences = bool(task) and task.metric == "vqa" and CONFIDENCE in table.columns
     ids, answer_names = answer_columns(path, table.columns, form)
+    if task and task.target_column in table.columns and not form.caption_column:
+        others = (name for name in answer_names if name not in task.fields)
+        answer_names = list(dict.fromkeys((task.target_column, *others)))
+    columns = dict(zip(("image", "caption"), (ids[0], answer_names[0]))) if table.columns else {}
+    logger.warning(f"{path} is read as {describe_form({**table.assumed, 'columns': columns})}.")
     for number, row in table:
         seen = True
         if isinstance(row, Problem):
-            expected = "" if table.assumed["separator"] else f" Expected {wanted}."
-            yield replace(row, kind=MALFORMED_LINE, file=str(path), line=number, detail=f"{row.detail}.{expected}")
+            is_json = row.kind == MALFORMED_LINE and not table.assumed["separator"]
+            expected = f" Expected {wanted}." if is_json else ""
+            yield replace(row, detail=f"{row.detail}.{expected}")
             continue
         id_, answers = value_of(row, ids), answers_in(value_of(row, answer_names))
         confidences = confidences_in(row.get(CONFIDENCE), len(answers or ())) if has_confidences else None

@@ -20,6 +20,7 @@ SYSTEM_NAMES = frozenset(
     "thumbs.db ehthumbs.db desktop.ini __macosx @eadir $recycle.bin lost+found".split() + ["system volume information"]
 )
 HIDDEN, BROKEN_LINK, OTHER, TEXT = "hidden or system file", "broken link", "other file", "text file"
+MAX_KINDS = 20  # beyond which suffixes are not told apart
 KINDS = {
     "video": ".mp4 .mov .avi .mkv .webm .m4v .wmv .flv .3gp .mpg .mpeg .mts .ts .livp",
     "drawing such as SVG": ".svg .svgz .ai .eps .ps .wmf .emf .cdr",
@@ -46,7 +47,8 @@ def walk_images(folder: str | os.PathLike, left_out: Counter[str] | None = None)
     left_out = Counter() if left_out is None else left_out
     for entry in walk_files(folder, left_out):
         if kind := _why_left_out(entry):
-            left_out[kind] += 1
+            is_rare = kind.startswith(".") and kind not in left_out and len(left_out) >= MAX_KINDS
+            left_out[OTHER if is_rare else kind] += 1
         else:
             yield entry.path
 
@@ -104,7 +106,7 @@ def is_hidden(name: str) -> bool:
 def _why_left_out(entry: os.DirEntry) -> str:
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix not in IMAGE_SUFFIXES:
-        return KIND_OF_SUFFIX.get(suffix, OTHER)
+        return KIND_OF_SUFFIX.get(suffix) or _other(suffix)
     try:
         is_file = entry.is_file()
         is_gone = not is_file and entry.is_symlink() and not stat.S_ISREG(os.lstat(entry.path).st_mode)
@@ -114,6 +116,14 @@ def _why_left_out(entry: os.DirEntry) -> str:
         return BROKEN_LINK if is_gone else OTHER
     library = missing_reader(suffix)
     return f"{suffix[1:].upper()} image (pip install '{library}' to read them)" if library else ""
+
+
+def _other(suffix: str) -> str:
+    """What to call a file that is none of the known kinds."""
+    if not suffix:
+        return "file without a suffix"
+    is_plain = suffix.isascii() and suffix[1:].isalnum() and not suffix[1:].isdecimal() and len(suffix) < 7
+    return f"{suffix} file" if is_plain else OTHER
 
 
 def left_out_line(folder: str | os.PathLike, left_out: Counter[str]) -> str:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from ofa_hf.errors import UserError
-from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
+from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, missing_reader
 from ofa_hf.images.folders import walk_images
 
 
@@ -32,8 +32,9 @@ OTHER_SUFFIX, NUMBER = "another suffix", "number shortened by a spreadsheet"
 
 SPREADSHEET_DIGITS = 15  # a spreadsheet turns the later digits of a long number into zeros
 SCIENTIFIC = re.compile(r"(\d)(?:\.(\d+))?E\+?(\d+)", re.IGNORECASE)
-MAX_EXPLAINED = 20  # maximum number of names for which a nearest match is searched, which takes time
-MAX_COMPARED = 20_000  # maximum number of files to search
+NARROW = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F) if chr(wide) not in "／＼"} | {0x3000: " "}
+MAX_EXPLAINED = 20  # names whose nearest match is looked for, which takes time
+MAX_COMPARED = 20_000  # files that it is looked for among
 
 SCHEMA = """
 CREATE TABLE files (path TEXT, key TEXT, stem TEXT, name TEXT, name_stem TEXT, digits TEXT);
@@ -52,8 +53,8 @@ class Found(NamedTuple):
 
 
 def fold(text: str) -> str:
-    """A name without case and Unicode form."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    """A name without case, Unicode form and full width."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.translate(NARROW)).casefold())
 
 
 def without_suffix(name: str) -> str:
@@ -125,9 +126,11 @@ class ImageFinder:
             if found.path or found.candidates:
                 folder = [FOLDER] if start else []
                 return found._replace(repairs=(*repairs, *folder, *found.repairs) if found.path else ())
-        if len(parts) == 1:
-            matches = self._query("name", fold(parts[0])) or self._query("name_stem", fold(without_suffix(parts[0])))
-            found = self._only(matches, (*repairs, SUBFOLDER))
+        is_elsewhere = bool({DRIVE, FILE_URL}.intersection(repairs)) or name.strip()[:1] in ("/", "\\")
+        if len(parts) == 1 or (parts and is_elsewhere):  # folders of another machine say nothing about those here
+            last = parts[-1]
+            matches = self._query("name", fold(last)) or self._query("name_stem", fold(without_suffix(last)))
+            found = self._only(matches, (*repairs, *[FOLDER][: len(parts) - 1], SUBFOLDER))
             if found.path or found.candidates:
                 return found
         if (plain := unquote(name)) != name:
@@ -196,6 +199,9 @@ class ImageFinder:
         candidates = self._find_again(name).candidates
         if candidates:
             return f"it may be {' or '.join(candidates)}; write the whole name"
+        suffix = os.path.splitext(name.strip())[1].lower()
+        if library := missing_reader(suffix):
+            return f"{suffix[1:].upper()} images cannot be read without `pip install '{library}'`"
         self._explained += 1
         if self._explained > MAX_EXPLAINED:
             return "no such file"
@@ -224,10 +230,11 @@ def _index_row(path: str) -> tuple[str, ...]:
 
 
 def _why_different(name: str, path: str) -> list[str]:
-    """How a name differs from a path with the same letters."""
-    if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", path):
+    """How a name differs from the path of the same letters."""
+    forms = [unicodedata.normalize("NFC", text.translate(NARROW)) for text in (name, path)]
+    if forms[0] == forms[1]:
         return [FORM]
-    return [CASE] if unicodedata.is_normalized("NFC", path) == unicodedata.is_normalized("NFC", name) else [CASE, FORM]
+    return [CASE] if name.casefold() == path.casefold() else [CASE, FORM]
 
 
 def _rounds_to(path: str, match: re.Match) -> bool:

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from datasets.utils import tqdm
 
-from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES, URL_TIMEOUT
+from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES, URL_TIMEOUT, ImageError
 
 
 MAX_BYTES = 100 * 2**20  # limit of one image
@@ -67,6 +67,16 @@ class LinkedImages:
         path = self._target(link)
         return str(path) if path.is_file() else None
 
+    def fetched(self, link: str) -> str:
+        """Where the image of a link is, after it was fetched if it was not there.
+
+        Raises:
+            ImageError: that failed.
+        """
+        if reason := self._fetch_one(link):
+            raise ImageError(f"{link[:500]} cannot be fetched: {reason}. Run the command again to try again.")
+        return str(self._target(link))
+
     def explain(self, link: str) -> str:
         """Why a link has no image."""
         return f"{self.failures.get(link, 'it was not fetched')}; run the command again to try again"
@@ -101,6 +111,8 @@ class LinkedImages:
         kind, length = response.headers.get("Content-Type", ""), response.headers.get("Content-Length")
         if kind.lower().startswith(REFUSED_TYPES):
             raise ValueError(f"the server sent {kind.partition(';')[0]}, not an image")
+        if packed := response.headers.get("Content-Encoding", "identity").lower().replace("identity", ""):
+            raise ValueError(f"the server sent it packed with {on_one_line(packed)}, which was not asked for")
         size, end = 0, time.monotonic() + PATIENCE * self.timeout
         while chunk := response.read1(CHUNK):  # returns the available bytes, so that a slow server cannot block it
             size += len(chunk)
@@ -108,9 +120,29 @@ class LinkedImages:
                 raise ValueError(f"only {size:,} bytes arrived in {PATIENCE * self.timeout:.0f} seconds")
             if size > self.limit:
                 raise ValueError(f"it has more than {self.limit:,} bytes")
+            if not file.tell() and chunk.lstrip()[:1] in (b"<", b"{"):
+                raise ValueError(f"the server sent a text, {on_one_line(chunk[:40])}, not an image")
             file.write(chunk)
         if not size or (length and size != int(length)):
             raise ValueError(f"{size:,} of {length or 'some'} bytes arrived")
+
+
+class LinkedFile(os.PathLike):
+    """The image of a link, for `load_image`: fetched into a cache when it is read."""
+
+    __slots__ = ("link", "cache")
+
+    def __init__(self, link: str, cache: Path):
+        self.link, self.cache = link, cache
+
+    def __fspath__(self) -> str:
+        return LinkedImages(self.cache).fetched(self.link)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LinkedFile) and self.link == other.link
+
+    def __hash__(self) -> int:
+        return hash(self.link)
 
 
 def _reason(error: Exception) -> str:

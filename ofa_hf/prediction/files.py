@@ -19,7 +19,7 @@ from ofa_hf.evaluation.evaluate import package_versions
 from ofa_hf.models import LoadedModel, load_model, load_processor, read_tasks
 from ofa_hf.prediction.choices import read_choices, usable_choices
 from ofa_hf.prediction.loop import Prediction, check_beams, predict, refuse_drawing
-from ofa_hf.prediction.output_files import TextFiles, check_output, record_of, write_sheet
+from ofa_hf.prediction.output_files import TextFiles, check_output, record_of, refuse_changed_sheet, write_sheet
 from ofa_hf.prediction.outputs import AnswerFile, AnswerPrinter, Answers, Format, Name
 from ofa_hf.prediction.processes import Processes, SharedAnswerFile, open_answer_file
 from ofa_hf.prediction.questions import Inputs, Rows, find_rows, notes_of
@@ -138,7 +138,8 @@ def answer_files(request: Request, reports: Sequence[Report] = ()) -> int:
         rows.names, choices = processes.agree((rows.names, choices))
         job = Job(request, task, rows, choices, len(models) > 1, bool(reports), processes, scratch)
         if processes.is_first:
-            for note in [f"skipped: {problem}" for problem in rows.problems] + notes_of(rows.counts, language):
+            skipped = [f"skipped: {problem}" for problem in rows.problems]
+            for note in [*rows.notes, *skipped, *notes_of(rows.counts, language)]:
                 request.say(note)
         answers = {model: job.run(model) for model in models}
     for report in reports:
@@ -291,6 +292,8 @@ class Job:
         if self.request.beside:
             return TextFiles(self.rows.names)
         path = record_of(self.request.output or os.path.join(self.scratch, "answers.jsonl"))
+        if self.request.output and path != Path(self.request.output):
+            refuse_changed_sheet(path, Path(self.request.output), format)
         return open_answer_file(path, format, self.processes, self.rows.names)
 
     def _answer(self, name: str, names: Sequence[Name], output: Output) -> int:

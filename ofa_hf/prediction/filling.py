@@ -1,12 +1,15 @@
 """Fill columns of a table of images: each column is a question, and an image is encoded once for all of them."""
 
 import math
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ofa_hf.data.tables import name_of_image
 from ofa_hf.errors import UserError
+from ofa_hf.image_loading_ofa import ImageError
 from ofa_hf.models import LoadedModel, load_model, read_tasks
 from ofa_hf.prediction.filled_table import SCORE, FilledTable
 from ofa_hf.prediction.inputs import TableImages, image_of
@@ -15,7 +18,7 @@ from ofa_hf.prediction.outputs import box_text, sides_of
 from ofa_hf.prediction.processes import Processes
 from ofa_hf.prediction.questions import cell_text, columns_asked
 from ofa_hf.tables.columns import image_column_of
-from ofa_hf.tables.problems import Problem
+from ofa_hf.tables.problems import Problem, describe_form
 from ofa_hf.tables.table_files import Table, open_table
 from ofa_hf.tasks_ofa import Task
 
@@ -25,12 +28,13 @@ class Filling:
     """What to fill.
 
     Args:
-        table: a table with a row per image.
-        images: folder of the images; None for URLs, or for paths relative to the table's folder.
-        output: `.csv` or `.jsonl`. An existing one is continued; cells that could not be filled are asked again.
-        columns: tasks of the model; by default all of its own tasks, which are not in `TASKS`.
-        encoding, separator: form of the table, if it cannot be detected; see `open_table`.
-        overwrite: also answer cells that have a value.
+        table: with a row per image.
+        images: folder that holds them; with a column of URLs or of paths below the table's folder, None.
+        output: `.csv` or `.jsonl`. One that exists is continued; cells that could not be filled are asked again.
+        columns: tasks of the model; by default all of its own, which are not in `TASKS`.
+        encoding, separator: of the table, where they cannot be told; see `open_table`.
+        cache_dir: folder of what is unpacked and downloaded.
+        overwrite: answer cells that have a value, too.
         min_score: values with a lower score are left out.
     """
 
@@ -47,6 +51,7 @@ class Filling:
     dtype: str = "auto"
     encoding: str | None = None
     separator: str | None = None
+    cache_dir: str | None = None
 
 
 def fill_table(
@@ -71,13 +76,19 @@ def fill_table(
         raise UserError("fill runs in one process. Start it without torchrun, or split the table.")
     table = open_table(filling.table, encoding=filling.encoding, separator=filling.separator)
     tasks = column_tasks(filling, table)
-    image_column, images = find_image_column(table, filling), TableImages(filling.table, filling.images)
+    image_column, images = (
+        find_image_column(table, filling),
+        TableImages(filling.table, filling.images, filling.cache_dir),
+    )
     check_fields(table, tasks)
     if next(iter(table), None) is None:
         raise UserError(f"Nothing to fill in {filling.table}: it has no rows.")
     with FilledTable(filling.output, table, list(tasks)) as output:
         work = _Work(filling, table, tasks, image_column, images, output, say, on_row)
+        say(f"{filling.table} is read as {describe_form({**table.assumed, 'columns': {'image': image_column}})}.")
         work.run()
+        for note in images.notes():
+            say(note)
         return work.counts
 
 
@@ -105,7 +116,7 @@ def find_image_column(table: Table, filling: Filling) -> str:
     if found is None:
         raise UserError(
             f"{filling.table} has no column {filling.image_column or 'image'}; it has {', '.join(table.columns)[:300]}"
-            f". Name the column of images with --image-column."
+            f". Name the column of images with --image_column."
         )
     return found
 
@@ -198,18 +209,26 @@ class _Work:
         for line, row, before in left:
             wanted = self._wanted(row, before)
             self.counts["kept"] += 0 if before else len(self.tasks) - len(wanted)
-            file = cell_text(row.get(self.image_column))
+            file = name_of_image(row.get(self.image_column))
             is_copy = before is not None and not wanted
-            if wanted and not file:
-                self._fail((line, ""), ValueError(f"the column {self.image_column} is empty"))
-                wanted = []
+            image = self._image(line, file) if wanted else None
+            wanted = wanted if image else []
             by_line[line] = _Row(line, dict(before or row), set(wanted), is_copy)
             self.rows.append(by_line[line])
-            self._write_finished(by_line)  # write rows with nothing to fill, so that they do not accumulate
-            image = image_of(self.images.file(file)) if file else None
+            self._write_finished(by_line)  # rows without anything to fill must not pile up
             for name in wanted:
                 fields = {field: cell_text(row.get(field)) for field in self.tasks[name].fields}
                 yield {**fields, "id": (line, name), "task": name, "image": image}
+
+    def _image(self, line: int, name: str) -> os.PathLike | None:
+        """The image of a row; None if it has none, which is said."""
+        try:
+            if name:
+                return image_of(self.images.file(name), self.filling.cache_dir)
+            self._fail((line, ""), ValueError(f"the column {self.image_column} is empty"))
+        except ImageError as error:
+            self._fail((line, ""), error)
+        return None
 
     def _rows_left(self, again: bool) -> Iterator[tuple[int, dict[str, Any], dict[str, Any] | None]]:
         """Line, row of the table and row of an earlier run; rows of earlier runs only if they come `again`."""

@@ -8,10 +8,12 @@ from typing import Any
 from ofa_hf.data import FolderImages, ImagesById, load_muge
 from ofa_hf.data.build import cache_root
 from ofa_hf.errors import UserError
-from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, URL_PREFIXES
-from ofa_hf.images.folders import report_left_out, walk_images
+from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, ImageError
+from ofa_hf.images.folders import left_out_line, report_left_out, walk_images
 from ofa_hf.images.image_finder import ImageFinder
+from ofa_hf.images.links import LinkedFile, is_link
 from ofa_hf.images.packed import is_packed, unpacked
+from ofa_hf.tables.problems import counted
 
 
 class ImageFile(os.PathLike):
@@ -29,60 +31,86 @@ class ImageFile(os.PathLike):
     def __fspath__(self) -> str:
         return self.path
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ImageFile) and self.path == other.path
 
-def image_of(file: str) -> ImageFile | str:
-    """The argument of `load_image` for a file with any name, or for a URL."""
-    return file if file.startswith(URL_PREFIXES) else ImageFile(file)
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+
+def image_of(file: str, cache_dir: str | None = None) -> os.PathLike:
+    """What `load_image` takes for a file, whatever its name looks like, or for a link, which is fetched once."""
+    return LinkedFile(file, cache_root(cache_dir)) if is_link(file) else ImageFile(file)
 
 
 class TableImages:
     """The image files that a table names.
 
     Args:
-        folder: folder or archive of the images; by default the table's own folder.
+        folder: that holds them, or a packed one; by default the table's own folder.
+        cache_dir: folder of what is unpacked.
 
     Raises:
         UserError: there is no such folder.
     """
 
-    def __init__(self, table: str | os.PathLike, folder: str | os.PathLike | None = None):
+    def __init__(
+        self, table: str | os.PathLike, folder: str | os.PathLike | None = None, cache_dir: str | None = None
+    ):
         if folder is not None:
-            folder = unpacked(folder, cache_root(None))
+            folder = unpacked(folder, cache_root(cache_dir))
             if not os.path.isdir(folder):
                 raise UserError(f"{folder} is not a folder. Pass the folder that holds the images of {table}.")
         self.folder = os.fspath(folder or os.path.dirname(table))
         self.finder = ImageFinder(self.folder or ".")
 
     def file(self, name: str) -> str:
-        """The path of a name, see `ImageFinder`, or the name below the folder if it is not found; URLs are
-        unchanged."""
-        if name.startswith(URL_PREFIXES):
-            return name
-        found = self.finder.find(name).path or os.path.join(self.finder.folder, name)
+        """The file of a name, see `ImageFinder`, as a path through the folder; a link as it is.
+
+        Raises:
+            ImageError: there is none; the nearest name is named.
+        """
+        if is_link(name):
+            scheme, colon, rest = name.partition(":")
+            return scheme.lower() + colon + rest
+        found = self.finder.find(name).path
+        if found is None:
+            raise ImageError(f"{name[:500]}: {self.finder.explain(name)}. It was looked for in {self.folder or '.'}.")
         is_inside = found.startswith(self.finder.folder + os.sep)
         below = os.path.join(self.folder, os.path.relpath(found, self.finder.folder)) if is_inside else found
         return os.path.normpath(below)
 
+    def notes(self) -> list[str]:
+        """What was repaired and left out so far, a sentence each."""
+        repaired = self.finder.repaired
+        lines = [f"Names of images repaired: {counted(repaired)}." if repaired else ""]
+        return list(filter(None, [*lines, left_out_line(self.folder or ".", self.finder.left_out)]))
 
-def find_images(inputs: Iterable[str | os.PathLike], skip: Callable[[str], bool] = lambda file: False) -> list[str]:
-    """List image files: named files with any suffix, and the images in folders, in order and without repetition.
+
+def find_images(
+    inputs: Iterable[str | os.PathLike],
+    skip: Callable[[str], bool] = lambda file: False,
+    cache_dir: str | None = None,
+) -> list[str]:
+    """List image files: named files whatever their suffix, and the images in folders, each file once and in order.
 
     In folders, hidden files and other files are left out and counted in a line of the log. A zip or tar file stands
     for the folder in it.
 
     Args:
-        skip: returns whether to leave out a file.
+        skip: whether to leave out a file.
+        cache_dir: folder of what is unpacked.
 
     Raises:
         UserError: a folder cannot be read, an input is a link, or there is no image at all.
     """
     inputs = [os.fspath(path) for path in inputs]
-    if links := [path for path in inputs if path.startswith(("http://", "https://")) and not os.path.exists(path)]:
+    if links := [path for path in inputs if is_link(path) and not os.path.exists(path)]:
         raise UserError(
-            f"{links[0][:300]} is a link. Accepted: image files and folders. Download it first, or pass the link to "
-            f"the pipeline in Python."
+            f"{links[0][:300]} is a link. Accepted: image files, folders, and tables, which may name images by links. "
+            f"Download it first, or put it into a table with a column url."
         )
-    inputs = [os.fspath(unpacked(path, cache_root(None))) for path in inputs]
+    inputs = [os.fspath(unpacked(path, cache_root(cache_dir))) for path in inputs]
     inputs = [os.path.normpath(path) for path in inputs]
     found = {}
     for path in inputs:
@@ -105,14 +133,21 @@ def _walk(folder: str) -> Iterator[str]:
     report_left_out(folder, left_out)
 
 
-def open_images(path: str | os.PathLike) -> Mapping[str, Any]:
-    """Images by id: those of a folder or archive by their names, or those of an image file of MUGE.
+def open_images(
+    path: str | os.PathLike, cache_dir: str | None = None, captions: str | os.PathLike | None = None
+) -> Mapping[str, Any]:
+    """Images by id: those of a folder or packed folder by their names, or those of an image file of MUGE.
+
+    Args:
+        cache_dir: folder of what is unpacked and built.
+        captions: what is read with them; texts of a folder are not counted as left out.
 
     Raises:
         UserError: there is no such folder or file.
     """
     if os.path.isdir(path) or is_packed(path):
-        images = FolderImages(unpacked(path, cache_root(None)))
-        images.report_left_out()
+        images = FolderImages(unpacked(path, cache_root(cache_dir)))
+        images.report_left_out(texts_are_read=captions is not None and os.path.isdir(captions))
         return images
-    return ImagesById(load_muge(None, path, check_images=False))  # broken images are found when they are answered
+    # a broken image is noticed when it is answered
+    return ImagesById(load_muge(None, path, check_images=False, cache_dir=cache_dir))

@@ -130,7 +130,7 @@ def by_image(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, (str, os.PathLike)) and isinstance(other, (str, os.PathLike)):
-        return os.fspath(one) == os.fspath(other)
+        return one == other
     return one is other and one is not None
 
 
@@ -295,4 +295,5 @@ def show_progress(predictions: Iterable[Prediction], total: int) -> Iterator[Pre
 
 
 def _warn(id_: Any, error: ValueError) -> None:
-    logger.warning(f"{id_} has no answer: {error}")
+    name = ", ".join(map(str, id_)) if isinstance(id_, tuple) else id_
+    logger.warning(f"{name} has no answer: {error}")

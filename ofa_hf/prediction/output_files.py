@@ -3,7 +3,8 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from ofa_hf.files import refuse_unwritable, write_text
 from ofa_hf.image_loading_ofa import URL_PREFIXES
 from ofa_hf.images.image_finder import without_suffix
 from ofa_hf.prediction.outputs import Answers, Format, Name
+from ofa_hf.tables.spreadsheets import cell_text
+from ofa_hf.tables.text_files import text_called
 
 
 SHEET_SUFFIX = ".xlsx"
@@ -38,11 +41,51 @@ def check_output(path: str | Path | None) -> None:
             ) from error
 
 
+def refuse_changed_sheet(record: Path, path: Path, format: Format) -> None:
+    """Raises `UserError` if a spreadsheet that would be made anew holds anything but answers of its record, such as
+    captions that somebody corrected."""
+    if not path.exists():
+        return
+    import openpyxl
+
+    rows = (cells_of(row, format) for row in _rows_of(record))
+    try:
+        workbook = openpyxl.load_workbook(path, read_only=True)
+        found = ([_shown(value) for value in row] for row in workbook.active.iter_rows(values_only=True))
+        pairs = zip(found, chain([format.csv_header], rows, repeat(None)))  # the record may have more rows
+        is_ours = all(made and row == [_shown(_legal(value)) for value in made] for row, made in pairs)
+        workbook.close()
+    except Exception:  # a damaged file raises anything
+        is_ours = False
+    if not is_ours:
+        raise UserError(
+            f"{path} would be replaced, but was changed since it was made from {record.name}, or is of another run. "
+            "Move it away, or give another --output. `ofa-hf check` and `ofa-hf finetune` take it as it is."
+        )
+
+
+def _rows_of(record: Path) -> Iterator[dict[str, Any]]:
+    if record.exists():
+        with record.open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+
+def _shown(value: Any) -> str:
+    """A cell as text; of numbers as many digits as a spreadsheet keeps in any case."""
+    return f"{value:.9g}" if isinstance(value, (int, float)) else cell_text(value)
+
+
+def _legal(value: Any) -> Any:
+    """A value without what no spreadsheet can hold."""
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
+    return ILLEGAL_CHARACTERS_RE.sub("\ufffd", value) if isinstance(value, str) else value
+
+
 def write_sheet(record: Path, path: Path, format: Format) -> None:
     """Write the answers of a JSONL file as a spreadsheet with the columns of a CSV."""
     import openpyxl
     from openpyxl.cell import WriteOnlyCell
-    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
     workbook = openpyxl.Workbook(write_only=True)
     sheet = workbook.create_sheet(f"{format.answer}s"[:31])
@@ -50,14 +93,13 @@ def write_sheet(record: Path, path: Path, format: Format) -> None:
     def cell(value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        made = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("\ufffd", value))
-        made.data_type = "s"  # a caption that starts with = is not a formula
+        made = WriteOnlyCell(sheet, _legal(value))
+        made.data_type = "s"  # a caption that starts with = is no formula
         return made
 
     sheet.append(format.csv_header)
-    with record.open(encoding="utf-8") as lines:
-        for line in lines:
-            sheet.append([cell(value) for value in cells_of(json.loads(line), format)])
+    for row in _rows_of(record):
+        sheet.append([cell(value) for value in cells_of(row, format)])
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         workbook.save(draft)
@@ -113,7 +155,8 @@ class TextFiles:
         """The text file of an image."""
         whole = os.path.abspath(file)
         stem = without_suffix(whole)
-        return f"{whole if self.stems[stem] > 1 else stem}.txt"
+        base = whole if self.stems[stem] > 1 else stem
+        return text_called(base) or f"{base}.txt"
 
     def __enter__(self) -> "TextFiles":
         return self

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -275,6 +276,11 @@ class AnswerFile:
         if self.is_csv and kept:
             with self._explain():
                 self._form = form_of(kept, self.format.csv_header)
+            if form := self._form_of_last_row(data, data[len(kept) :]):
+                self._form, end = form, form.encode(form.line_end)
+                self._stream.write(end)
+                self._stream.flush()
+                kept = data + end
         done = {row.key for row in self._rows_of(kept)}
         if not kept:
             self._refuse_foreign_start(data)
@@ -284,6 +290,19 @@ class AnswerFile:
             self._stream.write(MARK + self._form.encode(self._form.line(self.format.csv_header)))
             self._stream.flush()
         return done
+
+    def _form_of_last_row(self, data: bytes, rest: bytes) -> CsvForm | None:
+        """The form of the file if what follows its last line end is a row too, as some spreadsheets write the last
+        one; our own rows are only whole with their line end."""
+        if not rest or self._form == CsvForm():
+            return None
+        try:
+            form = form_of(data, self.format.csv_header)
+            cells = next(csv.reader([form.decode(rest)], delimiter=form.separator, strict=True), [])
+            is_row = len(cells) == len(self.format.csv_header) and math.isfinite(float(cells[-1].replace(",", ".")))
+        except (ValueError, csv.Error):  # half a row, or half a character
+            return None
+        return form if is_row else None
 
     def _refuse_foreign_start(self, data: bytes) -> None:
         """A file with only an incomplete line is ours only if it could be the start of one of our lines."""

@@ -9,15 +9,16 @@ from itertools import product
 from typing import Any
 
 from ofa_hf.boxes_ofa import SIDES, parse_box
+from ofa_hf.data.tables import name_of_image
 from ofa_hf.errors import UserError
-from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES
+from ofa_hf.image_loading_ofa import IMAGE_SUFFIXES, ImageError
 from ofa_hf.prediction.inputs import TableImages, find_images, image_of
 from ofa_hf.prediction.outputs import Name
 from ofa_hf.processing_ofa import is_foreign
 from ofa_hf.tables.column_names import FIELDS, matches, plain_name
 from ofa_hf.tables.columns import image_column_of
 from ofa_hf.tables.encodings import find_encoding, text_lines
-from ofa_hf.tables.problems import Problem
+from ofa_hf.tables.problems import Problem, describe_form
 from ofa_hf.tables.table_files import open_table
 from ofa_hf.tasks_ofa import BOX_SLOT, TASKS, Task
 
@@ -25,6 +26,7 @@ from ofa_hf.tasks_ofa import BOX_SLOT, TASKS, Task
 TABLE_SUFFIXES = frozenset(".csv .tsv .jsonl .ndjson .json .parquet .xlsx".split())
 LINE_SUFFIXES = frozenset({".txt", ".text"})
 STDIN = "-"
+Found = tuple[str, ...] | Problem | str  # a row, one that cannot be asked, or a note
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class Inputs:
         paths: images, folders and tables; for a task without images tables, files with a text per line, `-` for such
             lines on stdin, and texts.
         texts: field of the task → texts that are asked about every image.
-        image_folder: folder of the images that tables name; by default the folder of each table.
-        image_column: column of tables, instead of the common names.
-        reading: encoding and separator of tables, if they cannot be detected, see `open_table`.
+        image_folder: of the images that tables name; by default the folder of each table.
+        image_column: of tables, in place of the usual names.
+        reading: encoding and separator of tables, where they cannot be told, see `open_table`.
+        cache_dir: folder of what is unpacked and downloaded.
         ask_with: field → its option on the command line, for messages; other fields are given with --field.
         text_columns: field of the task → names of its column in tables, instead of the common ones.
     """
@@ -49,6 +52,7 @@ class Inputs:
     ask_with: Mapping[str, str] = field(default_factory=dict)
     reading: Mapping[str, str | None] = field(default_factory=dict)
     text_columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    cache_dir: str | None = None
 
     def how_to_give(self, fields: Iterable[str]) -> str:
         """The options that give these fields, for messages."""
@@ -61,23 +65,27 @@ class Rows:
     """The rows of a job.
 
     Args:
-        names: names of the rows, in order and without repetition: the file, or the parts in `columns`.
-        columns: names of the parts of a name.
-        problems: a line for each row of a table that cannot be asked.
-        counts: counts of other observations.
+        names: of the rows, in order and each once. A name is the row's file, or what `columns` names.
+        columns: what the parts of a name are called.
+        problems: rows of tables that cannot be asked, a line each.
+        counts: what else was noticed, and how often.
+        notes: how tables were read, and what was repaired, a sentence each.
+        cache_dir: folder of what is downloaded.
     """
 
     columns: tuple[str, ...]
     names: list[Name] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    cache_dir: str | None = None
 
     def row(self, name: Name) -> dict[str, Any]:
         """The row that `predict` answers."""
         values = dict(zip(self.columns, (name,) if isinstance(name, str) else name, strict=True))
         row: dict[str, Any] = {"id": name}
         if "file" in values:
-            row["image"] = image_of(values.pop("file"))
+            row["image"] = image_of(values.pop("file"), self.cache_dir)
         return row | values
 
 
@@ -93,11 +101,14 @@ def find_rows(inputs: Inputs, task: Task, language: str, skip: Callable[[str], b
     """
     check_texts(inputs, task)
     columns = ("file",) * task.needs_image + task.fields
-    rows, seen = Rows(columns), set()
+    rows, seen = Rows(columns, cache_dir=inputs.cache_dir), set()
     finder = _images_and_tables(inputs, task, skip) if task.needs_image else _texts_and_tables(inputs, task)
     for item in finder:
         if isinstance(item, Problem):
             rows.problems.append(str(item))
+            continue
+        if isinstance(item, str):
+            rows.notes.append(item)
             continue
         if item in seen:
             rows.counts["repeated"] += 1
@@ -197,7 +208,7 @@ def _note(texts: Iterable[str], task: Task, language: str, counts: Counter[str])
 # ------------------------------------------------------------------------------------------------ where rows are
 
 
-def _images_and_tables(inputs: Inputs, task: Task, skip: Callable[[str], bool]) -> Iterator[tuple[str, ...] | Problem]:
+def _images_and_tables(inputs: Inputs, task: Task, skip: Callable[[str], bool]) -> Iterator[Found]:
     tables = [path for path in inputs.paths if _is_table(path)]
     others = [path for path in inputs.paths if path not in tables]
     missing = [name for name in task.fields if name not in inputs.texts]
@@ -208,7 +219,7 @@ def _images_and_tables(inputs: Inputs, task: Task, skip: Callable[[str], bool]) 
         )
     if others or not tables:
         asked = list(product(*(inputs.texts[name] for name in task.fields)))
-        yield from ((file, *texts) for file in find_images(others, skip) for texts in asked)
+        yield from ((file, *texts) for file in find_images(others, skip, inputs.cache_dir) for texts in asked)
     for path in tables:
         yield from _table_rows(path, inputs, task)
 
@@ -217,7 +228,7 @@ def _is_table(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in TABLE_SUFFIXES | LINE_SUFFIXES and not os.path.isdir(path)
 
 
-def _texts_and_tables(inputs: Inputs, task: Task) -> Iterator[tuple[str, ...] | Problem]:
+def _texts_and_tables(inputs: Inputs, task: Task) -> Iterator[Found]:
     missing = [name for name in task.fields if name not in inputs.texts]
     if missing and not inputs.paths:
         options = inputs.how_to_give(missing)
@@ -256,24 +267,31 @@ def _lines(path: str, name: str) -> Iterator[tuple[str, ...] | Problem]:
             yield (text,)
 
 
-def _table_rows(path: str, inputs: Inputs, task: Task) -> Iterator[tuple[str, ...] | Problem]:
-    """The rows of a table; texts of the command line replace missing columns."""
+def _table_rows(path: str, inputs: Inputs, task: Task) -> Iterator[Found]:
+    """The rows of a table; texts of the command line stand in for columns that it lacks."""
     table = open_table(path, **inputs.reading)
     columns = columns_for(table.columns, task, inputs, path)
-    place = TableImages(path, inputs.image_folder)
+    place = TableImages(path, inputs.image_folder, inputs.cache_dir)
+    yield f"{path} is read as {describe_form({**table.assumed, 'columns': columns})}."
     for number, row in table:
         if isinstance(row, Problem):
             yield row
             continue
-        file = cell_text(row.get(columns["image"])) if task.needs_image else ""
+        file = name_of_image(row.get(columns["image"])) if task.needs_image else ""
         if task.needs_image and not file:
             yield Problem("no image", path, number, detail=f"the column {columns['image']} is empty")
             continue
-        start = (place.file(file),) if task.needs_image else ()
+        try:
+            start = (place.file(file),) if task.needs_image else ()
+        except ImageError as error:
+            yield Problem("no image", path, number, detail=str(error))
+            continue
         for texts in product(*(_texts_of(name, row, columns, inputs) for name in task.fields)):
             faults = ((name, problem_of(name, text)) for name, text in zip(task.fields, texts))
             faults = [f"{name} {fault}" for name, fault in faults if fault]
             yield Problem("cannot be asked", path, number, detail="; ".join(faults)) if faults else (*start, *texts)
+    if task.needs_image:
+        yield from place.notes()
 
 
 def _texts_of(name: str, row: Mapping[str, Any], columns: Mapping[str, str], inputs: Inputs) -> Sequence[str]:
@@ -307,6 +325,6 @@ def columns_for(there: Sequence[str], task: Task, inputs: Inputs, path: str) -> 
         missing = [" or ".join(inputs.text_columns.get(name, [name])) for name in missing]
         raise UserError(
             f"{path} has no column {', '.join(missing)}; it has {', '.join(there)[:300]}. The task {task.name} needs "
-            f"{', '.join(found)}: rename the columns" + (", or pass --image-column NAME." if "image" in found else ".")
+            f"{', '.join(found)}: rename the columns" + (", or pass --image_column NAME." if "image" in found else ".")
         )
     return found

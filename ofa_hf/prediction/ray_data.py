@@ -29,6 +29,7 @@ from ofa_hf.prediction.loop import check_beams, predict
 from ofa_hf.prediction.outputs import AnswerFile, Format, Name
 from ofa_hf.prediction.processes import Processes, open_answer_file
 from ofa_hf.prediction.questions import Inputs, Rows, find_rows
+from ofa_hf.tables.columns import image_column_of
 from ofa_hf.tasks_ofa import Task
 
 
@@ -125,6 +126,8 @@ def run_with_ray(
         rows, source = _open(ray, inputs, request.inputs, task, language, id_column)
         for problem in source.problems:
             on_failure("", problem)
+        for note in source.notes:
+            request.say(note)
         here, model = os.getcwd(), os.path.abspath(model) if os.path.isdir(model) else model
         settings = WorkerSettings(model, replace(request, inputs=Inputs(())), task.name, format, here)
         known = ray.put((source, answers.done))  # once per machine
@@ -210,6 +213,10 @@ class NamedRows(NamedTuple):
     def problems(self) -> list[str]:
         return self.found.problems
 
+    @property
+    def notes(self) -> list[str]:
+        return self.found.notes
+
     def rows(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         return (self.found.row(self.found.names[number]) for number in batch["id"].tolist())
 
@@ -228,6 +235,7 @@ class StoredRows(NamedTuple):
     texts: Mapping[str, Sequence[str]]
     table: Any = None
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def rows(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if self.table is not None:
@@ -298,7 +306,8 @@ def _is_parquet(path: str) -> bool:
 
 def _columns(there: Sequence[str], task: Task, asked: Inputs, id_column: str | None) -> dict[str, str]:
     """The columns of parts of a row: id, image and the fields of the task."""
-    image, fields = asked.image_column or "image", [name for name in task.fields if name not in asked.texts]
+    image = image_column_of(there, asked.image_column) or asked.image_column or "image"
+    fields = [name for name in task.fields if name not in asked.texts]
     found = [name for name in ([id_column] if id_column else ID_COLUMNS) if name in there]
     if not task.needs_image:
         found = fields[:1]
@@ -308,7 +317,7 @@ def _columns(there: Sequence[str], task: Task, asked: Inputs, id_column: str | N
         raise UserError(
             f"The data has the columns {', '.join(there)}, but not {', '.join(missing)}: it needs a column of images "
             f"({image}), one that names each row ({id_column or ', '.join(ID_COLUMNS)}), and the columns of the task "
-            f"({', '.join(fields) or 'none'}). Name them with --image-column and --id-column."
+            f"({', '.join(fields) or 'none'}). Name them with --image_column and --id_column."
         )
     return {"id": found[0], **({"image": image} if task.needs_image else {}), **{name: name for name in fields}}
 

@@ -103,7 +103,8 @@ def draw_files(request: DrawRequest) -> int:
         settings = processes.agree(request.settings() if processes.is_first else {})
         if processes.is_first:
             check_folder(folder, request, settings)
-            for note in [f"skipped: {problem}" for problem in rows.problems] + notes_of(rows.counts, language):
+            skipped_rows = [f"skipped: {problem}" for problem in rows.problems]
+            for note in [*rows.notes, *skipped_rows, *notes_of(rows.counts, language)]:
                 say(note)
         processes.total()  # the first one found nothing wrong
         return len(rows.problems) + Job(request, task, processes, settings).run(rows)

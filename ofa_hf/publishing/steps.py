@@ -50,6 +50,8 @@ class Job:
     def __post_init__(self):
         if self.repo_id:
             check_full_name(self.repo_id)
+        if self.repo_id and self.upload:
+            connect(self.repo_id)  # without a token all the work would be for nothing
 
     def run(self, step: str) -> dict[str, Any]:
         """Run a step by its name and return its result."""

@@ -204,6 +204,8 @@ def make_space(
     """
     for name in (repo_id, *models):
         check_full_name(name)
+    if upload:
+        connect(repo_id)  # a token is asked for before any work
     space = Space(repo_id, tuple(dict.fromkeys(models)), title or TITLE, private, message, report)
     bundle, folder = space.bundle(Path(work))
     result = {"bundle": str(folder), "bytes": bundle.size, "files": bundle.lines()}

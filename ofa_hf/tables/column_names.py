@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 # In order of preference. Compared without case, blanks, dashes and underscores.
 IMAGE_NAMES = (
-    "image image_path image_file image_file_name image_name file file_name file_path path filepath img img_path "
-    "img_name photo picture pic 图片 图像 照片 图片路径 图像路径 图片名 图片名称 图片文件 图片文件名 图像名称 "
+    "image images image_path image_file image_file_name image_name file file_name file_path path filepath img "
+    "img_path img_name photo picture pic "
+    "图片 图像 照片 图片路径 图像路径 图片名 图片名称 图片文件 图片文件名 图像名称 "
     "文件 文件名 文件名称 文件路径 路径 主图 商品图片 商品主图 图 圖片 圖像 檔案 檔名 檔案名稱 路徑 "
     "image_id img_id imageid image_url img_url url link 图片链接 图片地址 图片网址 链接 網址 图片url"
 ).split()

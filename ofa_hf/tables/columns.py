@@ -70,7 +70,9 @@ class Columns:
 def missing_columns(source: str, missing: Sequence[str], found: Iterable[str]) -> UserError:
     found = list(map(str, found))
     has_names = any(map(is_usual_name, found))
-    first = "" if has_names else "If these are not column names, add a first line with the names. "
+    first = "" if has_names else "If these are no names of columns, add a first line that has them. "
+    if len(found) == 1 and not has_names:
+        first += "If they are several, name the character between them with --separator. "
     return UserError(
         f"{source} has no column {', '.join(missing)}; it has {', '.join(found)[:500] or 'none'}. {first}Name its "
         f"columns with {', '.join(OPTIONS.values())}; a task's field is a column of its own name."

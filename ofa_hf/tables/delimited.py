@@ -6,7 +6,7 @@ A row that does not match the header is a problem with its line number; later ro
 
 import unicodedata
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "，": "full-width comma", "|": "bar"}
 NAMED_SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "bar": "|", "full-width comma": "，"}
-SAMPLE_ROWS = 200  # number of lines for detecting the separator
-MAX_ROW_LINES = 200  # a quoted text with more lines is treated as an unclosed quote
-LONGEST_NAME = 80  # maximum characters of a column name; longer texts are data
+SAMPLE_ROWS = 200  # from which the separator is told
+MAX_ROW_LINES = 200  # a quoted text of more lines than this is a quote that was never closed
+LONGEST_NAME = 80  # characters of a column's name; longer ones are data
+TITLE_LINES = 10  # below the first in which names of columns are looked for
 
 Line = tuple[int, str | None]
 Cells = list[str]
@@ -173,7 +174,30 @@ def read_header(path: Path, encoding: str, separator: str) -> tuple[str, ...]:
     while names and not names[-1]:  # a spreadsheet's empty columns
         names = names[:-1]
     check_header(path, number, names, separator)
+    if not any(map(is_usual_name, names)):
+        refuse_late_header(path, number, _split_in_all_ways(path, encoding))
     return names
+
+
+def _split_in_all_ways(path: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
+    for number, line in text_lines(path, encoding):
+        for separator in SEPARATORS:
+            cells = split_row((line or "").rstrip("\r\n"), separator)
+            if isinstance(cells, list):
+                yield number, cells
+
+
+def refuse_late_header(path: Path, first: int, rows: Iterable[tuple[int, Iterable[str]]]) -> None:
+    """Raises `UserError` if a row soon after the first one names columns, as below the title of an export."""
+    for number, cells in rows:
+        if number > first + TITLE_LINES:
+            return
+        names = [cell.strip() for cell in cells if is_usual_name(cell)]
+        if number > first and len(names) > 1:
+            raise UserError(
+                f"{path}, line {first} names no column that is known here, but line {number} does: "
+                f"{', '.join(names)[:200]}. Remove what is above line {number}."
+            )
 
 
 def check_header(path: Path, number: int, names: tuple[str, ...], separator: str = ",") -> None:

@@ -25,7 +25,10 @@ DOUBLE_BYTES = re.compile(rb"[\x81-\xfe][\x40-\xfe]")
 # Byte pairs of common text: punctuation and frequent characters.
 COMMON_GB18030 = re.compile(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]")
 COMMON_BIG5 = re.compile(rb"[\xa1-\xc6][\x40-\x7e\xa1-\xfe]")
-COMMON_SHARE = 0.3  # minimum share of common pairs; encodings of other languages have far fewer
+COMMON_SHARE = 0.3  # of the pairs must be common ones; other languages' encodings have far fewer
+LATE_SHARE = 0.05  # of GB18030's characters at least are beyond those that Korean's EUC-KR uses; of Chinese, 45 %
+KANA_SHARE = 0.4  # of the pairs are where EUC-JP has its kana only in Japanese
+FEWEST = 10  # characters from which a language can be told
 SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "utf-8": "utf-8-sig"}
 MIXED = ("gb18030", "big5", "cp950", "big5hkscs")  # encodings in which a line of UTF-8 can be decoded by mistake
 ACCEPTED = "utf-8, gb18030, big5 or utf-16"
@@ -103,7 +106,23 @@ def _chinese_encoding(sample: bytes) -> str | None:
         if name and pairs:
             scores[name] = sum(common.fullmatch(pair) is not None for pair in pairs) / len(pairs)
     best = max(scores, key=scores.get, default=None)
-    return best if best and scores[best] >= COMMON_SHARE else None
+    if best is None or scores[best] < COMMON_SHARE or _is_other_language(pairs, best):
+        return None
+    return best
+
+
+def _is_other_language(pairs: list[bytes], encoding: str) -> bool:
+    """Whether pairs of bytes that a Chinese encoding can read are Korean (EUC-KR) or Japanese (EUC-JP) in truth.
+
+    EUC-KR has its syllables where GB18030 has the first half of its common characters.
+    """
+    leads = [pair[0] for pair in pairs]
+    characters = [lead for lead in leads if 0xB0 <= lead <= 0xF7]
+    num_late = sum(lead > 0xC8 for lead in characters)
+    num_kana = leads.count(0xA4) + leads.count(0xA5)
+    is_korean = len(characters) >= FEWEST and num_late < LATE_SHARE * len(characters)
+    is_japanese = len(leads) >= FEWEST and num_kana > KANA_SHARE * len(leads)
+    return is_japanese or (is_korean and encoding == "gb18030")
 
 
 def _decodes(sample: bytes, encoding: str) -> bool:
@@ -155,8 +174,8 @@ def is_utf8(line: str, encoding: str) -> bool:
 
 def _mixed(path: str | Path, number: int, encoding: str) -> UserError:
     return UserError(
-        f"{path}, line {number} is UTF-8, but the lines before it are {encoding}: another program may have appended "
-        "to the file. Save all of it as UTF-8."
+        f"{path}, line {number} is UTF-8, but other lines are {encoding}: another program may have appended to the "
+        "file. Save all of it as UTF-8."
     )
 
 

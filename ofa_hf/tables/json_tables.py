@@ -1,7 +1,7 @@
 """Read JSON as a table, element by element: lines of objects, a list, and the formats of common data sets.
 
 Recognised objects: COCO's (`images` and `annotations`), Karpathy's (`images` with `sentences`), a list under any name,
-and texts by file name.
+and texts by file name. Objects may hold a conversation, as in LLaVA's files: a question about an image and its answer.
 """
 
 import json
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ofa_hf.errors import UserError
-from ofa_hf.tables.column_names import is_usual_name
+from ofa_hf.tables.column_names import IMAGES, is_usual_name, matches
+from ofa_hf.tables.conversations import as_question
 from ofa_hf.tables.encodings import text_lines
 from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
@@ -143,10 +144,24 @@ def find_json_kind(path: Path, encoding: str) -> tuple[str, str] | None:
     except (ValueError, RecursionError):
         row = None
     if isinstance(row, dict) and not _is_collection(row):
+        _refuse_columns(path, row)
         return JSON_LINES, ""
     if is_lines:
         return JSON_LINES, ""
     return _object_kind(path, encoding)
+
+
+def _refuse_columns(path: Path, row: dict[str, Any]) -> None:
+    """Raises `UserError` if an object holds whole columns, as pandas writes them by default."""
+    image = next((row[name] for name in matches(row, IMAGES)), None)
+    is_numbered = isinstance(image, dict) and all(map(str.isdecimal, image))
+    if not (is_numbered or isinstance(image, list)) or len(image) < 2:
+        return
+    if sum(isinstance(value, type(image)) and len(value) == len(image) for value in row.values()) > 1:
+        raise UserError(
+            f"{path} holds columns, not rows. Write a list of objects, one per row; in pandas that is "
+            "to_json(path, orient='records')."
+        )
 
 
 def _is_collection(row: dict[str, Any]) -> bool:
@@ -171,7 +186,7 @@ def _object_kind(path: Path, encoding: str) -> tuple[str, str] | None:
                 continue
             elements = (element for _, element in text.elements())
             first = next(elements, None)
-            if isinstance(first, str):
+            if isinstance(first, str) and key not in ("columns", "index"):  # those are pandas's
                 return BY_NAME, ""
             if isinstance(first, dict) and key in ("images", "annotations"):
                 return (KARPATHY, key) if "sentences" in first else (COCO, "annotations")
@@ -204,14 +219,18 @@ def _json_lines(path: Path, encoding: str, key: str) -> Rows:
             row = json.loads(line or "")
         except (ValueError, RecursionError):
             row = None
-        is_row = isinstance(row, dict)
-        yield number, row if is_row else Problem(MALFORMED_LINE, str(path), number, detail="expected a JSON object")
+        yield number, _row_of(row, path, number)
 
 
 def _json_list(path: Path, encoding: str, key: str) -> Rows:
     for number, row in _elements_of(path, encoding, key):
-        is_row = isinstance(row, dict)
-        yield number, row if is_row else Problem(MALFORMED_LINE, str(path), number, detail="expected a JSON object")
+        yield number, _row_of(row, path, number)
+
+
+def _row_of(value: Any, path: Path, number: int) -> dict[str, Any] | Problem:
+    """The row that an element of a file is."""
+    row = as_question(value) if isinstance(value, dict) else "expected a JSON object"
+    return Problem(MALFORMED_LINE, str(path), number, detail=row) if isinstance(row, str) else row
 
 
 def _elements_of(path: Path, encoding: str, key: str) -> Iterator[tuple[int, Any]]:

@@ -5,12 +5,13 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 from ofa_hf.errors import UserError
-from ofa_hf.tables.delimited import check_header
+from ofa_hf.tables.column_names import is_usual_name
+from ofa_hf.tables.delimited import TITLE_LINES, check_header, refuse_late_header
 from ofa_hf.tables.problems import MALFORMED_LINE, Problem
 
 
@@ -45,23 +46,30 @@ def open_workbook(path: Path, values: bool = True):
 
 
 def sheet_header(path: Path) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Name of the first sheet with text, names of its columns, and names of the other sheets with text."""
-    workbook, found = open_workbook(path), []
+    """Name of the sheet that is read, names of its columns, and names of the other sheets with text.
+
+    The sheet whose first row has the most usual names of columns is read; of several, the first.
+    """
+    workbook, found = open_workbook(path), {}
     try:
         for sheet in workbook.worksheets:
-            for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
-                if any(names := tuple(map(cell_text, row))):
-                    found.append((sheet.title, number, names))
-                    break
+            rows = enumerate(sheet.iter_rows(values_only=True), start=1)
+            texts = ((number, tuple(map(cell_text, row))) for number, row in rows)
+            if first := list(islice(((number, cells) for number, cells in texts if any(cells)), TITLE_LINES)):
+                found[sheet.title] = first
     finally:
         workbook.close()
     if not found:
         raise UserError(f"{path} has no row. Pass a spreadsheet whose first row names its columns.")
-    (title, number, names), *others = found
+    title = max(found, key=lambda name: sum(map(is_usual_name, found[name][0][1])))
+    number, names = found[title][0]
     while not names[-1]:
         names = names[:-1]
     check_header(path, number, names)
-    return title, names, tuple(name for name, *_ in others)
+    if not any(map(is_usual_name, names)):
+        for first in found.values():
+            refuse_late_header(path, first[0][0], first)
+    return title, names, tuple(name for name in found if name != title)
 
 
 def read_sheet(path: Path, sheet: str, columns: tuple[str, ...]) -> Rows:

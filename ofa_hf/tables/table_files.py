@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ofa_hf.errors import UserError
+from ofa_hf.tables.conversations import are_conversations
 from ofa_hf.tables.delimited import find_separator, read_delimited, read_header
 from ofa_hf.tables.encodings import find_encoding, read_start
 from ofa_hf.tables.json_tables import find_json_kind, json_columns, read_json_table
@@ -18,6 +19,7 @@ from ofa_hf.tables.text_files import TEXT_FILES, has_text_files, read_text_files
 
 
 JSON_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
+SHEET_SUFFIXES = frozenset({".xlsx", ".xlsm", ".xltx", ".xltm"})
 ACCEPTED = "CSV or another text table, JSONL, JSON, xlsx and parquet"
 NOT_TABLES = {  # first bytes → kind of file
     b"\xd0\xcf\x11\xe0": "an old (.xls) or a protected spreadsheet. Save it as .xlsx without a password, or as CSV",
@@ -110,9 +112,10 @@ def _table(path: Path, kind: str, columns: tuple[str, ...], read: Callable, **as
 
 def _open_folder(path: Path) -> Table:
     if not has_text_files(path):
+        shards = f" Its .tar files may be shards: pass '{path}/*.tar'." if any(path.glob("*.tar")) else ""
         raise UserError(
             f"{path} is a folder without captions: no image in it has a .txt file of the same name. Pass a table, or "
-            "put a text file next to each image."
+            f"put a text file beside each image.{shards}"
         )
     return _table(path, TEXT_FILES, ("image", "caption"), partial(read_text_files, path))
 
@@ -125,6 +128,8 @@ def _open_sheet(path: Path) -> Table:
         raise UserError(f"{path} is damaged ({error}). Get the file again.") from error
     if not is_sheet:
         raise UserError(f"{path} is a packed file, not a table. Accepted: {ACCEPTED}. Unpack it first.")
+    if path.suffix.lower() not in SHEET_SUFFIXES:
+        raise UserError(f"{path} is a spreadsheet under the name of another kind of file. Rename it to end in .xlsx.")
     sheet, columns, others = sheet_header(path)
     more = {"other_sheets": list(others)} if others else {}
     return _table(path, "xlsx", columns, partial(read_sheet, path, sheet, columns), sheet=sheet, **more)
@@ -150,4 +155,5 @@ def _open_json(path: Path, encoding: str) -> Table:
             f"{path}, line {problem.line} is malformed: {problem.detail}; no usable row at its start. Correct it, "
             "or export it again."
         )
-    return _table(path, kind, columns, read, encoding=encoding)
+    shown = f"{kind} of conversations" if are_conversations(columns) else kind
+    return _table(path, shown, columns, read, encoding=encoding)

@@ -15,15 +15,19 @@ from ofa_hf.tables.problems import MALFORMED_LINE, TARGETS_WITHOUT_IMAGE, WITHOU
 TEXT_FILES = "text files"  # kind of this table
 TEXT_FILE = "text file"  # column with the file of a caption
 SUFFIXES = (".txt", ".caption")
+ALL_SUFFIXES = (*SUFFIXES, *map(str.upper, SUFFIXES))
 
 Rows = Iterator[tuple[int, dict[str, Any] | Problem]]
 
 
 def text_beside(image: str) -> str | None:
     """The text file that belongs to an image: `a.txt` to `a.jpg`, or `a.jpg.txt` where two images are called a."""
-    stem = os.path.splitext(image)[0]
-    candidates = (base + suffix for base in (image, stem) for suffix in SUFFIXES)
-    return next(filter(os.path.isfile, candidates), None)
+    return text_called(image) or text_called(os.path.splitext(image)[0])
+
+
+def text_called(base: str) -> str | None:
+    """The text file of this name and any of the suffixes."""
+    return next(filter(os.path.isfile, (base + suffix for suffix in ALL_SUFFIXES)), None)
 
 
 def read_text_files(folder: Path) -> Rows:
@@ -35,7 +39,9 @@ def read_text_files(folder: Path) -> Rows:
     for entry in walk_files(folder, Counter()):
         if entry.name.lower().endswith(SUFFIXES) and entry.path not in owners:
             name = os.path.relpath(entry.path, folder).replace(os.sep, "/")
-            yield 0, Problem(TARGETS_WITHOUT_IMAGE, entry.path, 0, name, "no image of this name")
+            read = text_called(os.path.splitext(entry.path)[0])
+            why = f"{os.path.basename(read)} is read in its place" if read in owners else "no image of this name"
+            yield 0, Problem(TARGETS_WITHOUT_IMAGE, entry.path, 0, name, why)
     for image in walk_images(folder):
         text = text_beside(image)
         if text is None:

@@ -88,3 +88,17 @@ def test_a_number_is_a_caption_and_rows_without_one_are_counted(tmp_path):
     review = Review(table, tmp_path)
     assert [item.original for item in review.items] == ["12", "红"]
     assert dict(review.problems) == {"empty target": 3, "missing id": 1}
+
+
+@pytest.mark.parametrize(
+    "data", ["image,caption\r\n0.jpg,改好的红色\r\n".encode("utf-8-sig"), "图片\n红".encode("gbk")]
+)
+def test_an_output_that_somebody_corrected_is_not_replaced(shop, data):
+    review = Review(*shop)
+    review.decide(0, "accepted", "大红色")
+    assert rows_of(Review(*shop)) == [("0.jpg", "大红色")]
+    review.output.write_bytes(data)
+    with pytest.raises(UserError, match="holds what no review decided"):
+        Review(*shop)
+    assert review.output.read_bytes() == data
+    assert any("is read as csv, gb18030" in note for note in review.notes)

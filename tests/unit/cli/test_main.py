@@ -131,3 +131,15 @@ def test_text_the_terminal_cannot_show_is_escaped_not_fatal():
     result = subprocess.run([sys.executable, "-c", PRINTS_MUCH], capture_output=True, env=environment)
     assert result.returncode == 0
     assert result.stdout.startswith(rb"\u4e00\u53ea\u732b")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["caption t.csv", "ground t.csv", "ocr t.csv", "vqa t.csv", "classify t.csv", "fill t.csv --output o.csv"]
+    + ["evaluate --captions t.csv", "check t.csv", "review t.csv photos"],
+)
+def test_every_command_that_reads_a_table_of_images_takes_the_same_options(words):
+    needs_model = words.split()[0] not in ("check", "review")
+    options = "--encoding gbk --separator tab --image_column 主图 --image-column 图 --cache_dir c --cache-dir d"
+    args = cli.build_parser().parse_args(f"{words} {options}{' --model m' * needs_model}".split())
+    assert (args.encoding, args.separator, args.image_column, args.cache_dir) == ("gbk", "tab", "图", "d")

@@ -15,7 +15,7 @@ BAD_CAPTIONS = [
     '{"text": ["no id"]}',
     '{"image_id": "50", "text": ["nobody"]}',
     '{"image_id": "51", "text": "　"}',
-    '{"image_id": "52", "text": [3]}',
+    '{"image_id": "52", "text": [[3]]}',
     '{"image_id": "53", "text": ["of a broken image"]}',
 ]
 
@@ -132,3 +132,20 @@ def test_windows_line_ends_a_byte_order_mark_and_blank_lines_are_no_problem(writ
     dataset = load_muge(captions, images, cache_dir=tmp_path / "cache")
     assert len(dataset) == 4
     assert report_of(dataset).problems == {}
+
+
+def test_captions_of_muges_images_may_be_any_table_with_ids_of_any_usual_name(write_muge, tmp_path):
+    _, images = write_muge(range(3))
+    table = tmp_path / "captions.csv"
+    table.write_text("编号;标题\n0;红\n1;绿\n0;蓝\n", encoding="gb18030")
+    dataset = load_muge(table, images, cache_dir=tmp_path / "cache")
+    assert dataset["targets"][:] == [["红", "蓝"], ["绿"]]
+    report = report_of(dataset)
+    assert report.assumed["encoding"] == "gb18030"
+    assert report.assumed["columns"] == {"image": "编号", "caption": "标题"}
+    assert "Read as csv, gb18030, separator ';', image in column 编号, caption in column 标题." in report.notes()
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text('{"image_id": 0, "text": "红"}\n{"id": "1", "caption": ["绿"]}\n', encoding="utf-8")
+    assert load_muge(mixed, images, cache_dir=tmp_path / "cache")["targets"][:] == [["红"], ["绿"]]
+    with pytest.raises(UserError, match="has no column 卖点; it has 编号, 标题"):
+        load_muge(table, images, target_column="卖点", cache_dir=tmp_path / "cache")

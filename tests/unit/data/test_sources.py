@@ -82,3 +82,22 @@ def test_what_is_no_shard_says_what_one_is(jpeg, tmp_path, form):
 def test_muge_has_no_columns_for_fields(write_muge, form):
     with pytest.raises(UserError, match="question"):
         load_source(*write_muge([0]), fields=["question"], form=form)
+
+
+def test_shards_are_named_by_numbers_too_and_a_folder_of_them_says_how(jpeg, tmp_path):
+    for number in (9, 10):
+        shard(tmp_path / f"s{number:03}.tar", {f"k{number}": {"jpg": jpeg(number), "txt": "红".encode()}})
+    form = TableForm(cache_dir=str(tmp_path / "cache"))
+    assert len(load_source(tmp_path / "s{009..010}.tar", form=form, num_proc=0)) == 2
+    with pytest.raises(UserError, match=r"names .*s011.tar, which does not exist"):
+        load_source(tmp_path / "s{009..011}.tar", form=form, num_proc=0)
+    with pytest.raises(UserError, match=r"may be shards: pass '.*\*\.tar'"):
+        load_source(tmp_path, form=form, num_proc=0)
+
+
+def test_parquet_whose_images_have_no_usual_name_asks_for_it(jpeg, tmp_path):
+    Dataset.from_dict({"jpg": [jpeg(1)], "txt": ["红"]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="has no column image; it has jpg, txt.*--image_column"):
+        load_source(tmp_path / "t.parquet", num_proc=0)
+    form = TableForm(image_column="jpg", caption_column="txt", cache_dir=str(tmp_path / "cache"))
+    assert load_source(tmp_path / "t.parquet", form=form, num_proc=0)["targets"][:] == [["红"]]

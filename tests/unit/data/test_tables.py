@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import datasets
 import pytest
@@ -313,10 +314,18 @@ def test_texts_beside_images_are_a_table(photos, tmp_path, jpeg):
     write(photos / "shoes" / "红鞋.txt", "红鞋")
     write(photos / "twin.txt", "双")
     write(photos / "gone.txt", "无")
+    write(photos / "scarf.caption", "另一句")
+    (photos / "shoes" / "红鞋.txt").rename(photos / "shoes" / "红鞋.TXT")
     dataset = load_table(photos, photos, cache_dir=tmp_path / "cache")
     assert dataset["targets"][:] == [["红围巾", "温暖"], ["红鞋"]]
-    assert kinds(dataset) == {"malformed line": 2, "no targets": 4, "targets without image": 1}
+    assert kinds(dataset) == {"malformed line": 2, "no targets": 4, "targets without image": 2}
+    report = Path(report_of(dataset).report_file).read_text(encoding="utf-8")
+    assert "scarf.txt is read in its place" in report
+    assert "no image of this name" in report
     assert "text file" not in report_of(dataset).left_out
+    header_only = write(tmp_path / "empty.csv", "image,caption\n")
+    with pytest.raises(UserError, match="anything below the names of columns"):
+        load_table(header_only, photos, cache_dir=tmp_path / "cache")
     with pytest.raises(UserError, match="no image in it has a .txt"):
         load_table(tmp_path / "cache", photos)
 

@@ -8,6 +8,7 @@ from ofa_hf.data.sources import TableForm
 from ofa_hf.errors import UserError
 from ofa_hf.evaluation.evaluate import evaluate_files
 from ofa_hf.evaluation.predictions import read_predictions, read_references, same_names, write_submission
+from ofa_hf.tasks_ofa import TASKS
 
 
 @pytest.fixture
@@ -134,3 +135,17 @@ def test_a_malformed_row_of_a_csv_is_not_told_to_be_json(tmp_path):
     (tmp_path / "c.csv").write_text("image,caption\na.jpg,red,blue\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"in quotes\. Correct"):
         read_references(tmp_path / "c.csv")
+
+
+def test_a_row_that_calls_its_answer_otherwise_costs_no_other_row(write, caplog):
+    lines = '{"image_id": "1", "text": ["红"]}\n{"image_id": "2", "caption": "绿"}\n'
+    assert read_references(write(lines), task=TASKS["caption"]) == {"1": ["红"], "2": ["绿"]}
+    assert "is read as jsonl, utf-8, image in column image_id, caption in column caption." in caplog.text
+
+
+def test_a_text_without_an_image_is_left_out_as_what_it_is(tmp_path, caplog):
+    for name, data in (("a.jpg", b"x"), ("a.txt", "红".encode()), ("b.txt", "绿".encode())):
+        (tmp_path / name).write_bytes(data)
+    assert read_references(tmp_path) == {"a.jpg": ["红"]}
+    assert "1 × targets without image. First:" in caplog.text
+    assert "Expected" not in caplog.text

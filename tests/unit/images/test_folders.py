@@ -94,3 +94,19 @@ def test_drawings_and_videos_are_named_as_what_they_are(tmp_path, data, what):
     (tmp_path / "a.jpg").write_bytes(data)
     with pytest.raises(ImageError, match=what):
         load_image(tmp_path / "a.jpg")
+
+
+def test_files_of_no_known_kind_are_counted_by_their_suffix_as_long_as_there_are_few(tmp_path):
+    for name in ("a.AAE", "b.aae", "list.csv", "README", "x.jpg!w800", "log.2024", "inner.zip"):
+        (tmp_path / name).touch()
+    left_out = Counter()
+    assert not list(walk_images(tmp_path, left_out))
+    expected = {".aae file": 2, ".csv file": 1, ".zip file": 1, "file without a suffix": 1, "other file": 2}
+    assert left_out == expected
+    for number in range(30):
+        (tmp_path / f"z.q{number}").touch()
+    (tmp_path / "zz.mp4").touch()
+    left_out.clear()
+    assert not list(walk_images(tmp_path, left_out))
+    assert left_out["video"] == 1
+    assert len(left_out) <= 22

@@ -60,6 +60,13 @@ def finder(tmp_path_factory):
         ("apple.webp", "apple.jpg", ["another suffix"]),
         ("v1.2", "v1.2.jpg", ["suffix missing"]),
         ("红鞋.jpeg", "sub/红鞋.jpeg", ["subfolder missing"]),
+        (
+            "D:\\goods\\红鞋.JPEG",
+            "sub/红鞋.jpeg",
+            ["backslashes", "drive letter", "folder in front", "subfolder missing"],
+        ),
+        ("/home/me/红鞋.jpeg", "sub/红鞋.jpeg", ["folder in front", "subfolder missing"]),
+        ("ａｐｐｌｅ．ｊｐｇ", "apple.jpg", ["Unicode form"]),
         ("123", "00123.jpg", ["number shortened by a spreadsheet"]),
         ("123.0", "00123.jpg", ["number shortened by a spreadsheet"]),
         ("4.00638E+12", "4006381333931.jpg", ["number shortened by a spreadsheet"]),
@@ -81,7 +88,9 @@ def test_a_name_that_fits_one_file_stands_for_it_and_the_repair_is_counted(finde
         ("item", "it may be twice/item.jpg or twice/item.png"),
         ("aple.jpg", "the nearest name is apple.jpg"),
         ("elsewhere/aple.jpg", "the nearest name is apple.jpg"),
-        ("qqqqqqqqqqqqqqqqqqqqqq", "no similar name"),
+        ("elsewhere/红鞋.jpeg", "the nearest name is sub/红鞋.jpeg"),
+        ("D:\\x\\item.jpeg", "it may be twice/item.jpg or twice/item.png"),
+        ("qqqqqqqqqqqqqqqqqqqqqq", "none like it"),
         ("4.1E+12", "no such file"),
         ("字" * 300, "no similar name"),
         ("", "no similar name"),
@@ -127,4 +136,11 @@ def test_the_nearest_name_is_told_without_the_suffixes(tmp_path):
     for name in ("b.jpg", "裙子1.png"):
         (tmp_path / name).touch()
     assert ImageFinder(tmp_path).explain("裙子2.jpg").endswith("the nearest name is 裙子1.png")
-    assert ImageFinder(tmp_path).explain("衣.jpg").endswith("no similar name")
+    assert ImageFinder(tmp_path).explain("衣.jpg").endswith("none like it")
+
+
+def test_an_image_that_needs_a_library_says_so_in_place_of_a_near_name(finder, monkeypatch):
+    monkeypatch.setattr(
+        "ofa_hf.images.image_finder.missing_reader", lambda suffix: "ofa-hf[images]" * (suffix == ".heic")
+    )
+    assert finder.explain("gone.HEIC") == "HEIC images cannot be read without `pip install 'ofa-hf[images]'`"

@@ -7,7 +7,8 @@ import pytest
 
 from ofa_hf.data import load_table, report_of
 from ofa_hf.data.sources import TableForm, has_its_images, load_source
-from ofa_hf.images.links import LinkedImages
+from ofa_hf.image_loading_ofa import ImageError, load_image
+from ofa_hf.images.links import LinkedFile, LinkedImages
 
 
 @pytest.fixture
@@ -20,7 +21,9 @@ def server(jpeg):
             kind = "text/html" if "page" in self.path else "image/jpeg"
             self.send_response(404 if "gone" in self.path else 200)
             self.send_header("Content-Type", kind)
-            body = jpeg(len(self.path))
+            if "packed" in self.path:
+                self.send_header("Content-Encoding", "gzip")
+            body = b" <html>wait</html>" if "markup" in self.path else jpeg(len(self.path))
             self.send_header("Content-Length", str(len(body) + 9 * ("cut" in self.path)))
             self.end_headers()
             self.wfile.write(body)
@@ -45,7 +48,16 @@ def test_linked_images_are_fetched_once_also_by_the_next_run(server, tmp_path):
     assert links.path(names[1]).endswith(".jpg")
 
 
-@pytest.mark.parametrize(("name", "reason"), [("gone", "HTTP 404"), ("page", "text/html"), ("cut", "bytes arrived")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gone", "HTTP 404"),
+        ("page", "text/html"),
+        ("cut", "bytes arrived"),
+        ("markup", "sent a text"),
+        ("packed", "gzip"),
+    ],
+)
 def test_what_is_no_image_is_not_kept_and_is_tried_again(server, tmp_path, name, reason):
     address, asked = server
     for _ in range(2):
@@ -54,6 +66,16 @@ def test_what_is_no_image_is_not_kept_and_is_tried_again(server, tmp_path, name,
         assert links.path(f"{address}/{name}.jpg") is None
         assert reason in links.explain(f"{address}/{name}.jpg")
     assert len(asked) == 2
+
+
+def test_an_image_that_is_answered_comes_from_the_same_cache_and_is_fetched_when_it_is_read(server, tmp_path):
+    address, asked = server
+    for _ in range(2):
+        assert load_image(LinkedFile(f"{address}/a.jpg", tmp_path)).mode == "RGB"
+    assert asked == ["/a.jpg"]
+    with pytest.raises(ImageError, match="gone.jpg cannot be fetched: HTTP 404"):
+        load_image(LinkedFile(f"{address}/gone.jpg", tmp_path))
+    assert LinkedFile(f"{address}/a.jpg", tmp_path) == LinkedFile(f"{address}/a.jpg", tmp_path)
 
 
 def test_an_image_of_endless_size_is_refused(server, tmp_path):

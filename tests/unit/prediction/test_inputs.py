@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from ofa_hf.errors import UserError
-from ofa_hf.image_loading_ofa import load_image
-from ofa_hf.prediction.inputs import ImageFile, find_images
+from ofa_hf.image_loading_ofa import ImageError, load_image
+from ofa_hf.prediction.inputs import ImageFile, TableImages, find_images, image_of, open_images
 
 
 @pytest.fixture
@@ -58,3 +58,21 @@ def test_nothing_to_do_is_said_clearly(tmp_path):
 def test_a_link_is_refused_with_the_next_step(shop):
     with pytest.raises(UserError, match="https://example.com/a.jpg is a link. .* Download it first"):
         find_images([shop, "https://example.com/a.jpg"])
+
+
+def test_images_of_a_table_are_found_counted_and_linked_ones_named_alike(shop):
+    images = TableImages(shop / "t.csv")
+    assert images.file("C:\\x\\A.PNG") == str(shop / "a.png")
+    assert images.notes()[0].startswith("Names of images repaired: 1 × backslashes, 1 × drive letter")
+    assert images.notes()[1].endswith("1 × hidden or system file, 1 × text file.")
+    with pytest.raises(ImageError, match=r"deep/d.webp: no such file; the nearest name is deep/c.webp"):
+        images.file("deep/d.webp")
+    assert images.file("HTTPS://a.cn/B.jpg") == "https://a.cn/B.jpg"
+    assert image_of("https://a.cn/B.jpg", str(shop)).cache == shop
+
+
+@pytest.mark.parametrize(("captions", "said"), [(None, 1), ("t.csv", 1), ("", 0)])
+def test_texts_that_are_captions_are_not_left_out(shop, caplog, captions, said):
+    open_images(shop, captions=captions if captions is None else shop / captions)
+    assert caplog.text.count("1 × text file") == said
+    assert "1 × hidden or system file" in caplog.text

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ofa_hf.errors import UserError
-from ofa_hf.prediction.output_files import TextFiles, check_output, record_of, write_sheet
+from ofa_hf.prediction.output_files import TextFiles, check_output, record_of, refuse_changed_sheet, write_sheet
 from ofa_hf.prediction.outputs import AnswerFile, Format
 
 
@@ -22,8 +22,10 @@ def names(tmp_path):
 
 def test_each_image_gets_a_text_of_its_own_and_keeps_one_that_is_there(names, tmp_path):
     (tmp_path / "item.png.txt").write_text("我的", encoding="utf-8")
-    with TextFiles(names) as output:
+    (tmp_path / "b.caption").write_text("也是我的", encoding="utf-8")
+    with TextFiles([*names, str(tmp_path / "b.jpg")]) as output:
         assert [name in output.done for name in names] == [False, False, True]
+        assert str(tmp_path / "b.jpg") in output.done, "a text of another suffix is not shadowed"
         for name in names[:2]:
             output.write(name, TWO)
         assert all(name in output.done for name in names)
@@ -65,3 +67,24 @@ def test_a_folder_without_permission_is_refused(names, tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         TextFiles(names)
     tmp_path.chmod(0o700)
+
+
+def test_a_spreadsheet_that_somebody_corrected_is_not_replaced(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl", reason="needs the extra tables")
+    path, record, format = tmp_path / "captions.xlsx", tmp_path / "captions.jsonl", Format("caption", 1)
+    refuse_changed_sheet(record, path, format)
+    for name in ("a\x01.jpg", "b.jpg"):
+        with AnswerFile(record, format) as output:
+            output.write(name, [{"text": " =1\n二", "score": -0.0027214369979701794}])
+        refuse_changed_sheet(record, path, format)  # the record is ahead after the first round
+        write_sheet(record, path, format)
+        refuse_changed_sheet(record, path, format)
+    workbook = openpyxl.load_workbook(path)
+    workbook.active["B3"] = "改好的标题"
+    workbook.save(path)
+    with pytest.raises(UserError, match=r"was changed since it was made from captions\.jsonl"):
+        refuse_changed_sheet(record, path, format)
+    write_sheet(record, path, format)
+    record.unlink()
+    with pytest.raises(UserError, match="would be replaced"):
+        refuse_changed_sheet(record, path, format)

@@ -199,3 +199,20 @@ def test_boxes_are_written_inside_their_image_and_read_again(tmp_path):
         with AnswerFile(tmp_path / name, format) as output:
             output.write(("a.jpg", "红"), written)
             assert list(output.answers().values()) == [expected]
+
+
+@pytest.mark.parametrize("kept", ["a.jpg,红,-0.5", 'a.jpg,"红, 绿",-0.5'])
+def test_the_last_row_of_a_spreadsheet_counts_without_a_line_end_and_a_torn_one_does_not(tmp_path, kept):
+    path, format = tmp_path / "captions.csv", Format("caption", 1)
+    path.write_bytes(f"file,caption,score\r\n{kept}".encode("gbk"))
+    with AnswerFile(path, format) as output:
+        assert output.done == {str(tmp_path.cwd() / "a.jpg")}
+        output.write("b.jpg", [{"text": "蓝", "score": -1}])
+    assert path.read_bytes() == f"file,caption,score\r\n{kept}\r\nb.jpg,蓝,-1\r\n".encode("gbk")
+    for torn in ("c.jpg,黄", 'c.jpg,"黄,-1', "c.jpg,黄,-"):
+        path.write_bytes(f"file,caption,score\r\n{kept}\r\n{torn}".encode("gbk"))
+        with AnswerFile(path, format) as output:
+            assert len(output.done) == 1
+    path.write_bytes("\ufefffile,caption,score\na.jpg,红,-1\nb.jpg,绿,-0.2".encode())  # ours, torn
+    with AnswerFile(path, format) as output:
+        assert len(output.done) == 1

@@ -171,8 +171,10 @@ def test_an_image_that_ray_sends_twice_is_written_once(tmp_path):
 
 
 def test_columns_that_are_not_there_are_asked_for(opened, model):
-    with pytest.raises(UserError, match=r"columns image, name, but not image_id.*--image-column and --id-column"):
-        opened(model, datasets.Dataset.from_dict({"image": [], "name": []}))
+    with pytest.raises(
+        UserError, match=r"columns 图片, name, but not image_id.*images \(图片\).*--image_column and --id_column"
+    ):
+        opened(model, datasets.Dataset.from_dict({"图片": [], "name": []}))
 
 
 def test_parquet_has_all_captions_of_an_image(tmp_path):

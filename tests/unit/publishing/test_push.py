@@ -8,6 +8,8 @@ from loopback_hub import Fault
 from ofa_hf.errors import UserError
 from ofa_hf.publishing.bundle import Bundle
 from ofa_hf.publishing.push import ATTEMPTS, obsolete_files, publish_folder
+from ofa_hf.publishing.steps import run_step
+from ofa_hf.serving.space import make_space
 
 
 COMMIT = "POST .*/commit/"
@@ -151,7 +153,7 @@ def test_a_pull_request_whose_answer_got_lost_is_not_opened_twice(hub, model_fol
     assert [name for name in hub.repositories["shop/tiny"].branches if name != "main"] == ["refs/pr/1"]
 
 
-def test_a_token_that_only_reads_a_wrong_one_and_none_are_told_apart(hub, model_folder, monkeypatch):
+def test_a_token_that_only_reads_a_wrong_one_and_none_are_told_apart(hub, model_folder, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="403"):
         publish_folder(model_folder, "shop/tiny", token="hf_reader")
     with pytest.raises(UserError, match="401"):
@@ -159,6 +161,12 @@ def test_a_token_that_only_reads_a_wrong_one_and_none_are_told_apart(hub, model_
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(UserError, match="no Hub token was found"):
         publish_folder(model_folder, "shop/tiny")
+    work = tmp_path / "work"
+    with pytest.raises(UserError, match="no token of the Hub was found"):
+        run_step("publish", str(model_folder), work, repo_id="shop/tiny", upload=True)
+    with pytest.raises(UserError, match="no token of the Hub was found"):
+        make_space("shop/page", ["shop/tiny"], work, upload=True)
+    assert not work.exists(), "a token is asked for before any work"
     assert not hub.repositories
 
 

@@ -11,6 +11,7 @@ import pytest
 from ofa_hf.data import Problem
 from ofa_hf.errors import UserError
 from ofa_hf.tables import encodings as encodings_module
+from ofa_hf.tables.columns import missing_columns
 from ofa_hf.tables.problems import describe_form
 from ofa_hf.tables.table_files import open_table
 
@@ -138,7 +139,7 @@ def test_columns_of_one_name_are_refused_and_empty_ones_are_dropped(tmp_path):
         ("image,caption\na.jpg,café\n".encode("latin-1"), "line 2.*encoding is unknown.*--encoding"),
         (
             text_of().encode("gbk") + "d.jpg,新的图片\n".encode(),
-            "line 5 is UTF-8, but the lines before it are gb18030",
+            "line 5 is UTF-8, but other lines are gb18030",
         ),
         (b"image,caption\n\0\1\2\3,a\n", "not a text file"),
         (b"", "is empty"),
@@ -147,6 +148,16 @@ def test_columns_of_one_name_are_refused_and_empty_ones_are_dropped(tmp_path):
         (b"PAR1" + bytes(99), "cannot be read as parquet"),
         (b"\x1f\x8b" + bytes(99), "Unpack"),
         (b"\n\n", "has no row"),
+        (
+            "image,caption\na.jpg,신선한 빨간 사과\nb.jpg,생일 케이크\n".encode("euc-kr"),
+            "line 2.*encoding cannot be told",
+        ),
+        ("image,caption\na.jpg,あかいりんごのケーキ\n".encode("euc-jp"), "line 2.*encoding cannot be told"),
+        ("导出 5 月,\n\n图片,标题\na.jpg,红\n".encode(), "line 1 names no column.*line 3 does: 图片, 标题. Remove"),
+        ("共 6 条\n图片;标题\na.jpg;红\n".encode("gbk"), "line 2 does: 图片, 标题"),
+        (b'{"image": {"0": "a.jpg", "1": "b.jpg"}, "caption": {"0": "x", "1": "y"}}', "holds columns, not rows"),
+        (b'{"image": ["a.jpg", "b.jpg"], "caption": ["x", "y"]}', "orient='records'"),
+        (b'{"columns": ["image", "caption"], "data": [["a.jpg", "x"]]}', "holds no table"),
         (b'{"a": {"b": 1}, "c": 3}', "holds no table"),
     ],
 )
@@ -314,3 +325,43 @@ def test_what_a_spreadsheet_holds_instead_of_texts_is_said(tmp_path):
         problems, ("the error #N/A", "a formula without its value", "holds an image"), strict=True
     ):
         assert said in problem.detail
+
+
+def test_the_sheet_that_names_columns_is_read_and_the_others_are_named(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl", reason="needs the extra tables")
+    workbook = openpyxl.Workbook()
+    workbook.active.append(["请先阅读"])
+    sheet = workbook.create_sheet("数据")
+    for row in (("图片", "标题"), *ROWS):
+        sheet.append(row)
+    workbook.save(tmp_path / "t.xlsx")
+    table = open_table(tmp_path / "t.xlsx")
+    assert (table.assumed["sheet"], table.assumed["other_sheets"]) == ("数据", ["Sheet"])
+    assert rows_of(table) == as_dicts(ROWS, ("图片", "标题"))
+    sheet.insert_rows(1)
+    sheet["A1"] = "五月的商品"
+    workbook.save(tmp_path / "t.xlsx")
+    with pytest.raises(UserError, match="line 2 does: 图片, 标题. Remove what is above line 2"):
+        open_table(tmp_path / "t.xlsx")
+    (tmp_path / "t.xlsx").rename(tmp_path / "t.csv")
+    with pytest.raises(UserError, match="Rename it to end in .xlsx"):
+        open_table(tmp_path / "t.csv")
+
+
+def test_conversations_about_an_image_are_questions_with_answers(tmp_path):
+    asked = [{"from": "human", "value": "<image>\n什么颜色?"}, {"from": "gpt", "value": "红"}]
+    parts = [{"type": "image", "image": "b.jpg"}, {"type": "text", "text": "什么颜色?"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "蓝"}]
+    rows = [{"image": "a.jpg", "conversations": asked}, {"messages": messages}, {"messages": messages * 2}]
+    table = open_table(write(tmp_path / "t.json", json.dumps(rows)))
+    assert table.assumed["kind"] == "json list of conversations"
+    found = [(row["image"], row["question"], row["answer"]) for row in rows_of(table)]
+    assert found == [("a.jpg", "什么颜色?", "红"), ("b.jpg", "什么颜色?", "蓝")]
+    (problem,) = problems_of(table)
+    assert (problem.line, "2 answers" in problem.detail) == (1, True)
+
+
+@pytest.mark.parametrize("name", ["image~caption", "图片、标题"])
+def test_a_table_of_one_column_names_the_option_for_its_separator(tmp_path, name):
+    table = open_table(write(tmp_path / "t.txt", f"{name}\nx\n"))
+    assert "--separator" in str(missing_columns("t.txt", ["image"], table.columns))
