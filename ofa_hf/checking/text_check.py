@@ -17,7 +17,7 @@ from ofa_hf.tasks_ofa import Task
 
 NEAR_EMPTY, FILE_NAME, WHOLE_ROW = "near-empty caption", "caption like a file name", "caption like a whole row"
 SHEET_ERROR = "caption that is a spreadsheet's error"
-UNKNOWN, REPEATED = "caption with characters that the vocabulary lacks", "caption repeated for one image"
+UNKNOWN, REPEATED = "caption with characters not in the vocabulary", "caption repeated for one image"
 FILE = re.compile(r"[^\s,;，；。]*(?:" + "|".join(map(re.escape, sorted(IMAGE_SUFFIXES))) + r")", re.IGNORECASE)
 FILE_INSIDE = re.compile(rf"(?:^|[,;\t\n\"]){FILE.pattern}(?:[,;\t\"]|$)", re.IGNORECASE)
 CAMERA_NAME = re.compile(

@@ -19,6 +19,8 @@ from ofa_hf.errors import UserError
         ("a.jpg,红裙", "caption like a whole row"),
         ("1\t红裙\t99", "caption like a whole row"),
         ('{"caption": "红"}', "caption like a whole row"),
+        ("#N/A", "caption that is a spreadsheet's error"),
+        ("#1 爆款", ""),
         ("5寸屏, 黑色, 新款", ""),
         ("适合iPhone.jpg格式壁纸", ""),
     ],

@@ -90,7 +90,7 @@ def test_a_name_that_fits_one_file_stands_for_it_and_the_repair_is_counted(finde
         ("elsewhere/aple.jpg", "the nearest name is apple.jpg"),
         ("elsewhere/红鞋.jpeg", "the nearest name is sub/红鞋.jpeg"),
         ("D:\\x\\item.jpeg", "it may be twice/item.jpg or twice/item.png"),
-        ("qqqqqqqqqqqqqqqqqqqqqq", "none like it"),
+        ("qqqqqqqqqqqqqqqqqqqqqq", "no similar name"),
         ("4.1E+12", "no such file"),
         ("字" * 300, "no similar name"),
         ("", "no similar name"),
@@ -136,7 +136,7 @@ def test_the_nearest_name_is_told_without_the_suffixes(tmp_path):
     for name in ("b.jpg", "裙子1.png"):
         (tmp_path / name).touch()
     assert ImageFinder(tmp_path).explain("裙子2.jpg").endswith("the nearest name is 裙子1.png")
-    assert ImageFinder(tmp_path).explain("衣.jpg").endswith("none like it")
+    assert ImageFinder(tmp_path).explain("衣.jpg").endswith("no similar name")
 
 
 def test_an_image_that_needs_a_library_says_so_in_place_of_a_near_name(finder, monkeypatch):

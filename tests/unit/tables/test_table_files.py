@@ -150,9 +150,9 @@ def test_columns_of_one_name_are_refused_and_empty_ones_are_dropped(tmp_path):
         (b"\n\n", "has no row"),
         (
             "image,caption\na.jpg,신선한 빨간 사과\nb.jpg,생일 케이크\n".encode("euc-kr"),
-            "line 2.*encoding cannot be told",
+            "line 2.*encoding is unknown",
         ),
-        ("image,caption\na.jpg,あかいりんごのケーキ\n".encode("euc-jp"), "line 2.*encoding cannot be told"),
+        ("image,caption\na.jpg,あかいりんごのケーキ\n".encode("euc-jp"), "line 2.*encoding is unknown"),
         ("导出 5 月,\n\n图片,标题\na.jpg,红\n".encode(), "line 1 names no column.*line 3 does: 图片, 标题. Remove"),
         ("共 6 条\n图片;标题\na.jpg;红\n".encode("gbk"), "line 2 does: 图片, 标题"),
         (b'{"image": {"0": "a.jpg", "1": "b.jpg"}, "caption": {"0": "x", "1": "y"}}', "holds columns, not rows"),
