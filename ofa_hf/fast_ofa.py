@@ -25,9 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ENABLED = True
 FAST_DTYPES = (torch.float32, torch.bfloat16)
-MANY_ROWS = (
-    16  # with this many rows, converting half-precision weights to float32 pays off where half precision is slow
-)
+MANY_ROWS = 16  # with as many, converting half-precision weights to float32 pays off where half precision is slow
 REUSED_BYTES = 20 * 2**20  # size of one tensor; the C library reuses memory only up to about 32 MiB
 ROWS_PER_SUM = 768  # rows summed at a time in a weight's gradient; with more, oneDNN is a sixth slower
 MOST_REAL = 0.9  # share of real tokens above which removing the padding costs more than it saves
@@ -194,9 +192,7 @@ def reorder_weight(weight: Tensor) -> Tensor:
 # the weights are packed once in oneDNN's layout. torchao itself is not imported.
 INT8_LOWEST, INT8_LARGEST = -128, 127
 INT8_ZERO = 128  # zero point of the unsigned inputs that the CPU instructions require
-_packed_int8 = (
-    WeakIdKeyDictionary()
-)  # entries live as long as the weight; a copy on another device or in another dtype is packed again
+_packed_int8 = WeakIdKeyDictionary()  # by weight; a copy on another device or in another dtype is packed again
 
 
 def is_int8_product(x: Tensor, weight: Tensor) -> bool:

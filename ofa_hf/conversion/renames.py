@@ -28,9 +28,7 @@ TIED_KEYS = {  # one tensor under three names; the first is saved
     "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
     "decoder.output_projection.weight": "encoder.embed_tokens.weight",
 }
-COUNTER = (
-    "num_batches_tracked"  # BatchNorm's step counter; missing if the trunk was frozen in training (FrozenBatchNorm)
-)
+COUNTER = "num_batches_tracked"  # BatchNorm's step counter; missing if the trunk was frozen (FrozenBatchNorm)
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Weights known to be unsupported, by a part of their name, and what to do about them.

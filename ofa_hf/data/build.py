@@ -70,9 +70,7 @@ class Recipe:
     make_shards: Callable[[TargetIndex | None], Sequence[Shard]]
     total: int | None = None  # units of the progress bar
     unit: str = " rows"
-    find_leftovers: Callable[[TargetIndex], Iterable[Problem]] | None = (
-        None  # problems that are found only after reading everything
-    )
+    find_leftovers: Callable[[TargetIndex], Iterable[Problem]] | None = None  # problems found after reading everything
     explain_missing: Callable[[str], str] | None = None  # image name → why it is missing
     notes: Callable[[], dict[str, Any]] = dict  # after reading everything: more fields of the report
 

@@ -66,7 +66,7 @@ def load_muge(
         check_images: decode every image once, so that broken ones are found now and not during training.
         require_targets: skip images without captions, such as those of the test split.
         cache_dir: folder of the Arrow files. Default: the cache of `datasets`.
-        image_column, target_column, id_column: of the captions; usual names are recognised by default.
+        image_column, target_column, id_column: of the captions; usual names are recognized by default.
         reading: `encoding` and `separator` of the captions, see `open_table`.
 
     Raises:

@@ -55,7 +55,7 @@ class DrawingSize:
     epochs: float = 1.3
     batch_size: int = 32
     learning_rate: float = 2e-3
-    temperature: float = 1.0
+    temperature: float = 0.9
     num_images: int = 1
 
 

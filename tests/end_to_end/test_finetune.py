@@ -78,7 +78,7 @@ def test_stderr_says_what_is_trained_and_makes_no_noise(whole_run):
     for line in ("model ", "trained ", "data ", "batch ", "steps ", "device ", "output "):
         assert f"\n{line}" in f"\n{stderr}", stderr
     assert "12 rows with 48 targets, no problems" in stderr
-    assert "12 targets = 6 rows × 2 targets × 1 accumulated × 1 processes" in stderr
+    assert "12 targets = 6 rows × 2 targets × 1 accumulation steps × 1 processes" in stderr
     for noise in ("mtime", "missing keys", "deprecated", "Warning", "Writing model shards"):
         assert noise not in stderr, stderr
 

@@ -162,9 +162,9 @@ def test_a_token_that_only_reads_a_wrong_one_and_none_are_told_apart(hub, model_
     with pytest.raises(UserError, match="no Hub token was found"):
         publish_folder(model_folder, "shop/tiny")
     work = tmp_path / "work"
-    with pytest.raises(UserError, match="no token of the Hub was found"):
+    with pytest.raises(UserError, match="no Hub token was found"):
         run_step("publish", str(model_folder), work, repo_id="shop/tiny", upload=True)
-    with pytest.raises(UserError, match="no token of the Hub was found"):
+    with pytest.raises(UserError, match="no Hub token was found"):
         make_space("shop/page", ["shop/tiny"], work, upload=True)
     assert not work.exists(), "a token is asked for before any work"
     assert not hub.repositories
