@@ -267,7 +267,8 @@ class DecoderBiases(PositionBiases):
         stack = self.stack
         if as_codes:
             grid, queries, keys, _ = self.codes(len(key_ids))
-            absolute = queries[:, :, query_ids] @ keys[:, :, : len(key_ids)].mT
+            # with all keys: oneDNN keeps code for each shape of a product in half precision, half a MiB per step
+            absolute = (queries[:, :, query_ids] @ keys.mT)[..., : len(key_ids)]
             buckets = image_position_buckets(grid[query_ids], grid[key_ids], stack.config.image_bucket_size)
             tables = stack.image_rel_pos_table_list
         else:
