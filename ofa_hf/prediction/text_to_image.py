@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,7 @@ class Job:
     def run(self, rows: Rows) -> int:
         """Draw what is not drawn yet; returns how many texts could not be, in all processes."""
         keys = [(str(number), text) for number, text in enumerate(rows.names, 1)]
-        can_be_drawn = partial(self._can_be_drawn, load_processor(self.request.model))
-        mine = list(filter(can_be_drawn, self.processes.share(keys)))
+        mine = list(filter(self._can_be_drawn, self.processes.share(keys)))
         drawn = before = 0
         if self.processes.total(len(mine))[0]:
             drawn, before = self.processes.total(*self._draw_missing(mine, keys))
@@ -146,9 +145,13 @@ class Job:
             say(f"{drawn:,} of {number:,} texts drawn, {skipped:,} not{already}.")
         return failed
 
-    def _can_be_drawn(self, processor: OFAProcessor, key: Key) -> bool:
+    @cached_property
+    def processor(self) -> OFAProcessor:
+        return load_processor(self.request.model)
+
+    def _can_be_drawn(self, key: Key) -> bool:
         try:
-            encode_description(processor, key[1], self.task.name, notice_language=False)
+            encode_description(self.processor, key[1], self.task.name, notice_language=False)
         except ValueError as error:
             self._skip(key, error)
             return False
@@ -166,7 +169,7 @@ class Job:
         """
         path, request = Path(self.request.output), self.request
         request = replace(request, device=self.processes.device(request.device))
-        load = cache(partial(load_drawer, self.task, request))
+        load = cache(partial(load_drawer, self.task, request, self.processor))
         if mine and not (path / RECORD).exists():
             load()  # models that are refused leave no record behind
         self.processes.total()  # nor does a process that had none to load
@@ -200,14 +203,15 @@ class Job:
         return len(todo) - (self.failed - before)
 
 
-def load_drawer(task: Task, request: DrawRequest) -> tuple[OFATextToImagePipeline, Any, ClipScorer | None]:
+def load_drawer(
+    task: Task, request: DrawRequest, processor: OFAProcessor
+) -> tuple[OFATextToImagePipeline, Any, ClipScorer | None]:
     """The pipeline, its VQGAN and the CLIP that ranks, the small ones first.
 
     Raises:
         UserError: one of them cannot be loaded, or they do not fit each other.
     """
     decoder = load_vqgan(request.model)
-    processor = load_processor(request.model)
     try:
         check_image_decoder(decoder, processor.codes()[1])
         check_window(processor, task.name, OFAConfig.from_pretrained(request.model))
