@@ -122,10 +122,7 @@ class OFAConfig(PretrainedConfig):
     """
 
     model_type = "ofa"
-    keys_to_ignore_at_inference = [
-        "past_key_values",
-        "cache",
-    ]  # names of the output's cache before and since transformers 5.24
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # the cache, before and since transformers 5.24
     attribute_map = {
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",

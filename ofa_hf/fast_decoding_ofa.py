@@ -170,9 +170,7 @@ class TextCache(Cache):
             with torch.inference_mode(False):  # so that it can also be used outside of inference mode
                 room = max((self.room or ROOM) * texts, 2 * begin)
                 larger = like.new_empty(num_layers, 2, batch_size, heads, room, width, dtype=self.dtype)
-            if (
-                self.dtype is not None
-            ):  # allocate the memory now, so that a lack of it shows at the first step and not at the last
+            if self.dtype is not None:  # allocate now: a lack of memory shows at the first step, not at the last
                 larger.zero_()
             if self.kept is not None:
                 larger[:, :, :, :, :begin] = self.kept

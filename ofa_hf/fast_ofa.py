@@ -417,14 +417,8 @@ class WeightMemo:
         max_bytes: limit for all results together; results beyond it are computed each time.
     """
 
-    plain_modules = (
-        nn.Linear,
-        OFALinear,
-        nn.LayerNorm,
-        nn.Embedding,
-        nn.Conv2d,
-        nn.BatchNorm2d,
-    )  # a subclass may be an adapter
+    # compared by type, since a subclass may be an adapter
+    plain_modules = (nn.Linear, OFALinear, nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.BatchNorm2d)
 
     def __init__(self, max_bytes: int = 512 * 2**20):
         self.max_bytes = max_bytes

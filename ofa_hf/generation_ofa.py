@@ -177,9 +177,8 @@ class AnswerTrie(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         masked = torch.full_like(scores, -torch.inf)
         for row, tokens in enumerate(input_ids[:, self.prompt_length :].tolist()):
-            allowed = sorted(
-                self.next_tokens.get(tuple(tokens), {self.eos_token_id})
-            )  # a finished text stays finished
+            # a finished text stays finished
+            allowed = sorted(self.next_tokens.get(tuple(tokens), {self.eos_token_id}))
             masked[row, allowed] = scores[row, allowed]
         return masked.log_softmax(-1)
 
@@ -324,9 +323,8 @@ class ImageSearch:
 
     def __init__(self, settings: SearchSettings, prompt: list[int], first_row: int):
         self.settings, self.prompt, self.first_row = settings, prompt, first_row
-        scores = [0.0] + [IMPOSSIBLE] * (
-            settings.num_beams - 1
-        )  # at first all beams are the same text, so only one counts
+        # at first all beams are the same text, so only one counts
+        scores = [0.0] + [IMPOSSIBLE] * (settings.num_beams - 1)
         self.running = [Hypothesis(score, prompt, []) for score in scores]
         self.ended: list[Hypothesis] = []  # best first
         self.can_improve = True  # a running text may still beat the worst finished one
@@ -398,9 +396,7 @@ def beam_search(
         per image the texts found, best first.
     """
     num_beams, device = settings.num_beams, prompts.device
-    number = (
-        max(2, 1 + len(settings.eos_token_ids)) * num_beams
-    )  # so that enough candidates continue even if all others end
+    number = max(2, 1 + len(settings.eos_token_ids)) * num_beams  # enough continue even if all others end
     firsts = range(0, len(prompts), num_beams)
     images = [ImageSearch(settings, prompts[first].tolist(), first) for first in firsts]
     tokens = prompts
@@ -481,9 +477,8 @@ def sample_codes(
         chosen = scores = codes.of_words(scores, number)
         among = None  # places of what is left in `chosen`
         for processor in after if number < codes.length else ():
-            if (
-                type(processor) is TopKLogitsWarper and among is None
-            ):  # leaves few candidates, so that sampling is fast
+            # leaves few candidates, so that sampling is fast
+            if type(processor) is TopKLogitsWarper and among is None:
                 chosen, among = chosen.topk(min(processor.top_k, chosen.shape[1]))
             else:
                 chosen = processor(tokens, chosen)

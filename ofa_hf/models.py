@@ -68,9 +68,8 @@ def load_processor(name: str | os.PathLike) -> OFAProcessor:
     check_model(name)
     with explain_failure(f"The processor of {os.fspath(name)}"):
         processor = OFAProcessor.from_pretrained(name)
-    if len(processor.tokenizer) <= len(
-        processor.tokenizer.all_special_tokens
-    ):  # what transformers returns if the file is missing
+    # what transformers returns if the file is missing
+    if len(processor.tokenizer) <= len(processor.tokenizer.all_special_tokens):
         raise UserError(
             f"The tokenizer of {os.fspath(name)} has only special tokens. The folder lacks "
             f"tokenizer.json, or it is empty. Convert the checkpoint again, or download it again."

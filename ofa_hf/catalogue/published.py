@@ -85,10 +85,7 @@ def without_the_question(generation: Mapping[str, Any]) -> dict[str, Any]:
 _FACTS = read_json(CATALOGUE_FILE)
 SETTINGS = {name: read_settings(entry) for name, entry in _FACTS["settings"].items()}
 FAIRSEQ_TASKS = _FACTS["fairseq_tasks"]
-LEGACY = {
-    "zh": SETTINGS["legacy_zh"],
-    "en": SETTINGS["legacy_480_en"],
-}  # defaults of a folder that is not in the catalogue
+LEGACY = {"zh": SETTINGS["legacy_zh"], "en": SETTINGS["legacy_480_en"]}  # of folders that are not in the catalogue
 
 
 @dataclass(frozen=True)
@@ -199,9 +196,7 @@ def tasks_of(language: str) -> list[str]:
 def with_settings(defaults: TaskDefaults, settings: Mapping[str, Any], name: str) -> TaskDefaults:
     """Defaults, updated from the arguments of finetuning: image size, and settings of the task."""
     size = settings.get("patch_image_size")
-    if (
-        TASKS[defaults.task].answer == "image"
-    ):  # the size of drawn images does not depend on the images read in training
+    if TASKS[defaults.task].answer == "image":  # drawn images have a size of their own
         size = settings.get("code_image_size")
     if type(size) is int and 16 <= size <= 4096:
         defaults = replace(defaults, image_size=size)

@@ -54,9 +54,7 @@ class WeightAccount:
     tied: dict[str, str] = field(default_factory=dict)  # equal to another tensor, which is saved instead
     recomputed: list[str] = field(default_factory=list)  # index tables, equal to what the model computes
     dropped: list[str] = field(default_factory=list)  # format numbers
-    filled: list[str] = field(
-        default_factory=list
-    )  # step counters missing in the source; set to 0, since no output depends on them
+    filled: list[str] = field(default_factory=list)  # step counters missing in the source: 0, no output uses them
 
 
 def rename_key(key: str) -> str:

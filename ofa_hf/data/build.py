@@ -139,9 +139,7 @@ def file_identity(path: str | Path) -> list:
 
 def build_folder(recipe: Recipe, options: Options, num_proc: int, folder: Path) -> None:
     """Build next to the final folder and rename when complete."""
-    for leftover in folder.parent.glob(
-        f"{folder.name}.incomplete-*"
-    ):  # left by a killed build, since we hold the lock
+    for leftover in folder.parent.glob(f"{folder.name}.incomplete-*"):  # of a killed build, since we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.incomplete-", dir=folder.parent))
     try:

@@ -78,9 +78,7 @@ class Form:
 
 
 FORMS = {
-    "caption": Form(
-        (ID, IMAGE, TARGET), "0,4,2", columns_of_tests="1,4,2"
-    ),  # rows of tests are identified by their image
+    "caption": Form((ID, IMAGE, TARGET), "0,4,2", columns_of_tests="1,4,2"),  # tests are identified by their image
     "vqa": Form((ID, IMAGE, "question", TARGET, "objects"), "0,5,2,3,4"),
     "entailment": Form((ID, IMAGE, "hypothesis", "caption", TARGET), "0,2,3,4,5"),
     "grounding": Form((ID, IMAGE, "text", TARGET), "0,4,2,3", columns_zh="0,3,1,2"),

@@ -20,10 +20,7 @@ MAX_ORDER = 4  # 1- to 4-grams, BLEU and CIDEr-D
 ROUGE_BETA = 1.2  # weight of recall relative to precision
 CIDER_SIGMA = 6.0  # length difference in tokens at which a match counts 60 %
 CIDER_FACTOR = 10.0  # the reference scorer's own scale; published percentages multiply by 100 on top
-BLEU_TINY, BLEU_SMALL = (
-    1e-15,
-    1e-9,
-)  # the reference scorer's guards against 0 / 0, kept because they affect its results
+BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9  # the reference scorer's guards against 0 / 0, which affect its results
 
 
 def score_captions(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> Scores:
@@ -118,9 +115,8 @@ def compare_with_references(
     vectors = table.counts * weights
     norms = np.sqrt(np.bincount(table.captions, weights=vectors**2, minlength=len(image_of_caption)))
 
-    position = np.searchsorted(
-        keys[own], keys[theirs]
-    )  # position of the reference's n-gram in the hypothesis, if it is there
+    # where the reference's n-gram is in the hypothesis, if it is there
+    position = np.searchsorted(keys[own], keys[theirs])
     shared = np.flatnonzero(np.append(keys[own], -1)[position] == keys[theirs])
     position = position[shared]
     best_counts = np.zeros(first_reference, dtype=np.int64)

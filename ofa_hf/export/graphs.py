@@ -76,9 +76,7 @@ class DecoderGraph(nn.Module):
         self.decoder = decoder = model.decoder
         attention = decoder.layers[0].self_attn
         steps = torch.arange(model.config.max_position_embeddings)
-        with (
-            torch.no_grad()
-        ):  # positions are the same in every call, so results that depend only on them become constants
+        with torch.no_grad():  # positions are the same in every call, so what depends only on them is a constant
             positions = decoder.position_biases.embeddings(steps)
             for name in ("self_pos_q_linear", "self_pos_k_linear", "cross_pos_q_linear"):
                 states = split_heads(getattr(decoder, name)(positions), attention.num_heads)
@@ -98,9 +96,8 @@ class DecoderGraph(nn.Module):
         context = AttentionContext(cache=cache, positions=query_ids)
         hidden = decoder.embed(decoder.embed_tokens(decoder_input_ids), None)
         for layer, bias in zip(decoder.layers, self.self_biases(query_ids, past + num_tokens), strict=True):
-            hidden, _, _ = layer(
-                hidden, bias, cross[0], cross_bias, context
-            )  # only the batch size of cross[0] is used
+            # of cross[0], only the batch size counts
+            hidden, _, _ = layer(hidden, bias, cross[0], cross_bias, context)
         scores = decoder.output_projection(decoder.layer_norm(hidden[:, -1]))
         longer = [state for layer in cache.self_attention_cache.layers for state in (layer.keys, layer.values)]
         return scores, *longer

@@ -5,7 +5,6 @@ import os
 import stat
 from collections import Counter, deque
 from collections.abc import Iterator
-from pathlib import Path
 
 from ofa_hf.errors import UserError
 from ofa_hf.image_formats import read_more_formats
@@ -132,11 +131,6 @@ def left_out_line(folder: str | os.PathLike, left_out: Counter[str]) -> str:
         return ""
     kinds = ", ".join(f"{count:,} × {kind}" for kind, count in sorted(left_out.items()))
     return f"Left out in {folder}: {kinds}."
-
-
-def images_in(folder: str | os.PathLike) -> Iterator[Path]:
-    """Paths of the images in a folder; other files are ignored without a log."""
-    return map(Path, walk_images(folder))
 
 
 def report_left_out(folder: str | os.PathLike, left_out: Counter[str]) -> None:

@@ -66,9 +66,8 @@ def without_suffix(name: str) -> str:
 def clean_name(name: str) -> tuple[list[str], list[str]]:
     """The parts of a name as a path from any system, and the repairs."""
     text, repairs = name.strip(), []
-    if (
-        text[:2] in ('="', "='") or text[:1] == "'" and text[-1:] != "'"
-    ):  # prefix that makes spreadsheets keep a number as text
+    # prefixes that make spreadsheets keep a number as text
+    if text[:2] in ('="', "='") or text[:1] == "'" and text[-1:] != "'":
         text, repairs = text[1:].strip(), [QUOTES]
     if len(text) > 1 and text[0] in "\"'“‘" and text[-1] in "\"'”’":
         text, repairs = text[1:-1].strip(), [QUOTES]

@@ -27,7 +27,7 @@ REFUSED_TYPES = (
     "application/xhtml",
     "video/",
     "audio/",
-)  # first bytes of a web page in place of an image
+)  # content types of what a server may send in place of an image
 
 
 def is_link(name: str) -> bool:

@@ -268,9 +268,8 @@ def _ray() -> Iterator:
     try:
         yield ray
     except ray.exceptions.RayError as error:
-        reason = (
-            str(error).strip().splitlines()[-1].rpartition("UserError: ")[-1]
-        )  # the error of a worker, if it is one
+        # the error of a worker, if it is one
+        reason = str(error).strip().splitlines()[-1].rpartition("UserError: ")[-1]
         raise UserError(
             f"Ray failed: {reason} Finished rows are in the output; run the same command again to resume."
         ) from error

@@ -72,11 +72,7 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 ENCODER_DTYPES = ("float32", "bfloat16")
-FILES_OR_DICTS = (
-    "accelerator_config",
-    "fsdp_config",
-    "deepspeed",
-)  # otherwise the Trainer would open a number as a file
+FILES_OR_DICTS = ("accelerator_config", "fsdp_config", "deepspeed")  # the Trainer would open a number as a file
 DROP_PATH_RATES = ("encoder_drop_path_rate", "decoder_drop_path_rate", "resnet_drop_path_rate")
 
 # Arguments that can be set for each task of a run with several tasks.
